@@ -1,0 +1,8 @@
+"""Laplacian-pyramid super-resolution: networks, fused operations, training and inference."""
+
+__version__ = "0.1.0"
+
+from cmslap import ops
+from cmslap.models import CMSLapSRN, LapSRN, MSLapSRN
+
+__all__ = ["CMSLapSRN", "LapSRN", "MSLapSRN", "ops"]

@@ -1,0 +1,5 @@
+import sys
+
+from cmslap.cli import main
+
+sys.exit(main())

@@ -1,0 +1,84 @@
+"""LapSRN (Lai et al., CVPR 2017): no recursion, no sharing across levels, activations after the convolutions."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from cmslap import ops
+from cmslap.models.init import bilinear_kernel, check_positive, check_scale
+
+
+class _Level(nn.Module):
+    """One pyramid level: ``depth`` conv+φ, 2× transposed conv+φ, residual head."""
+
+    def __init__(self, depth: int, channels: int, negative_slope: float) -> None:
+        super().__init__()
+        self.negative_slope = negative_slope
+        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(depth))
+        self.upsample_weight = nn.Parameter(torch.empty(channels, channels, 3, 3))
+        self.upsample_bias = nn.Parameter(torch.empty(channels))
+        self.conv_res = nn.Conv2d(channels, 1, 3, padding=1)
+        self.image_weight = nn.Parameter(torch.empty(1, 1, 4, 4))
+
+    def forward(self, u: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        for conv in self.convs:
+            u = ops.conv2d_lrelu(u, conv.weight, conv.bias, negative_slope=self.negative_slope)
+        u = ops.tied_conv_transpose2d(u, self.upsample_weight, self.upsample_bias)
+        u = nn.functional.leaky_relu(u, self.negative_slope)
+        return u, ops.residual_head(u, image, self.conv_res.weight, self.conv_res.bias, self.image_weight)
+
+
+class LapSRN(nn.Module):
+    """LapSRN. At 4x 814,242 parameters, of which 812,768 are kernels: the 812k of the papers' tables.
+
+    Args:
+        scale: upsampling factor, a power of two; every level has weights of its own.
+        depth: convolutions a level.
+        channels: feature channels.
+    """
+
+    negative_slope = 0.2
+
+    def __init__(self, scale: int = 4, depth: int = 10, channels: int = 64) -> None:
+        super().__init__()
+        self.scale = check_scale(scale)
+        self.depth = check_positive("depth", depth)
+        self.channels = check_positive("channels", channels)
+        self.conv_in = nn.Conv2d(1, channels, 3, padding=1)
+        self.levels = nn.ModuleList(_Level(depth, channels, self.negative_slope) for _ in range(scale.bit_length() - 1))
+        self.reset_parameters()
+
+    def config(self) -> dict[str, int]:
+        """The constructor's arguments."""
+        return {name: getattr(self, name) for name in ("scale", "depth", "channels")}
+
+    def reset_parameters(self) -> None:
+        """Start as the reference code does: kernels N(0, 2/(9·C)), conv_in σ = 0.001, bilinear image upsampling."""
+        sigma = math.sqrt(2 / (9 * self.channels))
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif name.endswith("image_weight"):
+                with torch.no_grad():
+                    parameter.copy_(bilinear_kernel())
+            else:
+                nn.init.normal_(parameter, std=1e-3 if name.startswith("conv_in") else sigma)
+
+    def forward(
+        self,
+        y: Tensor,  # [N, 1, H, W] in [0, 1]
+        scale: int | None = None,
+    ) -> list[Tensor]:  # 2x, 4x, ...: [N, 1, 2^l H, 2^l W]
+        """Super-resolve the luma ``y``; one picture a pyramid level, not clamped. ``scale`` at most the model's own."""
+        scale = check_scale(self.scale if scale is None else scale)
+        if scale > self.scale:
+            raise ValueError(f"scale must be at most {self.scale}, the levels this LapSRN has weights for, got {scale}")
+        u = nn.functional.leaky_relu(self.conv_in(y), self.negative_slope)
+        image, images = y, []
+        for level in self.levels[: scale.bit_length() - 1]:
+            u, image = level(u, image)
+            images.append(image)
+        return images

@@ -1,0 +1,120 @@
+"""MS-LapSRN (Lai et al., PAMI 2019) and CMS-LapSRN (Hyun et al., NeurIPS 2024 workshop).
+
+Every pyramid level runs the same recursive block, the same 2× feature upsampling and the same residual head.
+The two networks differ in one thing: where the feature upsampling takes its kernel from.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from cmslap import ops
+from cmslap.models.init import bilinear_kernel, check_positive, check_scale
+
+
+class _RecursivePyramid(nn.Module):
+    """The pyramid both networks share; ``shared_conv`` None gives the upsampling a kernel of its own."""
+
+    negative_slope = 0.2
+
+    def __init__(self, scale: int, depth: int, recursions: int, channels: int, shared_conv: int | None) -> None:
+        super().__init__()
+        self.scale = check_scale(scale)
+        self.depth = check_positive("depth", depth)
+        self.recursions = check_positive("recursions", recursions)
+        self.channels = check_positive("channels", channels)
+        self.shared_conv = shared_conv
+        self.recompute = False  # keep one activation a recursion for backward instead of one a convolution
+
+        self.conv_in = nn.Conv2d(1, channels, 3, padding=1)
+        self.embedding_weight = nn.Parameter(torch.empty(depth, channels, channels, 3, 3))
+        self.embedding_bias = nn.Parameter(torch.empty(depth, channels))
+        if shared_conv is None:
+            self.upsample_weight = nn.Parameter(torch.empty(channels, channels, 3, 3))
+        else:
+            self.register_parameter("upsample_weight", None)
+        self.upsample_bias = nn.Parameter(torch.empty(channels))
+        self.conv_res = nn.Conv2d(channels, 1, 3, padding=1)
+        self.image_weight = nn.Parameter(torch.empty(1, 1, 4, 4))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start as the reference code does: kernels N(0, 2/(9·C)), conv_in σ = 0.001, bilinear image upsampling."""
+        sigma = math.sqrt(2 / (9 * self.channels))
+        nn.init.normal_(self.conv_in.weight, std=1e-3)
+        for kernel in (self.embedding_weight, self.upsample_weight, self.conv_res.weight):
+            if kernel is not None:
+                nn.init.normal_(kernel, std=sigma)
+        for bias in (self.conv_in.bias, self.embedding_bias, self.upsample_bias, self.conv_res.bias):
+            nn.init.zeros_(bias)
+        with torch.no_grad():
+            self.image_weight.copy_(bilinear_kernel())
+
+    def forward(
+        self,
+        y: Tensor,  # [N, 1, H, W] in [0, 1]
+        scale: int | None = None,
+    ) -> list[Tensor]:  # 2x, 4x, ...: [N, 1, 2^l H, 2^l W]
+        """Super-resolve the luma ``y``; one picture a pyramid level, not clamped.
+
+        ``scale`` (a power of two, the model's own if None) says how many levels to run: all share their weights,
+        so a model trained for 8x also runs 2x, 4x and 16x.
+        """
+        levels = check_scale(self.scale if scale is None else scale).bit_length() - 1
+        u, image, images = self.conv_in(y), y, []
+        for _ in range(levels):
+            u = ops.lapsrn_level(
+                u,
+                self.embedding_weight,
+                self.embedding_bias,
+                self.shared_conv,
+                self.upsample_bias,
+                self.recursions,
+                self.negative_slope,
+                self.recompute,
+                self.upsample_weight,
+            )
+            image = ops.residual_head(u, image, self.conv_res.weight, self.conv_res.bias, self.image_weight)
+            images.append(image)
+        return images
+
+
+class MSLapSRN(_RecursivePyramid):
+    """MS-LapSRN: the feature upsampling has a 3×3 kernel of its own. 222,801 parameters with the defaults.
+
+    Args:
+        scale: upsampling factor, a power of two; says how many levels run, not how many weights there are.
+        depth: convolutions in the recursive block (D).
+        recursions: passes through the block a level (R); they share their weights.
+        channels: feature channels (C).
+    """
+
+    def __init__(self, scale: int = 8, depth: int = 5, recursions: int = 8, channels: int = 64) -> None:
+        super().__init__(scale, depth, recursions, channels, shared_conv=None)
+
+    def config(self) -> dict[str, int]:
+        """The constructor's arguments."""
+        return {name: getattr(self, name) for name in ("scale", "depth", "recursions", "channels")}
+
+
+class CMSLapSRN(_RecursivePyramid):
+    """CMS-LapSRN: the feature upsampling reads the kernel of one of the block's convolutions. 185,937 parameters.
+
+    Args:
+        scale, depth, recursions, channels: as for :class:`MSLapSRN`.
+        shared_conv: which convolution of the block, 1 to ``depth``; the paper finds the third of five best.
+    """
+
+    def __init__(
+        self, scale: int = 8, depth: int = 5, recursions: int = 8, channels: int = 64, shared_conv: int = 3
+    ) -> None:
+        if isinstance(shared_conv, bool) or not isinstance(shared_conv, int) or not 1 <= shared_conv <= depth:
+            raise ValueError(f"shared_conv must be a convolution of the block, 1 to depth={depth}, got {shared_conv!r}")
+        super().__init__(scale, depth, recursions, channels, shared_conv)
+
+    def config(self) -> dict[str, int]:
+        """The constructor's arguments."""
+        return {name: getattr(self, name) for name in ("scale", "depth", "recursions", "channels", "shared_conv")}

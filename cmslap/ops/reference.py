@@ -1,0 +1,105 @@
+"""What every operation means, in plain PyTorch.
+
+These functions are the test oracle (in float64) and the code that runs where no kernel fits. They are
+ordinary differentiable PyTorch: autograd, double backward and ``torch.compile`` see through them.
+
+Shapes: N images, C feature channels, H×W pixels, D convolutions in the recursive block.
+The first convolution of the block is number 1, as in the paper.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+
+def leaky_relu(x: Tensor, negative_slope: float) -> Tensor:
+    """φ(x); slope 1 is the identity and costs nothing, slope 0 is ReLU."""
+    return x if negative_slope == 1.0 else F.leaky_relu(x, negative_slope)
+
+
+def conv2d_lrelu(
+    x: Tensor,  # [N, Cin, H, W]
+    weight: Tensor,  # [Cout, Cin, 3, 3]
+    bias: Tensor | None = None,  # [Cout]
+    skip: Tensor | None = None,  # [N, Cout, H, W]
+    negative_slope: float = 0.2,
+) -> Tensor:  # [N, Cout, H, W]
+    """φ(W ⋆ x + b + skip)."""
+    y = F.conv2d(x, weight, bias, padding=1)
+    if skip is not None:
+        y = y + skip
+    return leaky_relu(y, negative_slope)
+
+
+def recursive_embedding(
+    u: Tensor,  # [N, C, H, W]
+    weights: Tensor,  # [D, C, C, 3, 3]
+    biases: Tensor,  # [D, C]
+    recursions: int,
+    negative_slope: float = 0.2,
+    recompute: bool = False,
+) -> Tensor:  # [N, C, H, W]
+    """φ(h_R) of the recursion h_0 = u, h_r = (conv ∘ φ)^D(h_{r-1}) + u (source skip).
+
+    ``recompute`` keeps one activation a recursion for the backward pass instead of one a convolution.
+    """
+    depth = weights.shape[0]
+
+    def block(a: Tensor, u: Tensor) -> Tensor:  # φ(h_{r-1}) -> φ(h_r)
+        for d in range(depth):
+            a = conv2d_lrelu(a, weights[d], biases[d], u if d == depth - 1 else None, negative_slope)
+        return a
+
+    a = leaky_relu(u, negative_slope)
+    for _ in range(recursions):
+        if recompute and torch.is_grad_enabled():
+            a = checkpoint(block, a, u, use_reentrant=False)
+        else:
+            a = block(a, u)
+    return a
+
+
+def tied_conv_transpose2d(
+    a: Tensor,  # [N, Cout, H, W]
+    weight: Tensor,  # [Cout, Cin, 3, 3], a convolution's kernel as it lies
+    bias: Tensor | None = None,  # [Cin]
+) -> Tensor:  # [N, Cin, 2H, 2W]
+    """2× upsampling with a convolution's own kernel.
+
+    A conv kernel is [out, in, 3, 3], which is what a transposed convolution takes as [in, out, 3, 3]. The
+    (2H+1)×(2W+1) result is cropped at the end to 2H×2W (MatConvNet's crop [0 1 0 1]).
+    """
+    height, width = a.shape[-2:]
+    return F.conv_transpose2d(a, weight, bias, stride=2)[..., : 2 * height, : 2 * width]
+
+
+def lapsrn_level(
+    u: Tensor,  # [N, C, H, W]
+    weights: Tensor,  # [D, C, C, 3, 3]
+    biases: Tensor,  # [D, C]
+    shared_conv: int | None,
+    upsample_bias: Tensor,  # [C]
+    recursions: int,
+    negative_slope: float = 0.2,
+    recompute: bool = False,
+    upsample_weight: Tensor | None = None,  # [C, C, 3, 3] when shared_conv is None
+) -> Tensor:  # [N, C, 2H, 2W]
+    """Features of one pyramid level: f = U(φ(h_R)) + b_u, where U reads the kernel of conv ``shared_conv``."""
+    a = recursive_embedding(u, weights, biases, recursions, negative_slope, recompute)
+    kernel = upsample_weight if shared_conv is None else weights[shared_conv - 1]
+    return tied_conv_transpose2d(a, kernel, upsample_bias)
+
+
+def residual_head(
+    f: Tensor,  # [N, C, 2H, 2W]
+    image: Tensor,  # [N, 1, H, W]
+    residual_weight: Tensor,  # [1, C, 3, 3]
+    residual_bias: Tensor,  # [1]
+    image_weight: Tensor,  # [1, 1, 4, 4]
+) -> Tensor:  # [N, 1, 2H, 2W]
+    """I' = K ⋆ᵀ I + (W_res ⋆ f + b_res): the upsampled image plus the sub-band residual."""
+    upsampled = F.conv_transpose2d(image, image_weight, stride=2, padding=1)
+    return upsampled + F.conv2d(f, residual_weight, residual_bias, padding=1)

@@ -1,0 +1,45 @@
+"""Fixtures every test may use: a seed that is fresh each run but printed, and where the benchmark pictures are."""
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def seed() -> int:
+    """Fresh random inputs each run; rerun a failure with CMSLAP_TEST_SEED."""
+    value = int(os.environ.get("CMSLAP_TEST_SEED", random.SystemRandom().randrange(2**31)))
+    print(f"CMSLAP_TEST_SEED={value}")  # pytest shows it with a failure
+    torch.manual_seed(value)
+    np.random.seed(value)
+    random.seed(value)
+    return value
+
+
+def _folder(variable: str, default: Path, *parts: str) -> Path:
+    root = Path(os.environ.get(variable, default))
+    folder = root.joinpath(*parts)
+    if not folder.exists():
+        pytest.skip(f"{folder} does not exist; point {variable} at a folder that has it")
+    return folder
+
+
+@pytest.fixture
+def set5() -> Path:
+    return _folder("CMSLAP_DATA", ROOT.parent / "shared" / "data", "val", "set5")
+
+
+@pytest.fixture
+def set14() -> Path:
+    return _folder("CMSLAP_DATA", ROOT.parent / "shared" / "data", "val", "set14")
+
+
+@pytest.fixture
+def official_weights() -> Path:
+    return _folder("CMSLAP_WEIGHTS", ROOT.parent / "shared" / "weights")

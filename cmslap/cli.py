@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 from cmslap import __version__
 from cmslap.errors import UserError
+from cmslap.training import command as train
 
-COMMANDS = ()
+COMMANDS = (train,)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,0 +1,1 @@
+"""Training: from a TOML file and folders of images to weights with their training record."""

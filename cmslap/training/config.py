@@ -1,0 +1,289 @@
+"""The training configuration: a TOML file, read strictly into dataclasses.
+
+An unknown key, a wrong type or an impossible value is one line that names the key; nothing is ignored silently.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import math
+import sys
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from cmslap.errors import UserError
+from cmslap.models import CMSLapSRN, LapSRN, MSLapSRN
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ARCHITECTURES = {cls.__name__: cls for cls in (CMSLapSRN, MSLapSRN, LapSRN)}
+SHIPPED = Path(__file__).parent / "configs"
+
+
+class ConfigError(UserError, ValueError):
+    """A training configuration that cannot be read or cannot be run."""
+
+
+@dataclass
+class DataConfig:
+    train: list[str] = field(default_factory=list)  # folders, searched recursively
+    resize: list[float] = field(default_factory=lambda: [0.5, 1.0])  # range of the random resize factor
+    rotate: bool = True  # by multiples of 90 degrees
+    flip: bool = True
+
+    def check(self) -> None:
+        _require(self.train, "data.train", self.train, "at least one folder of images")
+        ordered = len(self.resize) == 2 and 0 < self.resize[0] <= self.resize[1] <= 1
+        _require(ordered, "data.resize", self.resize, "[low, high] with 0 < low <= high <= 1")
+
+
+@dataclass
+class LossConfig:
+    name: str = "charbonnier"
+    eps: float = 1e-3  # charbonnier: sqrt(x² + eps²), in units of the [0, 1] range
+    level_weights: list[float] = field(default_factory=list)  # of the HR-sized output, of the next smaller, ...
+
+    def check(self) -> None:
+        _one_of("loss.name", self.name, ("charbonnier", "l1"))
+        _require(self.eps > 0, "loss.eps", self.eps, "a positive number")
+        _require(all(w >= 0 for w in self.level_weights), "loss.level_weights", self.level_weights, "no negative one")
+
+
+@dataclass
+class OptimizerConfig:
+    name: str = "adam"
+    lr: float = 1e-3  # the schedule's peak
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-8
+    weight_decay: float = 0.0  # adam: L2 in the gradient; adamw: decoupled
+    clip: float = 0.0  # largest norm of the gradient; 0: no clipping
+
+    def check(self) -> None:
+        _one_of("optimizer.name", self.name, ("adam", "adamw"))
+        _require(self.lr > 0, "optimizer.lr", self.lr, "a positive number")
+        betas = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        _require(betas, "optimizer.betas", self.betas, "two numbers in [0, 1)")
+        _require(self.eps > 0, "optimizer.eps", self.eps, "a positive number")
+        _require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "0 or more")
+        _require(self.clip >= 0, "optimizer.clip", self.clip, "0 (off) or a norm")
+
+
+@dataclass
+class ScheduleConfig:
+    name: str = "cosine"
+    warmup: int = 0  # steps of linear warmup; onecycle: of its rise
+    final: float = 0.0  # cosine, onecycle: last learning rate as a share of the peak
+    every: int = 0  # step: multiply by gamma every so many steps
+    gamma: float = 0.5
+
+    def check(self, steps: int) -> None:
+        _one_of("schedule.name", self.name, ("constant", "step", "cosine", "onecycle"))
+        _require(0 <= self.warmup < steps, "schedule.warmup", self.warmup, f"0 to steps - 1 = {steps - 1}")
+        _require(0 <= self.final <= 1, "schedule.final", self.final, "a share of the peak, 0 to 1")
+        _require(0 < self.gamma <= 1, "schedule.gamma", self.gamma, "a factor in (0, 1]")
+        if self.name == "step":
+            _require(self.every > 0, "schedule.every", self.every, "the number of steps between two drops")
+        if self.name == "onecycle":
+            _require(self.warmup > 0, "schedule.warmup", self.warmup, "for onecycle, the number of steps it rises")
+
+
+@dataclass
+class ValidationConfig:
+    data: list[str] = field(default_factory=list)  # folders; none: no validation
+    scales: list[int] = field(default_factory=list)  # none: those of the training
+    every: int = 1000  # steps
+
+    def check(self) -> None:
+        _require(self.every > 0, "validation.every", self.every, "a number of steps")
+
+
+@dataclass
+class Config:
+    """Everything a run depends on besides the files it reads."""
+
+    out: str  # the run's directory, made by the run
+    steps: int
+    batch: int  # images a step over all scales and processes
+    patch: int  # side of the HR patch in pixels, the same for every scale
+    model: dict[str, Any]  # name, and the arguments of that network's constructor except scale
+    data: DataConfig
+    scales: list[int] = field(default_factory=lambda: [2, 4, 8])
+    seed: int = 0
+    init: str = ""  # weights to start from
+    device: str = "auto"
+    precision: str = "float32"  # or bfloat16, float16: autocast
+    channels_last: bool = True
+    compile: bool = False
+    ema: float = 0.999  # decay of the averaged weights, which are what is validated and exported
+    log_every: int = 100  # steps
+    checkpoint_every: int = 1000  # steps
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+
+    def check(self) -> None:
+        _require(self.out, "out", self.out, "a directory")
+        for name in ("steps", "patch", "log_every", "checkpoint_every"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "an integer of at least 1")
+        for name, scales in (("scales", self.scales), ("validation.scales", self.validation_scales)):
+            powers = all(s >= 2 and s & (s - 1) == 0 for s in scales)
+            distinct = len(set(scales)) == len(scales) > 0
+            _require(powers and distinct, name, scales, "distinct powers of two, 2 or more")
+        _require(self.batch >= len(self.scales), "batch", self.batch, f"at least one image a scale: {len(self.scales)}")
+        top = max(self.scales)
+        _require(self.patch % top == 0, "patch", self.patch, f"a multiple of the largest scale, {top}")
+        _require(0 <= self.seed < 2**63, "seed", self.seed, "an integer from 0 to 2^63 - 1")
+        _require(0 <= self.ema < 1, "ema", self.ema, "a decay in [0, 1)")
+        _one_of("precision", self.precision, ("float32", "bfloat16", "float16"))
+        self.data.check()
+        self.loss.check()
+        self.optimizer.check()
+        self.schedule.check(self.steps)
+        self.validation.check()
+        levels = top.bit_length() - 1
+        given = self.loss.level_weights
+        _require(len(given) in (0, levels), "loss.level_weights", given, f"one weight for each of {levels} levels")
+        self.build_model()
+
+    @property
+    def validation_scales(self) -> list[int]:
+        return self.validation.scales or self.scales
+
+    def build_model(self) -> nn.Module:
+        """A freshly initialised network, made for the largest scale in use."""
+        arguments = dict(self.model)
+        name = arguments.pop("name", None)
+        _one_of("model.name", name, tuple(ARCHITECTURES))
+        cls = ARCHITECTURES[name]
+        accepted = [key for key in inspect.signature(cls).parameters if key != "scale"]
+        for key in arguments:
+            if key not in accepted:
+                raise ConfigError(_unknown(key, "model", accepted))
+        try:
+            return cls(scale=max(*self.scales, *self.validation_scales), **arguments)
+        except ValueError as error:
+            raise ConfigError(f"model: {error}") from error
+
+
+def _require(condition: object, key: str, value: object, accepted: str) -> None:
+    if not condition:
+        raise ConfigError(f"{key} = {value!r}: expected {accepted}")
+
+
+def _one_of(key: str, value: object, accepted: Sequence[str]) -> None:
+    if value not in accepted:
+        close = difflib.get_close_matches(str(value), accepted, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"{key} = {value!r}: expected one of {', '.join(accepted)}{hint}")
+
+
+def _unknown(key: str, table: str, accepted: Sequence[str]) -> str:
+    close = difflib.get_close_matches(key, accepted, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(accepted)}"
+    return f"unknown key {key!r} in {f'table [{table}]' if table else 'the top level'}; {hint}"
+
+
+def _typed(value: Any, wanted: Any, key: str) -> Any:  # noqa: ANN401 - a TOML value
+    """``value`` as ``wanted`` (a field's annotation); an integer passes for a float and nothing else converts."""
+    if dataclasses.is_dataclass(wanted):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{key} = {value!r}: expected a table")
+        return _table(wanted, value, key)
+    origin = typing.get_origin(wanted) or wanted
+    if origin is list:
+        if not isinstance(value, list):
+            raise ConfigError(f"{key} = {value!r}: expected an array")
+        (element,) = typing.get_args(wanted)
+        return [_typed(item, element, key) for item in value]
+    if origin is dict and isinstance(value, dict):
+        return value
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, origin) or (isinstance(value, bool) and wanted is not bool):
+        words = {int: "an integer", float: "a number", str: "a string", bool: "true or false", dict: "a table"}
+        raise ConfigError(f"{key} = {value!r}: expected {words[origin]}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key} = {value!r}: expected a finite number")
+    return value
+
+
+def _table(cls: type, table: dict[str, Any], name: str) -> Any:  # noqa: ANN401 - an instance of cls
+    hints = typing.get_type_hints(cls)
+    prefix = f"{name}." if name else ""
+    for key in table:
+        if key not in hints:
+            raise ConfigError(_unknown(key, name, list(hints)))
+    for item in dataclasses.fields(cls):
+        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        if required and item.name not in table:
+            raise ConfigError(f"{prefix}{item.name} is missing")
+    return cls(**{key: _typed(value, hints[key], prefix + key) for key, value in table.items()})
+
+
+def from_dict(table: dict[str, Any]) -> Config:
+    """A checked :class:`Config` from TOML-like tables."""
+    config = _table(Config, table, "")
+    config.check()
+    return config
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    return dataclasses.asdict(config)
+
+
+def _apply(table: dict[str, Any], override: str) -> None:
+    """Set ``a.b=value`` in nested tables; the value is TOML, or a bare string where it is not."""
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ConfigError(f"{override!r}: expected key=value, for example optimizer.lr=1e-3")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *tables, last = key.split(".")
+    for name in tables:
+        table = table.setdefault(name, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"{override!r}: {name!r} is not a table")
+    table[last] = value
+
+
+def shipped() -> list[str]:
+    """Names of the configurations that come with the package."""
+    return sorted(path.stem for path in SHIPPED.glob("*.toml"))
+
+
+def find(name: str) -> Path:
+    """The file of ``name``: a path, or the name of a configuration that comes with the package."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    if name in shipped():
+        return SHIPPED / f"{name}.toml"
+    raise ConfigError(f"no configuration {name!r}: expected a TOML file, or one of {', '.join(shipped())}")
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Config:
+    """Read a TOML file (or a shipped configuration) and apply ``key=value`` overrides. Raises :class:`ConfigError`."""
+    path = find(name)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    for override in overrides:
+        _apply(table, override)
+    try:
+        return from_dict(table)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error

@@ -1,0 +1,162 @@
+"""Training pictures: decoded once into one tensor, cropped and augmented in batches of torch operations.
+
+Luma is kept as int16 in units of 1/32767: two bytes a pixel where RGB takes three, no colour conversion in the
+step, and a rounding of at most 1.6e-5 where a grey level of the source file is 3.9e-3.
+
+The batch of a step is a pure function of (seed, step). So a resumed run draws what the killed one would have
+drawn, and every process of a distributed run can compute the whole draw and take its share.
+"""
+
+from __future__ import annotations
+
+import warnings
+import zlib
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from cmslap.errors import UserError
+from cmslap.imaging.resize import imresize
+from cmslap.training.config import DataConfig
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+UNIT = 32767  # int16 value of luma 1.0
+RESIZE_FACTORS = 16  # so many, evenly spread: each has its own table of bicubic taps
+
+
+class DataError(UserError, ValueError):
+    """A folder or picture that training cannot use."""
+
+
+def find_pictures(folders: Iterable[str]) -> list[Path]:
+    """Every picture under the folders, in a fixed order."""
+    paths = []
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such folder of images")
+        found = [p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+        if not found:
+            raise DataError(f"{folder}: no images in it (looked for {', '.join(sorted(SUFFIXES))})")
+        paths += sorted(found)
+    return paths
+
+
+def read_luma(path: Path) -> Tensor:  # [H, W] float64 in [0, 1]
+    """Luma of a picture: ITU-R BT.601, studio range, as MATLAB's rgb2ycbcr; gray pictures as they are stored."""
+    try:
+        with Image.open(path) as image:
+            if image.mode in ("L", "1"):
+                return torch.from_numpy(np.array(image.convert("L"))).double() / 255
+            rgb = torch.from_numpy(np.array(image.convert("RGB"))).double()
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: cannot be read as an image ({error})") from error
+    return (rgb @ torch.tensor([65.481, 128.553, 24.966], dtype=torch.float64) / 255 + 16) / 255
+
+
+def _stored(path: Path) -> Tensor:  # [H, W] int16
+    return (read_luma(path) * UNIT).round().to(torch.int16)
+
+
+@dataclass
+class Share:
+    """What one scale trains on in one step."""
+
+    scale: int
+    low: Tensor  # [n, 1, P / scale, P / scale], not quantised
+    targets: list[Tensor]  # 2x, 4x, ..., scale: [n, 1, P 2^l / scale, ...]
+
+
+class Pictures:
+    """Decoded pictures of at least ``patch`` pixels a side, in one tensor on ``device``.
+
+    Smaller ones are left out with a warning that names them. Raises :class:`DataError` where none is left.
+    """
+
+    def __init__(self, config: DataConfig, patch: int, device: torch.device, progress: bool = True) -> None:
+        self.config, self.patch, self.device = config, patch, device
+        paths = find_pictures(config.train)
+        with ThreadPoolExecutor() as pool:
+            decoded = pool.map(_stored, paths)
+            lumas = list(tqdm(decoded, "decoding", len(paths), unit="image", disable=not progress, leave=False))
+        small = [path for path, luma in zip(paths, lumas, strict=True) if min(luma.shape) < patch]
+        if small:
+            names = ", ".join(path.name for path in small[:5]) + (", ..." if len(small) > 5 else "")
+            warnings.warn(f"left out {len(small)} image(s) smaller than the {patch}-pixel patch: {names}", stacklevel=2)
+        lumas = sorted((luma for luma in lumas if min(luma.shape) >= patch), key=lambda luma: -min(luma.shape))
+        if not lumas:
+            raise DataError(f"no image of at least {patch}x{patch} pixels, the patch, in {', '.join(config.train)}")
+        self.height, self.width = np.array([luma.shape for luma in lumas]).T
+        self.start = np.concatenate([[0], np.cumsum(self.height * self.width)[:-1]])
+        pixels = torch.cat([luma.flatten() for luma in lumas])
+        self.fingerprint = zlib.crc32(pixels.numpy().data)  # tells a resumed run whether these are the same pictures
+        self.pixels = pixels.to(device)
+        low, high = config.resize
+        sides = np.rint(patch / np.linspace(low, high, RESIZE_FACTORS)).astype(int)
+        self.sides = np.minimum(sides, min(lumas[0].shape))  # of the crops that are shrunk to patches
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def crops(self, count: int, side: int, random: np.random.Generator, part: slice) -> Tensor:  # [n, side, side]
+        """Draw ``count`` square crops, rotated and mirrored, and gather those in ``part`` as int16."""
+        large = np.searchsorted(-np.minimum(self.height, self.width), -side, side="right")  # they lie largest first
+        image = random.integers(0, large, count)
+        top = random.integers(0, self.height[image] - side + 1)
+        left = random.integers(0, self.width[image] - side + 1)
+        turns = random.integers(0, 4, count) * self.config.rotate
+        mirrored = random.integers(0, 2, count).astype(bool) & self.config.flip
+        # Turning by 90 degrees is transposing and reversing one axis, by 180 degrees reversing both.
+        transposed, down, right = turns % 2 == 1, (turns == 1) | (turns == 2), (turns >= 2) ^ mirrored
+        start = self.start[image] + top * self.width[image] + left
+        row = np.where(transposed, 1, self.width[image])  # distance in memory to the next row and column of the crop
+        column = np.where(transposed, self.width[image], 1)
+        start += down * (side - 1) * row + right * (side - 1) * column
+        plan = np.stack([start, np.where(down, -row, row), np.where(right, -column, column)])[:, part]
+        first, row_step, column_step = torch.from_numpy(plan).to(self.device)[:, :, None, None]
+        index = torch.arange(side, device=self.device)
+        return self.pixels[first + row_step * index[:, None] + column_step * index]
+
+    def batch(
+        self,
+        step: int,
+        seed: int,
+        counts: dict[int, int],
+        rank: int = 0,
+        world: int = 1,
+    ) -> list[Share]:
+        """The pictures of a step: ``counts[s]`` images for each scale s, of which process ``rank`` gets its share.
+
+        All images of one scale share the step's draw of the resize factor, so that every operation takes them
+        as one batch. A scale of which this process gets no image is left out.
+        """
+        random = np.random.default_rng((seed, step))
+        shares = []
+        for scale, count in counts.items():
+            side = int(random.choice(self.sides))
+            part = slice(count * rank // world, count * (rank + 1) // world)
+            crops = self.crops(count, side, random, part)
+            if len(crops):
+                shares.append(self._share(scale, crops))
+        return shares
+
+    def _share(self, scale: int, crops: Tensor) -> Share:  # crops [n, side, side] int16
+        high = crops[:, None].float() / UNIT
+        if high.shape[-1] != self.patch:
+            high = imresize(high, size=(self.patch, self.patch)).clamp_(0, 1)
+        sizes = [self.patch >> level for level in range(scale.bit_length())]  # HR, HR/2, ..., HR/scale
+        low, *targets = [imresize(high, size=(size, size)) for size in reversed(sizes[1:])] + [high]
+        return Share(scale, low, targets)
+
+
+def split(batch: int, scales: Sequence[int]) -> dict[int, int]:
+    """Images a step of each scale: equal shares, what is left over going to the largest scales."""
+    share, rest = divmod(batch, len(scales))
+    ordered = sorted(scales, reverse=True)
+    return {scale: share + (ordered.index(scale) < rest) for scale in scales}

@@ -41,7 +41,7 @@ def evaluation() -> str:
     """PSNR and SSIM of bicubic, the shipped weights and both published networks."""
     ours, official = _results(WEIGHTS / f"{SHIPPED}.evaluation.json"), _results(OFFICIAL)
     lines = [
-        f"| PSNR in dB / SSIM | bicubic | `{SHIPPED}` (shipped) | MS-LapSRN D5R8, official weights | paper's CMS-LapSRN |",
+        f"| PSNR / SSIM | bicubic | `{SHIPPED}` (shipped) | MS-LapSRN D5R8, official weights | paper's CMS-LapSRN |",
         "|---|---|---|---|---|",
     ]
     for key, row in ours.items():
@@ -59,8 +59,8 @@ def weights() -> str:
     model = config["model"]
     threads = f"{record['threads']} thread{'s' * (record['threads'] > 1)}"
     return (
-        f"Shipped weights: `{SHIPPED}`, CMS-LapSRN with D = {model['depth']}, R = {model['recursions']} and shared_conv = "
-        f"{model['shared_conv']}, trained for {record['step']:,} steps of batch {config['batch']} and HR patch "
+        f"Shipped weights: `{SHIPPED}`, CMS-LapSRN with D = {model['depth']}, R = {model['recursions']} and "
+        f"shared_conv = {model['shared_conv']}, trained for {record['step']:,} steps of batch {config['batch']} and HR patch "
         f"{config['patch']}: {record['seconds'] / 60:.0f} minutes on {threads} of {record['device']}."
     )
 

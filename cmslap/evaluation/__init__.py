@@ -1,0 +1,1 @@
+"""Figures of merit, benchmark sets and their tables."""

@@ -1,0 +1,60 @@
+"""PSNR and SSIM as the super-resolution tables compute them: on luma in [0, 1], a border left out, in float64."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_WINDOW, _SIGMA = 11, 1.5  # SSIM's Gaussian window
+_C1, _C2 = 0.01**2, 0.03**2  # (K·L)² with L = 1
+
+
+def _inner(x: Tensor, y: Tensor, border: int) -> tuple[Tensor, Tensor]:
+    """Both pictures in float64 without their border."""
+    if x.shape != y.shape or x.dim() < 2:
+        raise ValueError(f"x and y must have one shape [..., H, W], got {list(x.shape)} and {list(y.shape)}")
+    height, width = x.shape[-2:]
+    if border < 0 or 2 * border >= min(height, width):
+        raise ValueError(f"border must leave at least one pixel of {height}x{width}, got {border}")
+    inside = (..., slice(border, height - border), slice(border, width - border))
+    return x[inside].double(), y[inside].double()
+
+
+def psnr(
+    x: Tensor,  # [..., H, W] in [0, 1]
+    y: Tensor,  # [..., H, W] in [0, 1]
+    border: int = 0,
+) -> Tensor:  # [...]
+    """Peak signal-to-noise ratio in dB, one value a picture, in float64; infinite where the two are equal."""
+    x, y = _inner(x, y, border)
+    return -10 * torch.log10((x - y).square().mean(dim=(-2, -1)))
+
+
+def ssim(
+    x: Tensor,  # [..., H, W] in [0, 1]
+    y: Tensor,  # [..., H, W] in [0, 1]
+    border: int = 0,
+) -> Tensor:  # [...]
+    """Structural similarity (Wang et al., 2004), one value a picture, in float64.
+
+    11×11 Gaussian window with σ = 1.5, K = 0.01 and 0.03, over the positions where the window lies inside.
+    """
+    x, y = _inner(x, y, border)
+    if min(x.shape[-2:]) < _WINDOW:
+        raise ValueError(f"ssim needs {_WINDOW}x{_WINDOW} pixels inside the border, got {x.shape[-2]}x{x.shape[-1]}")
+    mean_x, mean_y, xx, yy, xy = _blur(torch.stack([x, y, x * x, y * y, x * y]))
+    variance_x, variance_y, covariance = xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y
+    luminance = (2 * mean_x * mean_y + _C1) / (mean_x**2 + mean_y**2 + _C1)
+    structure = (2 * covariance + _C2) / (variance_x + variance_y + _C2)
+    return (luminance * structure).mean(dim=(-2, -1))
+
+
+def _blur(x: Tensor) -> Tensor:
+    """Gaussian means of [..., H, W] where the window lies inside: [..., H - 10, W - 10]."""
+    offset = torch.arange(_WINDOW, dtype=x.dtype, device=x.device) - _WINDOW // 2
+    taps = torch.exp(-offset.square() / (2 * _SIGMA**2))
+    taps = taps / taps.sum()
+    blurred = F.conv2d(x.reshape(-1, 1, *x.shape[-2:]), taps.view(1, 1, 1, -1))
+    blurred = F.conv2d(blurred, taps.view(1, 1, -1, 1))
+    return blurred.view(*x.shape[:-2], *blurred.shape[-2:])

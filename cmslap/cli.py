@@ -12,8 +12,13 @@ from collections.abc import Sequence
 
 from cmslap import __version__
 from cmslap.errors import UserError
+from cmslap.evaluation import command as evaluate
+from cmslap.interop import command as convert
 
-COMMANDS = ()
+COMMANDS = (
+    evaluate,
+    convert,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -20,7 +20,9 @@ from torch import nn
 
 from cmslap.errors import UserError
 from cmslap.files import replacing
-from cmslap.interop.weights import ARCHITECTURES, CheckpointError, Weights
+from cmslap.interop.matconvnet import read_mat
+from cmslap.interop.pytorch import read_pth
+from cmslap.interop.weights import ARCHITECTURES, CheckpointError, Weights, infer
 
 ALIASES = {"cms-lapsrn": "cms-lapsrn-d5r2"}  # the name people type -> the weights it means today
 
@@ -105,7 +107,7 @@ def read_weights(path: Path) -> Weights:
 
 
 def read_safetensors(path: Path) -> Weights:
-    """Read our own format."""
+    """Read our own format; of a file from elsewhere, what its tensors say."""
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -113,7 +115,7 @@ def read_safetensors(path: Path) -> Weights:
     except SafetensorError as error:
         raise CheckpointError(f"not a safetensors file ({error})") from None
     if "architecture" not in header or "config" not in header:
-        raise CheckpointError("the file does not say which network it is (metadata architecture and config)")
+        return infer(tensors)
     try:
         config = json.loads(header["config"])
     except json.JSONDecodeError as error:
@@ -123,4 +125,4 @@ def read_safetensors(path: Path) -> Weights:
     return Weights(header["architecture"], config, tensors)
 
 
-READERS = {".safetensors": read_safetensors}
+READERS = {".safetensors": read_safetensors, ".pth": read_pth, ".pt": read_pth, ".mat": read_mat}

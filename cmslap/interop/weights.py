@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,16 +34,40 @@ class _SkipInit(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class Weights:
-    """A network's name, its constructor's arguments and its state_dict."""
+    """A network's name, its constructor's arguments and its state_dict.
+
+    ``config`` may lack what bare tensors cannot say: how often the block recurs and which convolution is shared.
+    """
 
     architecture: str
     config: dict[str, int]
     tensors: dict[str, Tensor]
 
-    def build(self) -> nn.Module:
-        """The network with these weights, on the CPU in float32 and in eval mode."""
+    def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
             raise CheckpointError(f"architecture {self.architecture!r} is none of {', '.join(sorted(ARCHITECTURES))}")
+
+    def _unsaid(self) -> list[str]:
+        arguments = inspect.signature(ARCHITECTURES[self.architecture]).parameters
+        return [name for name in ("recursions", "shared_conv") if name in arguments and name not in self.config]
+
+    def complete(self, **given: int | None) -> Weights:
+        """With the arguments that ``config`` lacks; None stands for not given."""
+        given = {name: value for name, value in given.items() if value is not None}
+        for name, value in given.items():
+            if name not in self._unsaid() and self.config.get(name) != value:
+                said = f"{name}={self.config[name]}" if name in self.config else f"{self.architecture} has no {name}"
+                raise CheckpointError(f"{name}={value} was given, but the file itself says {said}")
+        return replace(self, config=self.config | given)
+
+    def build(self) -> nn.Module:
+        """The network with these weights, on the CPU in float32 and in eval mode."""
+        if unsaid := self._unsaid():
+            options = " ".join(f"--{name.replace('_', '-')} {name[0].upper()}" for name in unsaid)
+            raise CheckpointError(
+                f"it holds bare tensors of {self.architecture}, which do not say {' and '.join(unsaid)}; "
+                f"name them once with: cmslap convert IN OUT.safetensors {options}"
+            )
         try:
             with _SkipInit():
                 model = ARCHITECTURES[self.architecture](**self.config)
@@ -69,3 +95,25 @@ def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, tuple[int,
             raise CheckpointError(f"tensor {name!r} must be floating point, got {tensor.dtype}")
         if not np.isfinite(tensor.float().numpy()).all():
             raise CheckpointError(f"tensor {name!r} holds values that are not finite")
+
+
+def infer(tensors: dict[str, Tensor]) -> Weights:
+    """Which of our networks a bare state_dict belongs to."""
+    channels = _length(tensors, "conv_in.weight")
+    if "embedding_weight" in tensors:
+        architecture = "MSLapSRN" if "upsample_weight" in tensors else "CMSLapSRN"
+        return Weights(architecture, {"depth": _length(tensors, "embedding_weight"), "channels": channels}, tensors)
+    if "levels.0.image_weight" in tensors:
+        levels = sum(re.fullmatch(r"levels\.\d+\.image_weight", name) is not None for name in tensors)
+        depth = sum(re.fullmatch(r"levels\.0\.convs\.\d+\.weight", name) is not None for name in tensors)
+        return Weights("LapSRN", {"scale": 2**levels, "depth": depth, "channels": channels}, tensors)
+    name, tensor = next(iter(tensors.items()), ("none", np.empty(0)))
+    raise CheckpointError(
+        f"none of {', '.join(sorted(ARCHITECTURES))}: its first tensor is {name!r} of shape {list(tensor.shape)}, "
+        "expected 'conv_in.weight' of shape [channels, 1, 3, 3]"
+    )
+
+
+def _length(tensors: Mapping[str, Tensor], name: str) -> int:
+    """First axis of a tensor, 0 where there is none."""
+    return next(iter(tensors[name].shape), 0) if name in tensors else 0

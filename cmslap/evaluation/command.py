@@ -10,11 +10,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from cmslap.evaluation.benchmark import Quality, Report, Row, evaluate, find_pictures
 from cmslap.files import replacing
-from cmslap.interop.checkpoint import check_device, find_weights, load_model
+from cmslap.interop.checkpoint import find_weights, load_model
 from cmslap.provenance import provenance
 
 
@@ -32,12 +33,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "-s", "--scale", action="append", type=int, metavar="N", help="a power of two; repeatable (default: 2, 4 and 8)"
     )
     parser.add_argument(
+        "-m",
         "--model",
         default="cms-lapsrn",
         metavar="NAME|PATH",
         help="shipped weights or a checkpoint (default: %(default)s)",
     )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: the GPU if any")
     parser.add_argument(
         "--json", type=Path, metavar="OUT", help="write every picture's figures and where they come from"
     )
@@ -45,13 +47,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    model = load_model(args.model, device=args.device)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    model = load_model(args.model, device=device)
     for folder in args.data:
         find_pictures(folder)  # before minutes go into the folders before a wrong one
     reports = [evaluate(model, folder, args.scale or [2, 4, 8], progress=True) for folder in args.data]
     print(table(reports))
     if args.json:
-        record = to_json(reports, model, args.model, args.device)
+        record = to_json(reports, model, args.model, device)
         with replacing(args.json) as temporary:
             temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return 0
@@ -86,7 +89,7 @@ def to_json(reports: Iterable[Report], model: nn.Module, name: str, device: str)
             "config": model.config(),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
         },
-        "provenance": provenance(check_device(device)),
+        "provenance": provenance(device),
         "results": [
             {"data": report.data, "scale": scale, **_row(report.mean(scale)), "images": _images(report, scale)}
             for report in reports

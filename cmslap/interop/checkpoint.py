@@ -87,7 +87,7 @@ def _weights_folder() -> Path:
 def find_weights(name_or_path: str | os.PathLike[str]) -> Path:
     """The file behind a shipped name or a path."""
     path = Path(name_or_path)
-    if path.suffix in READERS or path.name != str(name_or_path) or path.exists():
+    if path.suffix.lower() in READERS or path.name != str(name_or_path) or path.exists():
         if not path.is_file():
             raise CheckpointError(f"{path}: no such file")
         return path
@@ -101,9 +101,10 @@ def find_weights(name_or_path: str | os.PathLike[str]) -> Path:
 
 def read_weights(path: Path) -> Weights:
     """Read any checkpoint this project understands."""
-    if path.suffix not in READERS:
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
         raise CheckpointError(f"unknown kind of checkpoint {path.suffix!r}, expected {', '.join(READERS)}")
-    return READERS[path.suffix](path)
+    return reader(path)
 
 
 def read_safetensors(path: Path) -> Weights:

@@ -38,16 +38,13 @@ def _load(path: Path) -> Mapping[str, Any]:
         from scipy.io import loadmat
     except ImportError:
         raise CheckpointError("reading .mat files needs scipy: pip install cmslap[matlab]") from None
-    try:
-        return loadmat(path, simplify_cells=True)
-    except NotImplementedError:
-        raise CheckpointError(
-            "MAT version 7.3 is not supported; in MATLAB, save it again with the option '-v7'"
-        ) from None
-    except OSError:
-        raise
-    except Exception as error:  # on a damaged file scipy raises nearly anything
-        raise CheckpointError(f"not a MATLAB file ({error})") from None
+    with path.open("rb") as file:
+        try:
+            return loadmat(file, simplify_cells=True)
+        except NotImplementedError:
+            raise CheckpointError("MAT version 7.3 is not supported; in MATLAB, save it again with '-v7'") from None
+        except Exception as error:  # on a damaged file scipy raises nearly anything
+            raise CheckpointError(f"not a MATLAB file, or a damaged one ({error})") from None
 
 
 def _parameters(net: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -41,24 +41,22 @@ def read_pth(path: Path) -> Weights:
 
 
 def _load(path: Path) -> Any:  # noqa: ANN401 (whatever the file holds)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of archives that the next lines refuse
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        blocked = re.search(r"GLOBAL (\S+)", str(error))
-        if blocked is None:
-            raise CheckpointError("not a PyTorch checkpoint") from None
-        raise CheckpointError(
-            f"it pickles the Python object {blocked[1]}, and loading that could run any code, so it is not loaded; "
-            "where you trust the file, save its model.state_dict() instead"
-        ) from None
-    except RuntimeError as error:
-        if "TorchScript" in str(error):
-            raise CheckpointError("it is a TorchScript program; save the model's state_dict() instead") from None
-        raise CheckpointError(f"not a PyTorch checkpoint ({str(error).splitlines()[0]})") from None
-    except (EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:  # damaged files
-        raise CheckpointError(f"not a PyTorch checkpoint ({type(error).__name__})") from None
+    with path.open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of archives that are refused below
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            if blocked := re.search(r"GLOBAL (\S+)", str(error)):
+                raise CheckpointError(
+                    f"it pickles the Python object {blocked[1]}, and loading that could run any code, so it is not "
+                    "loaded; where you trust the file, save its model.state_dict() instead"
+                ) from None
+            raise CheckpointError("not a PyTorch checkpoint, or a damaged one") from None
+        except Exception as error:  # on a damaged file torch raises nearly anything
+            if "TorchScript" in str(error):
+                raise CheckpointError("it is a TorchScript program; save the model's state_dict() instead") from None
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise CheckpointError(f"not a PyTorch checkpoint, or a damaged one ({reason})") from None
 
 
 def _state_dict(contents: Any) -> dict[str, Tensor]:  # noqa: ANN401

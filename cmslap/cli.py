@@ -12,9 +12,11 @@ from collections.abc import Sequence
 
 from cmslap import __version__
 from cmslap.errors import UserError
+from cmslap.evaluation import command as evaluate
+from cmslap.interop import command as convert
 from cmslap.training import command as train
 
-COMMANDS = (train,)
+COMMANDS = (train, evaluate, convert)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,0 +1,119 @@
+"""Weights in the names and layouts of our networks, whatever file they came from."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from cmslap.errors import UserError
+from cmslap.models import CMSLapSRN, LapSRN, MSLapSRN
+
+ARCHITECTURES: dict[str, type[nn.Module]] = {network.__name__: network for network in (CMSLapSRN, LapSRN, MSLapSRN)}
+
+
+class CheckpointError(UserError, ValueError):
+    """A checkpoint that cannot be found, read, or turned into one of our networks."""
+
+
+class _SkipInit(TorchFunctionMode):
+    """Build modules without starting values: no random numbers drawn, no time spent on them."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:  # noqa: ANN401
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs.get("tensor", args[0] if args else None)
+        return func(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A network's name, its constructor's arguments and its state_dict.
+
+    ``config`` may lack what bare tensors cannot say: how often the block recurs and which convolution is shared.
+    """
+
+    architecture: str
+    config: dict[str, int]
+    tensors: dict[str, Tensor]
+
+    def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise CheckpointError(f"architecture {self.architecture!r} is none of {', '.join(sorted(ARCHITECTURES))}")
+
+    def _unsaid(self) -> list[str]:
+        arguments = inspect.signature(ARCHITECTURES[self.architecture]).parameters
+        return [name for name in ("recursions", "shared_conv") if name in arguments and name not in self.config]
+
+    def complete(self, **given: int | None) -> Weights:
+        """With the arguments that ``config`` lacks; None stands for not given."""
+        given = {name: value for name, value in given.items() if value is not None}
+        for name, value in given.items():
+            if name not in self._unsaid() and self.config.get(name) != value:
+                said = f"{name}={self.config[name]}" if name in self.config else f"{self.architecture} has no {name}"
+                raise CheckpointError(f"{name}={value} was given, but the file itself says {said}")
+        return replace(self, config=self.config | given)
+
+    def build(self) -> nn.Module:
+        """The network with these weights, on the CPU in float32 and in eval mode."""
+        if unsaid := self._unsaid():
+            options = " ".join(f"--{name.replace('_', '-')} {name[0].upper()}" for name in unsaid)
+            raise CheckpointError(
+                f"it holds bare tensors of {self.architecture}, which do not say {' and '.join(unsaid)}; "
+                f"name them once with: cmslap convert IN OUT.safetensors {options}"
+            )
+        try:
+            with _SkipInit():
+                model = ARCHITECTURES[self.architecture](**self.config)
+        except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: more memory than there is
+            raise CheckpointError(f"config does not fit {self.architecture}: {error}") from None
+        expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        check_tensors(self.tensors, expected, self.architecture)
+        model.load_state_dict({name: tensor.float() for name, tensor in self.tensors.items()}, assign=True)
+        return model.eval()
+
+
+def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], kind: str) -> None:
+    """Raise a :class:`CheckpointError` naming the first tensor of ``found`` that is not as ``kind`` expects it."""
+    for name, shape in expected.items():
+        if name not in found:
+            raise CheckpointError(f"not a {kind}: tensor {name!r} {list(shape)} is missing")
+        if tuple(found[name].shape) != tuple(shape):
+            raise CheckpointError(
+                f"not a {kind}: tensor {name!r} has shape {list(found[name].shape)}, expected {list(shape)}"
+            )
+    for name, tensor in found.items():
+        if name not in expected:
+            raise CheckpointError(f"not a {kind}: unexpected tensor {name!r} of shape {list(tensor.shape)}")
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"tensor {name!r} must be floating point, got {tensor.dtype}")
+        if not np.isfinite(tensor.float().numpy()).all():
+            raise CheckpointError(f"tensor {name!r} holds values that are not finite")
+
+
+def infer(tensors: dict[str, Tensor]) -> Weights:
+    """Which of our networks a bare state_dict belongs to."""
+    channels = _length(tensors, "conv_in.weight")
+    if "embedding_weight" in tensors:
+        architecture = "MSLapSRN" if "upsample_weight" in tensors else "CMSLapSRN"
+        return Weights(architecture, {"depth": _length(tensors, "embedding_weight"), "channels": channels}, tensors)
+    if "levels.0.image_weight" in tensors:
+        levels = sum(re.fullmatch(r"levels\.\d+\.image_weight", name) is not None for name in tensors)
+        depth = sum(re.fullmatch(r"levels\.0\.convs\.\d+\.weight", name) is not None for name in tensors)
+        return Weights("LapSRN", {"scale": 2**levels, "depth": depth, "channels": channels}, tensors)
+    name, tensor = next(iter(tensors.items()), ("none", np.empty(0)))
+    raise CheckpointError(
+        f"none of {', '.join(sorted(ARCHITECTURES))}: its first tensor is {name!r} of shape {list(tensor.shape)}, "
+        "expected 'conv_in.weight' of shape [channels, 1, 3, 3]"
+    )
+
+
+def _length(tensors: Mapping[str, Tensor], name: str) -> int:
+    """First axis of a tensor, 0 where there is none."""
+    return next(iter(tensors[name].shape), 0) if name in tensors else 0

@@ -1,0 +1,70 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cmslap import CMSLapSRN, save_model
+from cmslap.cli import main
+
+
+@pytest.fixture
+def weights(tmp_path):
+    path = tmp_path / "tiny.safetensors"
+    save_model(CMSLapSRN(depth=1, recursions=1, channels=4, shared_conv=1), path)
+    return str(path)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        pixels = np.random.randint(0, 256, (40, 36, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    Image.new("L", (32, 32), 128).save(folder / "flat.png")
+    return str(folder)
+
+
+def test_table_and_json_say_the_same(weights, pictures, tmp_path, capsys):
+    out = tmp_path / "figures.json"
+    assert main(["evaluate", "--data", pictures, "-s", "2", "-s", "4", "-m", weights, "--json", str(out)]) == 0
+    table = capsys.readouterr().out
+    assert table.count("pictures") == 2
+    record = json.loads(out.read_text())
+    assert record["model"]["name"] == "tiny.safetensors"
+    assert record["model"]["config"] == {"scale": 8, "depth": 1, "recursions": 1, "channels": 4, "shared_conv": 1}
+    assert len(record["model"]["sha256"]) == 64
+    assert record["provenance"]["torch"]
+    assert [result["scale"] for result in record["results"]] == [2, 4]
+    result = record["results"][1]
+    assert [image["image"] for image in result["images"]] == ["a.png", "b.png", "flat.png"]
+    assert result["images"][2]["bicubic"]["psnr"] is None  # equal pictures
+    assert f"{result['model']['ssim']:.4f}" in table
+    assert np.mean([image["model"]["ssim"] for image in result["images"]]) == pytest.approx(result["model"]["ssim"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--data", "{pictures}", "--data", "nowhere"], "nowhere: no such folder"),
+        (["--data", "{pictures}", "-s", "3"], "power of two"),
+        (["--data", "{pictures}", "-m", "nothing.safetensors"], "nothing.safetensors: no such file"),
+    ],
+)
+def test_mistakes_end_in_one_line(arguments, said, weights, pictures, capsys):
+    arguments = [argument.format(pictures=pictures) for argument in arguments]
+    if "-m" not in arguments:
+        arguments += ["-m", weights]
+    assert main(["evaluate", *arguments]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert said in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_data_is_required(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["evaluate", "-s", "2"])
+    assert exit_.value.code == 2
+    assert "--data" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 __version__ = "0.1.0"
 
 from cmslap import ops
+from cmslap.inference import upscale
 from cmslap.models import CMSLapSRN, LapSRN, MSLapSRN
 
-__all__ = ["CMSLapSRN", "LapSRN", "MSLapSRN", "ops"]
+__all__ = ["CMSLapSRN", "LapSRN", "MSLapSRN", "ops", "upscale"]

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 
 from cmslap import __version__
 from cmslap.errors import UserError
+from cmslap.inference import command as upscale
 from cmslap.training import command as train
 
-COMMANDS = (train,)
+COMMANDS = (upscale, train)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cmslap.interop.checkpoint import save_model
 from PIL import Image
 
 import cmslap
 from cmslap.cli import main
 from cmslap.inference import command
+from cmslap.interop.checkpoint import save_model
 
 
 @pytest.fixture

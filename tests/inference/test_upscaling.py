@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 import torch
-from cmslap.interop.checkpoint import DeviceError
 from PIL import Image
 
 import cmslap
 from cmslap.imaging import imresize, rgb_to_ycbcr, ycbcr_to_rgb
 from cmslap.inference import UpscaleError, super_resolve
 from cmslap.inference import upscaling as room
+from cmslap.interop.checkpoint import DeviceError
 
 
 @pytest.fixture

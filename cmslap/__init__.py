@@ -3,7 +3,8 @@
 __version__ = "0.1.0"
 
 from cmslap import ops
+from cmslap.inference import upscale
 from cmslap.interop.checkpoint import load_model, save_model
 from cmslap.models import CMSLapSRN, LapSRN, MSLapSRN
 
-__all__ = ["CMSLapSRN", "LapSRN", "MSLapSRN", "load_model", "ops", "save_model"]
+__all__ = ["CMSLapSRN", "LapSRN", "MSLapSRN", "load_model", "ops", "save_model", "upscale"]

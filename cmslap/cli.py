@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from cmslap import __version__
 from cmslap.errors import UserError
 from cmslap.evaluation import command as evaluate
+from cmslap.inference import command as upscale
 from cmslap.interop import command as convert
 from cmslap.training import command as train
 
-COMMANDS = (train, evaluate, convert)
+COMMANDS = (upscale, train, evaluate, convert)
 
 
 def build_parser() -> argparse.ArgumentParser:

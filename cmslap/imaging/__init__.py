@@ -1,1 +1,20 @@
-"""Pictures: files, colour, MATLAB-compatible resizing. Depends on nothing of ours but ``errors`` and ``files``."""
+"""Pictures: files, modes, colour, MATLAB-compatible resizing. Of ours it needs only ``errors`` and ``files``."""
+
+from cmslap.imaging.colour import rgb_to_ycbcr, ycbcr_to_rgb
+from cmslap.imaging.files import READABLE, WRITABLE, check_writable, read_image, write_image
+from cmslap.imaging.modes import ImageError, ImageWarning, interpolable
+from cmslap.imaging.resize import imresize
+
+__all__ = [
+    "READABLE",
+    "WRITABLE",
+    "ImageError",
+    "ImageWarning",
+    "check_writable",
+    "imresize",
+    "interpolable",
+    "read_image",
+    "rgb_to_ycbcr",
+    "write_image",
+    "ycbcr_to_rgb",
+]

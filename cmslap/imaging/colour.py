@@ -1,32 +1,44 @@
-"""RGB and YCbCr as MATLAB's ``rgb2ycbcr`` has them: ITU-R BT.601, studio range, in floating point."""
+"""ITU-R BT.601 RGB and YCbCr in studio range, as MATLAB's ``rgb2ycbcr`` and ``ycbcr2rgb`` on doubles.
+
+All values are fractions of 255: RGB lies in [0, 1], Y in [16/255, 235/255], Cb and Cr in [16/255, 240/255] with grey
+at 128/255. Super-resolution papers run their networks on this Y and measure PSNR on it.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# Rows Y, Cb, Cr; RGB in [0, 1] gives Y in [16, 235] / 255 and Cb, Cr in [16, 240] / 255.
-_MATRIX = ((65.481, 128.553, 24.966), (-37.797, -74.203, 112.0), (112.0, -93.786, -18.214))
-_OFFSET = (16.0, 128.0, 128.0)
+_MATRIX = torch.tensor(
+    [
+        [65.481, 128.553, 24.966],
+        [-37.797, -74.203, 112.0],
+        [112.0, -93.786, -18.214],
+    ],
+    dtype=torch.float64,
+).div(255)
+_OFFSET = torch.tensor([16.0, 128.0, 128.0], dtype=torch.float64).div(255)
+_INVERSE = torch.linalg.inv(_MATRIX)
 
 
-def _constants(like: Tensor) -> tuple[Tensor, Tensor]:
-    matrix = torch.tensor(_MATRIX, dtype=torch.float64) / 255
-    offset = torch.tensor(_OFFSET, dtype=torch.float64)[:, None, None] / 255
-    return matrix, offset.to(like)
+def _check(x: Tensor, name: str) -> None:
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {x.dtype}")
+    if x.dim() < 3 or x.shape[-3] != 3:
+        raise ValueError(f"{name} must be [..., 3, H, W], got shape {list(x.shape)}")
 
 
-def rgb_to_ycbcr(
-    rgb: Tensor,  # [..., 3, H, W] in [0, 1], floating point
-) -> Tensor:  # [..., 3, H, W]
-    """Y in [16/255, 235/255], Cb and Cr in [16/255, 240/255]; nothing is rounded."""
-    matrix, offset = _constants(rgb)
-    return torch.einsum("ij,...jhw->...ihw", matrix.to(rgb), rgb) + offset
+def _mix(matrix: Tensor, x: Tensor) -> Tensor:
+    return torch.einsum("ij,...jhw->...ihw", matrix.to(x), x)
 
 
-def ycbcr_to_rgb(
-    ycbcr: Tensor,  # [..., 3, H, W]
-) -> Tensor:  # [..., 3, H, W]
-    """The inverse of :func:`rgb_to_ycbcr`; not clamped."""
-    matrix, offset = _constants(ycbcr)
-    return torch.einsum("ij,...jhw->...ihw", torch.linalg.inv(matrix).to(ycbcr), ycbcr - offset)
+def rgb_to_ycbcr(rgb: Tensor) -> Tensor:  # [..., 3, H, W] -> [..., 3, H, W]
+    """Y, Cb and Cr of ``rgb`` in [0, 1]. Raises TypeError unless floating point, ValueError unless [..., 3, H, W]."""
+    _check(rgb, "rgb")
+    return _mix(_MATRIX, rgb) + _OFFSET.to(rgb)[:, None, None]
+
+
+def ycbcr_to_rgb(ycbcr: Tensor) -> Tensor:  # [..., 3, H, W] -> [..., 3, H, W]
+    """The exact inverse of :func:`rgb_to_ycbcr`; not clamped. Raises as that does."""
+    _check(ycbcr, "ycbcr")
+    return _mix(_INVERSE, ycbcr - _OFFSET.to(ycbcr)[:, None, None])

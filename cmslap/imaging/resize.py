@@ -12,6 +12,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+_BAND = 16  # output samples a matrix product; measured best on CPUs from 8 to 64
+
 
 def _cubic(x: Tensor) -> Tensor:
     """Keys' cubic convolution kernel with a = -0.5."""
@@ -21,9 +23,8 @@ def _cubic(x: Tensor) -> Tensor:
     return torch.where(x <= 1, near, torch.where(x <= 2, far, torch.zeros_like(x)))
 
 
-@lru_cache(maxsize=256)
 def _taps(length: int, out_length: int, scale: float) -> tuple[Tensor, Tensor]:
-    """Source index and weight of every tap: two [P, out_length] tensors, int64 and float64, on the CPU."""
+    """Source index and weight of every tap: two [P, out_length] tensors, int64 and float64."""
     stretch = min(scale, 1.0)  # the kernel widens when shrinking: that is the antialiasing
     width = 4.0 / stretch
     centre = torch.arange(1, out_length + 1, dtype=torch.float64) / scale + 0.5 * (1 - 1 / scale)
@@ -38,15 +39,33 @@ def _taps(length: int, out_length: int, scale: float) -> tuple[Tensor, Tensor]:
     return index[used], weight[used]
 
 
-def _resize_dim(x: Tensor, dim: int, out_length: int, scale: float) -> Tensor:
-    index, weight = _taps(x.shape[dim], out_length, scale)
-    index, weight = index.to(x.device), weight.to(x.device, x.dtype)
-    shape = [1] * x.dim()
-    shape[dim] = out_length
-    out = x.index_select(dim, index[0]).mul_(weight[0].view(shape))
-    for p in range(1, len(index)):
-        out.addcmul_(x.index_select(dim, index[p]), weight[p].view(shape))
-    return out
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # the cached matrices must serve autograd too, whoever asks for them first
+def _bands(
+    length: int, out_length: int, scale: float, dtype: torch.dtype, device: torch.device
+) -> list[tuple[int, Tensor]]:
+    """The resampling matrix in bands of _BAND output samples: first source sample, [band, source samples] weights.
+
+    The whole matrix is [out_length, length] and nearly empty; a band touches only neighbouring source samples, so
+    the products below stay small and dense: several times faster than adding up the taps.
+    """
+    index, weight = _taps(length, out_length, scale)
+    bands = []
+    for rows, weights in zip(index.T.split(_BAND), weight.T.split(_BAND), strict=True):
+        first, last = int(rows.min()), int(rows.max())
+        matrix = torch.zeros(len(rows), last - first + 1, dtype=torch.float64)
+        matrix.scatter_add_(1, rows - first, weights)  # mirrored taps fall on the same sample
+        bands.append((first, matrix.to(device, dtype)))
+    return bands
+
+
+def _resize_dim(x: Tensor, dim: int, out_length: int, scale: float) -> Tensor:  # dim: -2 or -1
+    parts = []
+    with torch.autocast(x.device.type, enabled=False):  # rounding pixels to bfloat16 is not resampling
+        for first, matrix in _bands(x.shape[dim], out_length, scale, x.dtype, x.device):
+            source = x.narrow(dim, first, matrix.shape[1])
+            parts.append(source @ matrix.T if dim == -1 else matrix @ source)
+    return torch.cat(parts, dim)
 
 
 def imresize(
@@ -57,7 +76,8 @@ def imresize(
     """Resize the last two dimensions as MATLAB's ``imresize`` with its default bicubic kernel does.
 
     Give either ``scale`` or ``size`` (height, width). The result keeps dtype and device; nothing is clamped or
-    rounded. In float64 it agrees with MATLAB to rounding.
+    rounded. In float64 it agrees with MATLAB to rounding. Differentiable. The products are matrix products: float32
+    on CUDA is rounded to TF32 where ``torch.set_float32_matmul_precision`` allows that.
     """
     if (scale is None) == (size is None):
         raise ValueError("imresize takes either scale or size, and not both")
@@ -75,5 +95,5 @@ def imresize(
             raise ValueError(f"size must be at least 1x1, got {size[0]}x{size[1]}")
         targets = [(-2, size[0], size[0] / height), (-1, size[1], size[1] / width)]
     for dim, out_length, factor in sorted(targets, key=lambda target: target[2]):  # MATLAB: smallest factor first
-        x = _resize_dim(x, dim % x.dim(), out_length, factor)
+        x = _resize_dim(x, dim, out_length, factor)
     return x

@@ -1,0 +1,100 @@
+"""Reading and writing pictures: PNG, JPEG, WebP, TIFF (and BMP, GIF and PNM to read)."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, ImageOps
+
+from cmslap.files import replacing
+from cmslap.imaging.modes import ImageError, ImageWarning, kept_metadata
+
+READABLE = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm")
+_READERS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")  # no reader that runs other programs
+
+
+class _Format(NamedTuple):
+    name: str
+    modes: tuple[str, ...]
+    largest_side: int  # pixels
+    options: dict
+
+
+_UNLIMITED = 2**31 - 1
+_GREY_OR_RGB = ("L", "LA", "RGB", "RGBA")
+_PNG = _Format("PNG", (*_GREY_OR_RGB, "1", "P", "I;16"), _UNLIMITED, {})
+_JPEG = _Format("JPEG", ("L", "RGB", "CMYK"), 65500, {"quality": 95, "subsampling": 0})  # 0: full chroma, 4:4:4
+_WEBP = _Format("WEBP", _GREY_OR_RGB, 16383, {"quality": 95})
+_TIFF = _Format("TIFF", (*_GREY_OR_RGB, "1", "P", "I;16", "F", "CMYK"), _UNLIMITED, {"compression": "tiff_lzw"})
+_FORMATS = {".png": _PNG, ".jpg": _JPEG, ".jpeg": _JPEG, ".webp": _WEBP, ".tif": _TIFF, ".tiff": _TIFF}
+WRITABLE = tuple(_FORMATS)
+
+
+def read_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Read a picture upright, in the mode it is stored in, with EXIF, ICC profile and resolution in ``info``.
+
+    The EXIF orientation is applied and its tag removed, which means upright. Of several frames or pages the first is
+    read. That, and 16-bit colour, which Pillow reads as 8-bit, give an :class:`ImageWarning`. (TIFF's own tags, but
+    for the profile and the resolution, are not kept.)
+
+    Raises :class:`ImageError` for what is no intact picture, or has more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``;
+    FileNotFoundError and its like for what cannot be opened.
+    """
+    with Path(path).open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        if os.fstat(file.fileno()).st_size == 0:
+            raise ImageError(f"{path}: the file is empty")
+        try:
+            image = Image.open(file, formats=_READERS)
+            _warn_of_losses(image)
+            image.load()
+            return ImageOps.exif_transpose(image)
+        except Image.UnidentifiedImageError:
+            raise ImageError(f"{path}: not a picture in a known format ({', '.join(_READERS)})") from None
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+            limit = f"{Image.MAX_IMAGE_PIXELS:,} pixels (PIL.Image.MAX_IMAGE_PIXELS)"
+            raise ImageError(f"{path}: larger than the limit of {limit}") from None
+        except Exception as error:  # on damaged files Pillow's readers raise nearly anything
+            raise ImageError(f"{path}: damaged picture ({error})") from error
+
+
+def _warn_of_losses(image: Image.Image) -> None:
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # the further pictures of an MPO are previews and depth maps
+        warnings.warn(f"of {frames} frames only the first is read", ImageWarning, 3)
+    if image.mode in ("LA", "RGB", "RGBA") and any("16" in str(tile.args) for tile in image.tile):
+        warnings.warn("16-bit colour is read as 8-bit", ImageWarning, 3)
+
+
+def check_writable(path: str | os.PathLike[str], mode: str, size: tuple[int, int]) -> None:
+    """Raise :class:`ImageError` unless ``path``'s suffix names a format for ``mode`` and ``size``, (width, height)."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in _FORMATS:
+        raise ImageError(f"{path}: cannot write {suffix or 'a file without suffix'}; use one of {', '.join(WRITABLE)}")
+    form = _FORMATS[suffix]
+    if mode not in form.modes:
+        others = [other for other, candidate in _FORMATS.items() if mode in candidate.modes]
+        raise ImageError(f"{path}: {form.name} has no mode {mode}; use one of {', '.join(others) or 'none'}")
+    if max(size) > form.largest_side:
+        raise ImageError(f"{path}: {form.name} is at most {form.largest_side} pixels a side, got {size[0]}x{size[1]}")
+
+
+def write_image(image: Image.Image, path: str | os.PathLike[str]) -> None:
+    """Write ``image`` with its EXIF, ICC profile and resolution; the suffix says the format. All or nothing.
+
+    JPEG has quality 95 and full chroma, WebP quality 95; WebP knows no grey and stores it as RGB. Raises
+    :class:`ImageError` where the format cannot hold the picture.
+    """
+    check_writable(path, image.mode, image.size)
+    form = _FORMATS[Path(path).suffix.lower()]
+    if form is _WEBP and image.mode in ("L", "LA"):
+        image = image.convert("RGBA" if image.mode == "LA" else "RGB")
+    metadata = {"icc_profile": None, **kept_metadata(image)}  # None: Pillow would write a profile that does not fit
+    with replacing(path) as temporary:
+        try:
+            image.save(temporary, form.name, **form.options, **metadata)
+        except ValueError as error:
+            raise ImageError(f"{path}: cannot be written ({error})") from error

@@ -1,0 +1,217 @@
+"""``cmslap upscale``: pictures in, larger pictures out."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import math
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from cmslap.errors import UserError
+from cmslap.imaging import (
+    READABLE,
+    WRITABLE,
+    ImageError,
+    ImageWarning,
+    check_writable,
+    interpolable,
+    read_image,
+    write_image,
+)
+from cmslap.inference.upscaling import (
+    DEFAULT_SCALE,
+    UpscaleError,
+    pyramid_factor,
+    resolve_model,
+    target_size,
+    upscale,
+)
+
+_DESCRIPTION = f"""\
+Enlarge pictures with a Laplacian-pyramid network.
+
+IN are files, folders and patterns such as 'photos/*.png'. OUT is a file, or a folder: it must be a folder for several
+pictures. A picture keeps its name, and its format if that is one of {" ".join(WRITABLE)}; others become .png.
+Pictures that exist are not replaced unless --overwrite is given.
+"""
+
+
+class CommandError(UserError, ValueError):
+    """Inputs and an output that do not fit together."""
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser(
+        "upscale",
+        help="enlarge pictures",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("inputs", nargs="+", metavar="IN", help="picture, folder or pattern")
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", type=str, help="picture or folder to write")
+    how_large = parser.add_mutually_exclusive_group()
+    how_large.add_argument(
+        "-s", "--scale", type=_scale, metavar="S", help=f"factor above 1, not only whole ones (default {DEFAULT_SCALE})"
+    )
+    how_large.add_argument("--size", type=_size, metavar="WxH", help="size of the result in pixels, such as 1920x1080")
+    parser.add_argument("-m", "--model", metavar="NAME|PATH", help="shipped network or checkpoint file")
+    parser.add_argument(
+        "-t", "--tile", type=_tile, metavar="N",
+        help="run N input pixels a side at a time, 0 for all (default: divide if memory is short)",
+    )  # fmt: skip
+    parser.add_argument("--ensemble", action="store_true", help="average over eight flips and rotations; 8x the time")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: the GPU if any")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
+        help="precision of the network; the short ones are faster where the device has them (default float32)",
+    )  # fmt: skip
+    parser.add_argument("-r", "--recursive", action="store_true", help="enter folders in folders, and keep their tree")
+    parser.add_argument("--overwrite", action="store_true", help="replace pictures that exist")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    jobs = plan(args.inputs, args.output, args.recursive)
+    model = resolve_model(args.model, None if args.device == "auto" else args.device)
+    if args.scale is not None:
+        pyramid_factor(model, (1, 1), (args.scale, args.scale))  # refuse once, not once a picture
+    failures = 0
+    for source, destination in tqdm(jobs, unit="picture", disable=len(jobs) == 1 or None):
+        try:
+            _upscale_file(source, destination, model, args)
+        except (UserError, OSError) as error:
+            failures += 1
+            _say(f"error: {error}")
+    if failures or len(jobs) > 1:
+        print(f"{len(jobs) - failures} of {len(jobs)} pictures written to {args.output}, {failures} failed")
+    return 1 if failures else 0
+
+
+def plan(inputs: list[str], output: str, recursive: bool = False) -> list[tuple[Path, Path]]:
+    """What is read and what is written, a pair a picture; refuses clashes before any work is done.
+
+    Raises :class:`CommandError`.
+    """
+    out = Path(output)
+    found = list(dict.fromkeys(pair for name in inputs for pair in _find(name, recursive, out)))
+    one_picture = len(found) == 1 and not any(Path(name).is_dir() for name in inputs)
+    is_folder = out.is_dir() or output.endswith(("/", os.sep)) or not out.suffix
+    if one_picture and not is_folder:
+        jobs = [(found[0][0], out)]
+    elif out.is_file() or (not is_folder and out.suffix.lower() in WRITABLE):
+        raise CommandError(f"-o {output} is a file; several pictures, or those of a folder, need a folder")
+    else:
+        jobs = [(source, out / _output_name(below)) for source, below in found]
+    _check_clashes(jobs)
+    return jobs
+
+
+def _find(name: str, recursive: bool, out: Path) -> Iterator[tuple[Path, Path]]:
+    """The pictures ``name`` stands for, each with its path below the folder that was named."""
+    path = Path(name)
+    if path.is_dir():
+        pictures = [file for file in _pictures(path, recursive) if not (recursive and _lies_in(file, out, path))]
+        if not pictures:
+            raise CommandError(f"{name}: no pictures in this folder ({' '.join(READABLE)})")
+        for file in pictures:
+            yield file, file.relative_to(path)
+    elif path.exists():
+        yield path, Path(path.name)
+    else:
+        matches = [Path(match) for match in sorted(glob.glob(name, recursive=True)) if Path(match).is_file()]  # noqa: PTH207
+        if not matches:
+            raise CommandError(f"{name}: no {'file matches' if glob.has_magic(name) else 'such file or folder'}")
+        for match in matches:
+            yield match, Path(match.name)
+
+
+def _pictures(folder: Path, recursive: bool) -> list[Path]:
+    files = folder.rglob("*") if recursive else folder.iterdir()
+    return sorted(
+        file
+        for file in files
+        if file.suffix.lower() in READABLE
+        and file.is_file()
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    )
+
+
+def _lies_in(file: Path, out: Path, folder: Path) -> bool:
+    """Whether ``file`` is a result of an earlier run: ``out`` lies below ``folder`` and the file below ``out``."""
+    out = out.resolve()
+    return folder.resolve() in out.parents and out in file.resolve().parents
+
+
+def _output_name(name: Path) -> Path:
+    return name if name.suffix.lower() in WRITABLE else name.with_suffix(".png")
+
+
+def _check_clashes(jobs: list[tuple[Path, Path]]) -> None:
+    sources = {source.resolve() for source, _ in jobs}
+    taken: dict[Path, Path] = {}
+    for source, destination in jobs:
+        if destination.resolve() in sources:
+            raise CommandError(f"{destination} is one of the inputs; give another -o")
+        if destination in taken:
+            raise CommandError(f"{taken[destination]} and {source} would both become {destination}")
+        taken[destination] = source
+
+
+def _upscale_file(source: Path, destination: Path, model: nn.Module, args: argparse.Namespace) -> None:
+    if destination.exists() and not args.overwrite:
+        raise CommandError(f"{destination} exists; give --overwrite to replace it")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ImageWarning)
+        image = read_image(source)
+        try:
+            image = interpolable(image)
+            height, width = target_size(image.size[::-1], args.scale, args.size)
+        except (ImageError, UpscaleError) as error:
+            raise CommandError(f"{source}: {error}") from error
+    for warning in caught:
+        _say(f"warning: {source}: {warning.message}")
+    check_writable(destination, image.mode, (width, height))
+    try:
+        result = upscale(
+            image, args.scale, model, size=args.size, tile=args.tile, ensemble=args.ensemble,
+            dtype=getattr(torch, args.dtype), progress=True,
+        )  # fmt: skip
+    except UpscaleError as error:
+        raise CommandError(f"{source}: {error}") from error
+    write_image(result, destination)
+
+
+def _say(message: str) -> None:
+    tqdm.write(f"cmslap upscale: {message}", file=sys.stderr)
+
+
+def _scale(text: str) -> float:
+    try:
+        scale = float(text)
+    except ValueError:
+        scale = math.nan
+    if not 1 < scale < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 1, got {text!r}")
+    return scale
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([1-9]\d*)[xX×]([1-9]\d*)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"must be WIDTHxHEIGHT in pixels, such as 1920x1080, got {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def _tile(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a number of pixels, 0 or more, got {text!r}")
+    return int(text)

@@ -1,0 +1,62 @@
+"""Running a network in tiles, with the same result as in one piece.
+
+A tile is cut out with a halo as wide as the receptive field, so the zero padding at a cut never reaches the pixels
+that are kept. At the picture's own border there is no halo: there the padding is what the whole picture gets too.
+"""
+
+from __future__ import annotations
+
+from math import ceil, isqrt
+from typing import NamedTuple
+
+from torch import nn
+
+_SMALLEST_TILE = 32  # LR pixels: below, nearly all the work is halo
+
+
+class Tile(NamedTuple):
+    """Rows and columns of the low-resolution picture: the part to keep, and the part to run."""
+
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+    crop_rows: tuple[int, int]
+    crop_columns: tuple[int, int]
+
+
+def receptive_field_radius(model: nn.Module, scale: int) -> int:
+    """How many low-resolution pixels around its own an output pixel of ``scale`` depends on, exactly.
+
+    ``model`` is any of the package's networks. From the output down: conv_res reads one feature pixel around; the
+    upsampling writes feature pixel 2i + k, k = 0, 1, 2, so pixel p reads from ⌈(p - 2)/2⌉ to ⌊p/2⌋; each 3×3
+    convolution of the level reads one more; and at the bottom so does conv_in. (The path through the upsampled image
+    is always the narrower one.)
+    """
+    convolutions = model.depth * getattr(model, "recursions", 1)
+    first, last = -1, scale  # what conv_res reads for the output pixels 0..scale-1 of low-resolution pixel 0
+    for _ in range(scale.bit_length() - 1):
+        first, last = -((2 - first) // 2) - convolutions, last // 2 + convolutions
+    return max(-first, last) + 1
+
+
+def tiles(height: int, width: int, size: int, halo: int) -> list[Tile]:
+    """Cover ``height`` × ``width`` with tiles of at most ``size`` × ``size``, evenly divided; 0 is a single tile."""
+    return [
+        Tile(rows, columns, crop_rows, crop_columns)
+        for rows, crop_rows in _spans(height, size, halo)
+        for columns, crop_columns in _spans(width, size, halo)
+    ]
+
+
+def _spans(length: int, size: int, halo: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    step = ceil(length / ceil(length / size)) if size else length
+    starts = range(0, length, step)
+    spans = [(start, min(start + step, length)) for start in starts]
+    return [((start, stop), (max(start - halo, 0), min(stop + halo, length))) for start, stop in spans]
+
+
+def fitting_tile(height: int, width: int, halo: int, pixels: int) -> int:
+    """The tile size for which at most ``pixels`` low-resolution pixels run at a time; 0 where all do.
+
+    Not below 32, where halos are nearly all the work, however few ``pixels`` are.
+    """
+    return 0 if height * width <= pixels else max(isqrt(pixels) - 2 * halo, _SMALLEST_TILE)

@@ -119,14 +119,15 @@ class Config:
     data: DataConfig
     scales: list[int] = field(default_factory=lambda: [2, 4, 8])
     seed: int = 0
-    init: str = ""  # weights to start from
-    device: str = "auto"
+    init: str = ""  # weights to start from: a file, or the name of shipped ones
+    device: str = "auto"  # cuda where there is one; or cpu, cuda, cuda:1, ...
     precision: str = "float32"  # or bfloat16, float16: autocast
     channels_last: bool = True
     compile: bool = False
     ema: float = 0.999  # decay of the averaged weights, which are what is validated and exported
     log_every: int = 100  # steps
     checkpoint_every: int = 1000  # steps
+    tensorboard: bool = False  # events for TensorBoard too (extra "tensorboard")
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -201,6 +202,8 @@ def _typed(value: Any, wanted: Any, key: str) -> Any:  # noqa: ANN401 - a TOML v
             raise ConfigError(f"{key} = {value!r}: expected a table")
         return _table(wanted, value, key)
     origin = typing.get_origin(wanted) or wanted
+    if wanted == list[str] and isinstance(value, str):
+        value = [value]  # data.train=DIR is easier to type than data.train='["DIR"]'
     if origin is list:
         if not isinstance(value, list):
             raise ConfigError(f"{key} = {value!r}: expected an array")

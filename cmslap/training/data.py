@@ -9,7 +9,7 @@ drawn, and every process of a distributed run can compute the whole draw and tak
 
 from __future__ import annotations
 
-import warnings
+import sys
 import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,15 +18,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from cmslap.errors import UserError
+from cmslap.imaging.colour import rgb_to_ycbcr
+from cmslap.imaging.files import READABLE, read_image
 from cmslap.imaging.resize import imresize
 from cmslap.training.config import DataConfig
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 UNIT = 32767  # int16 value of luma 1.0
 RESIZE_FACTORS = 16  # so many, evenly spread: each has its own table of bicubic taps
 
@@ -41,23 +41,25 @@ def find_pictures(folders: Iterable[str]) -> list[Path]:
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder of images")
-        found = [p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+        found = [p for p in folder.rglob("*") if p.suffix.lower() in READABLE and not p.name.startswith(".")]
         if not found:
-            raise DataError(f"{folder}: no images in it (looked for {', '.join(sorted(SUFFIXES))})")
+            raise DataError(f"{folder}: no images in it (looked for {', '.join(READABLE)})")
         paths += sorted(found)
     return paths
 
 
 def read_luma(path: Path) -> Tensor:  # [H, W] float64 in [0, 1]
-    """Luma of a picture: ITU-R BT.601, studio range, as MATLAB's rgb2ycbcr; gray pictures as they are stored."""
+    """Y of a colour picture (ITU-R BT.601, studio range); a gray one as it is stored. Raises as ``read_image``."""
+    image = read_image(path)
+    if image.mode.startswith("I"):
+        return torch.from_numpy(np.array(image, dtype=np.float64)) / 65535
+    if image.mode in ("1", "L", "LA"):
+        return torch.from_numpy(np.array(image.convert("L"), dtype=np.float64)) / 255
     try:
-        with Image.open(path) as image:
-            if image.mode in ("L", "1"):
-                return torch.from_numpy(np.array(image.convert("L"))).double() / 255
-            rgb = torch.from_numpy(np.array(image.convert("RGB"))).double()
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be read as an image ({error})") from error
-    return (rgb @ torch.tensor([65.481, 128.553, 24.966], dtype=torch.float64) / 255 + 16) / 255
+        rgb = torch.from_numpy(np.array(image.convert("RGB"), dtype=np.float64)) / 255
+    except ValueError as error:
+        raise DataError(f"{path}: pixels of mode {image.mode} are no gray or colour picture") from error
+    return rgb_to_ycbcr(rgb.permute(2, 0, 1))[0]
 
 
 def _stored(path: Path) -> Tensor:  # [H, W] int16
@@ -69,6 +71,7 @@ class Share:
     """What one scale trains on in one step."""
 
     scale: int
+    count: int  # images of this scale over all processes
     low: Tensor  # [n, 1, P / scale, P / scale], not quantised
     targets: list[Tensor]  # 2x, 4x, ..., scale: [n, 1, P 2^l / scale, ...]
 
@@ -79,35 +82,38 @@ class Pictures:
     Smaller ones are left out with a warning that names them. Raises :class:`DataError` where none is left.
     """
 
-    def __init__(self, config: DataConfig, patch: int, device: torch.device, progress: bool = True) -> None:
+    def __init__(self, config: DataConfig, patch: int, device: torch.device, announce: bool = True) -> None:
         self.config, self.patch, self.device = config, patch, device
         paths = find_pictures(config.train)
         with ThreadPoolExecutor() as pool:
             decoded = pool.map(_stored, paths)
-            lumas = list(tqdm(decoded, "decoding", len(paths), unit="image", disable=not progress, leave=False))
+            lumas = list(tqdm(decoded, "decoding", len(paths), unit="image", disable=not announce, leave=False))
         small = [path for path, luma in zip(paths, lumas, strict=True) if min(luma.shape) < patch]
-        if small:
-            names = ", ".join(path.name for path in small[:5]) + (", ..." if len(small) > 5 else "")
-            warnings.warn(f"left out {len(small)} image(s) smaller than the {patch}-pixel patch: {names}", stacklevel=2)
-        lumas = sorted((luma for luma in lumas if min(luma.shape) >= patch), key=lambda luma: -min(luma.shape))
+        if small and announce:
+            names = ", ".join(map(str, small[:10])) + (", ..." if len(small) > 10 else "")
+            tqdm.write(f"warning: {len(small)} image(s) smaller than the {patch}-pixel patch: {names}", sys.stderr)
+        lumas = sorted((luma for luma in lumas if min(luma.shape) >= patch), key=lambda luma: min(luma.shape))
         if not lumas:
             raise DataError(f"no image of at least {patch}x{patch} pixels, the patch, in {', '.join(config.train)}")
         self.height, self.width = np.array([luma.shape for luma in lumas]).T
-        self.start = np.concatenate([[0], np.cumsum(self.height * self.width)[:-1]])
-        pixels = torch.cat([luma.flatten() for luma in lumas])
+        ends = np.cumsum(self.height * self.width)
+        self.start = ends - self.height * self.width
+        pixels = torch.empty(ends[-1], dtype=torch.int16)
+        for start, end in zip(self.start[::-1], ends[::-1], strict=True):
+            pixels[start:end] = lumas.pop().flatten()  # popped, so that memory holds the pictures once and not twice
         self.fingerprint = zlib.crc32(pixels.numpy().data)  # tells a resumed run whether these are the same pictures
         self.pixels = pixels.to(device)
         low, high = config.resize
         sides = np.rint(patch / np.linspace(low, high, RESIZE_FACTORS)).astype(int)
-        self.sides = np.minimum(sides, min(lumas[0].shape))  # of the crops that are shrunk to patches
+        self.sides = np.minimum(sides, min(self.height[-1], self.width[-1]))  # of the crops that become patches
 
     def __len__(self) -> int:
         return len(self.start)
 
     def crops(self, count: int, side: int, random: np.random.Generator, part: slice) -> Tensor:  # [n, side, side]
         """Draw ``count`` square crops, rotated and mirrored, and gather those in ``part`` as int16."""
-        large = np.searchsorted(-np.minimum(self.height, self.width), -side, side="right")  # they lie largest first
-        image = random.integers(0, large, count)
+        small = np.searchsorted(np.minimum(self.height, self.width), side)  # they lie smallest first
+        image = random.integers(small, len(self), count)
         top = random.integers(0, self.height[image] - side + 1)
         left = random.integers(0, self.width[image] - side + 1)
         turns = random.integers(0, 4, count) * self.config.rotate
@@ -143,16 +149,16 @@ class Pictures:
             part = slice(count * rank // world, count * (rank + 1) // world)
             crops = self.crops(count, side, random, part)
             if len(crops):
-                shares.append(self._share(scale, crops))
+                shares.append(self._share(scale, count, crops))
         return shares
 
-    def _share(self, scale: int, crops: Tensor) -> Share:  # crops [n, side, side] int16
+    def _share(self, scale: int, count: int, crops: Tensor) -> Share:  # crops [n, side, side] int16
         high = crops[:, None].float() / UNIT
         if high.shape[-1] != self.patch:
             high = imresize(high, size=(self.patch, self.patch)).clamp_(0, 1)
         sizes = [self.patch >> level for level in range(scale.bit_length())]  # HR, HR/2, ..., HR/scale
         low, *targets = [imresize(high, size=(size, size)) for size in reversed(sizes[1:])] + [high]
-        return Share(scale, low, targets)
+        return Share(scale, count, low, targets)
 
 
 def split(batch: int, scales: Sequence[int]) -> dict[int, int]:

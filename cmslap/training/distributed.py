@@ -38,10 +38,6 @@ class Workers:
         for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(total.view_as(tensor))
 
-    def barrier(self) -> None:
-        if self.world > 1:
-            dist.barrier()
-
 
 def _device(name: str, local_rank: int) -> torch.device:
     if name == "auto":

@@ -1,200 +1,94 @@
-"""The training loop. A run is a directory: checkpoint, exported weights, log and record."""
+"""A training run: a directory with checkpoint, exported weights, log, curves and record."""
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import json
 import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from cmslap.errors import UserError
-from cmslap.training import checkpoint, distributed, record
+from cmslap.training import checkpoint, curves, distributed, record
+from cmslap.training.clock import DataClock
 from cmslap.training.config import Config, to_dict
-from cmslap.training.data import Pictures, Share, split
+from cmslap.training.data import Pictures, split
 from cmslap.training.distributed import Workers
-from cmslap.training.losses import pyramid_loss
-from cmslap.training.schedule import factor
+from cmslap.training.learner import Learner
+from cmslap.training.log import Log
+from cmslap.training.stop import StopRequest
 from cmslap.training.validation import ValidationSets
 
-OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-LAST, LOG, RECORD = "last.pt", "log.jsonl", "record.json"
+LAST = "last.pt"
 
 
 class RunError(UserError, RuntimeError):
     """A run that cannot start or go on."""
 
 
-class DataClock:
-    """Time spent making batches: on the host's clock, on CUDA on the device's own, without waiting for it."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
-        self.spans: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-        self.seconds = 0.0
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        if self.cuda:
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            yield
-            end.record()
-            self.spans.append((begin, end))
-        else:
-            begin = time.perf_counter()
-            yield
-            self.seconds += time.perf_counter() - begin
-
-    def take(self) -> float:
-        """Seconds since the last call."""
-        if self.spans:
-            self.spans[-1][1].synchronize()
-            self.seconds += sum(begin.elapsed_time(end) for begin, end in self.spans) / 1000
-            self.spans.clear()
-        seconds, self.seconds = self.seconds, 0.0
-        return seconds
-
-
-class StopRequest:
-    """Turns the first SIGINT or SIGTERM into ``signal``; a second one acts as usual."""
-
-    def __init__(self) -> None:
-        self.signal = 0
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        signal.signal(number, self.previous[number])
-
-    def __enter__(self) -> StopRequest:
-        self.previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-
-class Trainer:
+class Run:
     """One process of a run.
 
     Everything random of step k follows from (seed, k), everything else is in the checkpoint: a run that was killed
     and resumed goes through the same numbers as one that was not.
     """
 
-    def __init__(self, config: Config, workers: Workers) -> None:
+    def __init__(self, config: Config, workers: Workers, resume: bool) -> None:
         self.config, self.workers, self.device = config, workers, workers.device
         self.out = Path(config.out)
         self.counts = split(config.batch, config.scales)
-        torch.manual_seed(config.seed)
-        self.model = config.build_model().to(self.device)
-        if config.init:
-            checkpoint.load_weights(self.model, Path(config.init))
-        self.ema = copy.deepcopy(self.model).requires_grad_(False)
-        self.forward = torch.compile(self.model, dynamic=False) if config.compile else self.model
-        self.parameters = list(self.model.parameters())
-        options = config.optimizer
-        self.optimizer = OPTIMIZERS[options.name](
-            self.parameters,
-            lr=torch.tensor(options.lr) if config.compile else options.lr,
-            betas=tuple(options.betas),
-            eps=options.eps,
-            weight_decay=options.weight_decay,
-        )
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
-        self.pictures = Pictures(config.data, config.patch, self.device, progress=workers.first)
-        self.validation = ValidationSets(config.validation.data if workers.first else [], config.validation_scales)
-        self.log = checkpoint.Log(self.out / LOG)
         self.step = 0
+        self.best = -math.inf  # mean validation PSNR of best.safetensors
         self.seconds, self.counted_until = 0.0, time.perf_counter()  # of the run, over all its resumed parts
-        self.shown = 0.0
-        self.best = -math.inf
-        self.losses = torch.zeros(
-            len(self.counts), dtype=torch.float64, device=self.device
-        )  # summed since the last line
+        self.losses = torch.zeros(len(self.counts), dtype=torch.float64, device=self.device)  # since the last log line
         self.summed = 0  # steps in that sum
+        self.shown = 0.0
         self.data_clock = DataClock(self.device)
+        self.stop_flag = torch.zeros(1, device=self.device)
 
-    # One step
+        self.learner = Learner(config, workers)
+        self.pictures = Pictures(config.data, config.patch, self.device, announce=workers.first)
+        self.validation = ValidationSets(config.validation.data if workers.first else [], config.validation_scales)
+        if resume:
+            self._resume()
+        if workers.first:
+            self.log = Log(self.out / "log.jsonl", self.step, config.tensorboard)
+            if not curves.available():
+                self._say("no curves.png: matplotlib is not installed; pip install cmslap[plot]")
 
-    def _losses(self, shares: list[Share]) -> Tensor:  # [number of scales]
-        """Backpropagate this process's images; return its part of each scale's mean loss."""
-        losses = torch.zeros(len(self.counts), device=self.device)
-        precision = getattr(torch, self.config.precision)
-        for share in shares:
-            low = share.low
-            if self.config.channels_last:
-                low = low.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
-                outputs = self.forward(low, share.scale)
-            loss = pyramid_loss(outputs, share.targets, self.config.loss).sum()
-            self.scaler.scale(loss / self.config.batch).backward()
-            losses[list(self.counts).index(share.scale)] = loss.detach() / self.counts[share.scale]
-        return losses
+    def _resume(self) -> None:
+        state = checkpoint.load(self.out / LAST, self.device)
+        old, new = state["config"], to_dict(self.config)
+        for key in ("model", "scales"):
+            if old[key] != new[key]:
+                raise RunError(f"{key} = {new[key]}: the run in {self.out} has {old[key]}; start another with init")
+        for change in _changes(old, new):
+            self._say(f"resuming with {change}")
+        if state["pictures"] != self.pictures.fingerprint:
+            self._say("resuming with other training images than before")
+        self.learner.load(state)
+        for name in ("step", "best", "seconds", "losses", "summed"):
+            setattr(self, name, state[name])
+        self._say(f"resumed after step {self.step}")
 
-    def _update(self) -> None:
-        """One optimizer step from the gradients, and the averaged weights after it."""
-        options = self.config.optimizer
-        self.scaler.unscale_(self.optimizer)
-        if options.clip:
-            nn.utils.clip_grad_norm_(self.parameters, options.clip)
-        self.optimizer.param_groups[0]["lr"] = self._lr(self.step)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=False)
-        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))  # the first weights are soon forgotten
-        torch._foreach_lerp_(list(self.ema.parameters()), self.parameters, 1 - decay)
-
-    def _lr(self, step: int) -> float:
-        return self.config.optimizer.lr * factor(self.config.schedule, step, self.config.steps)
-
-    def _train_step(self, stop: StopRequest) -> bool:
-        """Run step ``self.step``; True when any process was asked to stop."""
-        with self.data_clock.running():
-            shares = self.pictures.batch(
-                self.step, self.config.seed, self.counts, self.workers.rank, self.workers.world
-            )
-        losses = self._losses(shares)
-        stopping = torch.tensor([float(stop.signal != 0)], device=self.device)
-        self._sum_over_processes(losses, stopping)
-        self._update()
-        self.losses += losses
-        self.summed += 1
-        self.timed_steps += 1
-        self.step += 1
-        return bool(stopping)
-
-    def _sum_over_processes(self, *others: Tensor) -> None:
-        if self.workers.world == 1:
-            return
-        for parameter in self.parameters:
-            if parameter.grad is None:  # this process had no image
-                parameter.grad = torch.zeros_like(parameter)
-        self.workers.sum([parameter.grad for parameter in self.parameters] + list(others))
-
-    # The run
-
-    def run(self, resume_hint: str) -> int:
+    def train(self, resume_hint: str) -> int:
         """Train up to the configured number of steps; 0 when done, 128 + the signal's number when stopped by one."""
-        if self.step == 0:
-            self._save()
+        self._save()
         self._restart_clock()
-        bar = tqdm(total=self.config.steps, initial=self.step, unit="step", disable=not self.workers.first)
+        interval = 0.2 if sys.stderr.isatty() else 10  # seconds; a bar that goes to a file should not fill it
+        hidden = not self.workers.first
+        bar = tqdm(total=self.config.steps, initial=self.step, unit="step", mininterval=interval, disable=hidden)
         with bar, StopRequest() as stop:
             while self.step < self.config.steps:
                 stopping = self._train_step(stop)
-                bar.update()
                 self._show(bar)
+                bar.update()
                 self._after_step(stopping)
                 if stopping and self.step < self.config.steps:
                     self._say(f"stopped after step {self.step}; go on with: {resume_hint}")
@@ -202,13 +96,26 @@ class Trainer:
         self._say(f"trained {self.step} steps; weights and record in {self.out}")
         return 0
 
+    def _train_step(self, stop: StopRequest) -> bool:
+        """Run step ``self.step``; whether the run is to stop after it."""
+        workers = self.workers
+        with self.data_clock.running():
+            shares = self.pictures.batch(self.step, self.config.seed, self.counts, workers.rank, workers.world)
+        asked, self.stop_flag = self.stop_flag, torch.full_like(self.stop_flag, stop.signal)
+        self.losses += self.learner.learn(self.step, shares, self.stop_flag)
+        self.summed += 1
+        self.timed_steps += 1
+        self.step += 1
+        # All processes must stop at one step. Reading the sum of the step before does not wait for this one's.
+        return bool(asked) if workers.world > 1 else stop.signal != 0
+
     def _after_step(self, stopping: bool) -> None:
         """Log, validate and save where this step is one to do so."""
         config, last = self.config, self.step == self.config.steps
+        validating = self.validation and (self.step % config.validation.every == 0 or last)
+        saving = self.step % config.checkpoint_every == 0 or last or stopping
         if self.step % config.log_every == 0 or last:
             self._log()
-        validating = bool(self.validation) and (self.step % config.validation.every == 0 or last)
-        saving = self.step % config.checkpoint_every == 0 or last or stopping
         if validating:
             self._validate()
         if saving:
@@ -226,28 +133,27 @@ class Trainer:
         if self.workers.first and now - self.shown > 1:  # reading the loss waits for the GPU, so not every step
             self.shown = now
             rate = self.timed_steps * self.config.batch / (now - self.timed_from)
-            lr = self._lr(self.step - 1)
-            bar.set_postfix_str(f"loss {self._scale_losses().mean():.5f}, lr {lr:.2e}, {rate:.1f} images/s")
+            loss, lr = self._loss(self._scale_losses()), self.learner.lr(self.step - 1)
+            bar.set_postfix_str(f"loss {loss:.5f}, lr {lr:.2e}, {rate:.1f} images/s", refresh=False)
 
     def _scale_losses(self) -> Tensor:  # [number of scales], on the CPU
         """Each scale's mean loss since the last log line."""
         return self.losses.cpu() / max(1, self.summed)
 
+    def _loss(self, scale_losses: Tensor) -> float:
+        """Mean over the images."""
+        counts = torch.tensor(list(self.counts.values()), dtype=torch.float64)
+        return float((scale_losses * counts).sum() / counts.sum())
+
     def _log(self) -> None:
-        scale_losses = self._scale_losses().tolist()
-        images = sum(self.counts.values())
-        loss = sum(value * n for value, n in zip(scale_losses, self.counts.values(), strict=True)) / images
-        if not math.isfinite(loss):
-            raise RunError(
-                f"the loss is {loss} at step {self.step}: lower optimizer.lr or set optimizer.clip, "
-                f"then go on from the last checkpoint with --resume"
-            )
+        self._check_finite()
+        scale_losses = self._scale_losses()
         seconds = time.perf_counter() - self.timed_from
         entry = {
             "step": self.step,
-            "loss": loss,
-            "losses": {f"{scale}x": value for scale, value in zip(self.counts, scale_losses, strict=True)},
-            "lr": self._lr(self.step - 1),
+            "loss": self._loss(scale_losses),
+            "losses": {f"{scale}x": loss for scale, loss in zip(self.counts, scale_losses.tolist(), strict=True)},
+            "lr": self.learner.lr(self.step - 1),
             "images_per_second": round(self.timed_steps * self.config.batch / seconds, 2),
             "data_share": round(self.data_clock.take() / seconds, 4),  # of the time, spent on making batches
         }
@@ -257,8 +163,16 @@ class Trainer:
         self.summed = 0
         self._restart_clock()
 
+    def _check_finite(self) -> None:
+        """Keep a run that has diverged from going on, and from overwriting its last good checkpoint."""
+        if not (self.losses.isfinite().all() and self.learner.finite()):
+            raise RunError(
+                f"loss or weights are no longer finite at step {self.step}; go on from the last checkpoint "
+                f"with --resume and a lower optimizer.lr, or with optimizer.clip"
+            )
+
     def _validate(self) -> None:
-        values = self.validation.measure(self.ema, self.device)
+        values = self.validation.measure(self.learner.average, self.device)
         mean = sum(values.values()) / len(values)
         self.log.write({"step": self.step, "psnr": values, "mean": mean})
         if mean > self.best:
@@ -267,25 +181,22 @@ class Trainer:
         self._say(f"step {self.step}: " + ", ".join(f"{name} {value:.2f} dB" for name, value in values.items()))
 
     def _export(self, name: str) -> None:
-        metadata = {"step": str(self.step), "training": json.dumps(to_dict(self.config))}
-        checkpoint.export(self.out / f"{name}.safetensors", self.ema, metadata)
+        checkpoint.export(self.out / f"{name}.safetensors", self.learner.average, {"step": str(self.step)})
 
     def _save(self) -> None:
+        self._check_finite()
+        now = time.perf_counter()
+        self.seconds, self.counted_until = self.seconds + now - self.counted_until, now
         if not self.workers.first:
             return
         self.log.sync()
-        self._total_seconds()
-        checkpoint.save(self.out / LAST, self._state())
+        checkpoint.save(self.out / LAST, {**self._state(), **self.learner.state()})
         self._export("last")
         entries = self.log.read()
-        made = record.build(
-            self.config, self.device, self.workers.world, len(self.pictures), self.seconds, self.step, entries
-        )
-        checkpoint.write(self.out / RECORD, (json.dumps(made, indent=1) + "\n").encode())
-
-    def _total_seconds(self) -> None:
-        now = time.perf_counter()
-        self.seconds, self.counted_until = self.seconds + now - self.counted_until, now
+        made = record.build(self.config, self.workers, len(self.pictures), self.step, self.seconds, entries)
+        checkpoint.write(self.out / "record.json", (json.dumps(made, indent=1) + "\n").encode())
+        if curves.available():
+            curves.draw(self.out / "curves.png", entries)
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -294,32 +205,9 @@ class Trainer:
             "seconds": self.seconds,
             "losses": self.losses,
             "summed": self.summed,
-            "model": self.model.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
             "config": to_dict(self.config),
             "pictures": self.pictures.fingerprint,
         }
-
-    def resume(self) -> None:
-        """Go back to the state of the run's last checkpoint, its log included."""
-        state = checkpoint.load(self.out / LAST, self.device)
-        if state["config"]["model"] != self.config.model:
-            raise RunError(f"model is {self.config.model}, but {self.out} trains {state['config']['model']}")
-        for change in _changes(state["config"], to_dict(self.config)):
-            self._say(f"resuming with {change}")
-        if state["pictures"] != self.pictures.fingerprint:
-            self._say("resuming with other training images than before")
-        self.model.load_state_dict(state["model"])
-        self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        for name in ("step", "best", "seconds", "losses", "summed"):
-            setattr(self, name, state[name])
-        if self.workers.first:
-            self.log.rewind(self.step)
-        self._say(f"resumed after step {self.step}")
 
     def _say(self, text: str) -> None:
         if self.workers.first:
@@ -329,12 +217,12 @@ class Trainer:
 def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
     """What differs between two configurations, as ``key = new, was old``."""
     changes = []
-    for key in new:
-        if isinstance(new[key], dict) and isinstance(old.get(key), dict):
+    for key in new.keys() & old.keys():
+        if isinstance(new[key], dict):
             changes += _changes(old[key], new[key], f"{prefix}{key}.")
-        elif new[key] != old.get(key):
-            changes.append(f"{prefix}{key} = {new[key]!r}, was {old.get(key)!r}")
-    return changes
+        elif new[key] != old[key]:
+            changes.append(f"{prefix}{key} = {new[key]!r}, was {old[key]!r}")
+    return sorted(changes)
 
 
 def _check_directory(out: Path, resume: bool) -> None:
@@ -352,11 +240,10 @@ def train(config: Config, resume: bool = False, resume_hint: str = "--resume") -
     """
     workers = distributed.start(config.device)
     try:
-        if workers.first or resume:
+        if workers.first:
             _check_directory(Path(config.out), resume)
-        trainer = Trainer(config, workers)
-        if resume:
-            trainer.resume()
-        return trainer.run(resume_hint)
+        return Run(config, workers, resume).train(resume_hint)
+    except torch.OutOfMemoryError as error:
+        raise RunError(f"the GPU's memory is full; lower batch or patch ({error})") from error
     finally:
         distributed.stop(workers)

@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
+import statistics
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import cmslap
+from cmslap.provenance import provenance
 from cmslap.training.config import Config, to_dict
+from cmslap.training.distributed import Workers
 
 CURVE_POINTS = 500
-
-
-def commit() -> str | None:
-    """Commit of the checkout this package runs from (``-dirty`` appended where files differ), None outside one."""
-    root = Path(cmslap.__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def _thin(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -42,30 +19,34 @@ def _thin(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return entries[::-1][::stride][::-1]
 
 
+def _published(config: Config) -> dict[str, Any]:
+    """The configuration with the names of its folders and files in place of their paths on this machine."""
+    table = to_dict(config)
+    table["out"], table["init"] = Path(config.out).name, Path(config.init).name
+    for section, key in (("data", "train"), ("validation", "data")):
+        table[section][key] = [Path(folder).name for folder in table[section][key]]
+    return table
+
+
 def build(
     config: Config,
-    device: torch.device,
-    world: int,
+    workers: Workers,
     images: int,
-    seconds: float,
     step: int,
+    seconds: float,
     log: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """The record of a run after ``step`` steps; ``images`` is how many pictures it trains on, ``log`` its lines."""
     training = [entry for entry in log if "loss" in entry]
+    speeds = [entry["images_per_second"] for entry in training]
     return {
-        "version": cmslap.__version__,
-        "commit": commit(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": device_name(device),
-        "processes": world,
-        "threads": torch.get_num_threads(),
-        "config": to_dict(config),
+        "provenance": provenance(workers.device),
+        "processes": workers.world,
+        "config": _published(config),
         "images": images,
         "step": step,
-        "seconds": round(seconds, 1),
-        "images_per_second": round(step * config.batch / seconds, 2) if seconds else None,
+        "seconds": round(seconds, 1),  # with decoding, validating and saving
+        "images_per_second": statistics.median(speeds) if speeds else None,  # of the training steps alone
         "loss": [{key: entry[key] for key in ("step", "loss", "lr")} for entry in _thin(training)],
         "validation": [{key: entry[key] for key in ("step", "psnr", "mean")} for entry in log if "psnr" in entry],
     }

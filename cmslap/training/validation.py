@@ -12,15 +12,27 @@ from torch import Tensor, nn
 
 from cmslap.evaluation.metrics import psnr
 from cmslap.imaging.resize import imresize
-from cmslap.training.data import find_pictures, read_luma
+from cmslap.training.data import DataError, find_pictures, read_luma
 
 
 class ValidationSets:
-    """The folders of the configuration, read once; ``names`` are the folders' own."""
+    """The folders of the configuration, read once and named after their last component."""
 
     def __init__(self, folders: list[str], scales: list[int]) -> None:
         self.scales = scales
-        self.lumas = {Path(folder).name: [read_luma(path) for path in find_pictures([folder])] for folder in folders}
+        self.lumas = {}
+        for folder in folders:
+            name = Path(folder).name
+            if name in self.lumas:
+                raise DataError(f"validation.data: two folders are named {name!r}")
+            self.lumas[name] = [self._read(path) for path in find_pictures([folder])]
+
+    def _read(self, path: Path) -> Tensor:  # [H, W] float64
+        luma = read_luma(path)
+        least = 3 * max(self.scales)  # a scale's border on both sides, and something between
+        if min(luma.shape) < least:
+            raise DataError(f"{path}: {luma.shape[0]}x{luma.shape[1]} pixels, validation needs {least}x{least}")
+        return luma
 
     def __bool__(self) -> bool:
         return bool(self.lumas)

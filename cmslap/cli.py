@@ -10,10 +10,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from cmslap import __version__
+from cmslap import __version__, info
 from cmslap.errors import UserError
 
-COMMANDS = ()
+COMMANDS = (info,)
 
 
 def build_parser() -> argparse.ArgumentParser:

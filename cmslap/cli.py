@@ -10,14 +10,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from cmslap import __version__
+from cmslap import __version__, info
 from cmslap.errors import UserError
 from cmslap.evaluation import command as evaluate
 from cmslap.inference import command as upscale
 from cmslap.interop import command as convert
 from cmslap.training import command as train
 
-COMMANDS = (upscale, train, evaluate, convert)
+COMMANDS = (upscale, train, evaluate, convert, info)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+torch.set_num_threads(1)  # tests are many small calls: a second thread costs more than it gives
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

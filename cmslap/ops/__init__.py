@@ -1,5 +1,25 @@
 """The operations: one small interface, many backends."""
 
-from cmslap.ops.reference import conv2d_lrelu, lapsrn_level, recursive_embedding, residual_head, tied_conv_transpose2d
+from cmslap.ops.checks import ArgumentError
+from cmslap.ops.choice import BackendError, use_backend
+from cmslap.ops.explain import Explanation, explain
+from cmslap.ops.interface import (
+    conv2d_lrelu,
+    lapsrn_level,
+    recursive_embedding,
+    residual_head,
+    tied_conv_transpose2d,
+)
 
-__all__ = ["conv2d_lrelu", "lapsrn_level", "recursive_embedding", "residual_head", "tied_conv_transpose2d"]
+__all__ = [
+    "ArgumentError",
+    "BackendError",
+    "Explanation",
+    "conv2d_lrelu",
+    "explain",
+    "lapsrn_level",
+    "recursive_embedding",
+    "residual_head",
+    "tied_conv_transpose2d",
+    "use_backend",
+]

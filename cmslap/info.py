@@ -1,0 +1,47 @@
+"""``cmslap info``: versions, devices, which backends are ready and why the others are not."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from collections.abc import Iterator
+
+import torch
+
+from cmslap import __version__
+from cmslap.ops.choice import BACKENDS
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser("info", help="versions, devices, backends", description=__doc__)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    rows = list(_versions()) + list(_devices()) + list(_backends())
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+    return 0
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    yield "cmslap", __version__
+    yield "Python", f"{platform.python_version()} on {platform.platform()}"
+    cuda = "without CUDA" if torch.version.cuda is None else f"with CUDA {torch.version.cuda}"
+    yield "PyTorch", f"{torch.__version__}, {cuda}"
+
+
+def _devices() -> Iterator[tuple[str, str]]:
+    threads = torch.get_num_threads()
+    yield "cpu", f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {threads} threads"
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        memory = device.total_memory / 2**30
+        yield f"cuda:{index}", f"{device.name}, sm_{device.major}{device.minor}, {memory:.0f} GiB"
+
+
+def _backends() -> Iterator[tuple[str, str]]:
+    for backend in BACKENDS:
+        kernels = ", ".join(sorted({*backend.forward, *backend.backward}))
+        yield f"backend {backend.name}", f"no: {backend.missing}" if backend.missing else f"ready: {kernels}"

@@ -1,0 +1,96 @@
+"""Checks one call's arguments against the operation's table: a mistake ends in one line that names the argument."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cmslap.errors import UserError
+from cmslap.ops.operation import Arguments, Operation, size_of
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class ArgumentError(UserError, ValueError):
+    """An argument an operation can't take."""
+
+
+def check(operation: Operation, arguments: Arguments) -> None:
+    """Raise ArgumentError for the first argument that does not fit."""
+    _check_tensors(operation, arguments)
+    if "recursions" in arguments:
+        _check_integer("recursions", arguments["recursions"], 1, None)
+    if "negative_slope" in arguments:
+        _check_slope(arguments["negative_slope"])
+    if "shared_conv" in arguments:
+        _check_upsampling_kernel(arguments)
+
+
+def _check_tensors(operation: Operation, arguments: Arguments) -> None:
+    sizes: dict[str, int] = {}
+    first_name = next(iter(operation.shapes))
+    for name, shape in operation.shapes.items():
+        tensor = arguments[name]
+        if tensor is None and name in operation.optional:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise ArgumentError(f"{name} must be a tensor [{_commas(shape)}], got {_kind(tensor)}")
+        _check_shape(name, tensor, shape, sizes)
+        _check_place(name, tensor, first_name, arguments[first_name])
+
+
+def _check_shape(name: str, tensor: Tensor, shape: str, sizes: dict[str, int]) -> None:
+    """Compare with the dimensions known from the arguments before, and learn the new ones."""
+    dimensions = shape.split()
+    known = {dimension: size_of(dimension, sizes) for dimension in dimensions}
+    if tensor.ndim != len(dimensions) or any(
+        known[dimension] not in (None, size) for dimension, size in zip(dimensions, tensor.shape, strict=True)
+    ):
+        named = [f"{d}={size}" for d, size in known.items() if size is not None and not d.isdigit()]
+        where = f" with {', '.join(named)}" if named else ""
+        raise ArgumentError(f"{name} must be [{_commas(shape)}]{where}, got {list(tensor.shape)}")
+    if tensor.numel() == 0:
+        raise ArgumentError(f"{name} must have at least one element, got {list(tensor.shape)}")
+    sizes.update(zip(dimensions, tensor.shape, strict=True))
+
+
+def _check_place(name: str, tensor: Tensor, first_name: str, first: Tensor) -> None:
+    if tensor.dtype not in DTYPES:
+        raise ArgumentError(f"{name} must be float32, bfloat16, float16 or float64, got {_plain(tensor.dtype)}")
+    if tensor.dtype != first.dtype:
+        raise ArgumentError(f"{name} must be {_plain(first.dtype)} as {first_name} is, got {_plain(tensor.dtype)}")
+    if tensor.device != first.device:
+        raise ArgumentError(f"{name} must be on {first.device} as {first_name} is, got {tensor.device}")
+
+
+def _check_integer(name: str, value: object, low: int, high: int | None) -> None:
+    accepted = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        raise ArgumentError(f"{name} must be {accepted}, got {value!r}")
+
+
+def _check_slope(value: object) -> None:
+    # φ must keep signs, as backward reads them off the activated values.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        raise ArgumentError(f"negative_slope must be a number of at least 0, got {value!r}")
+
+
+def _check_upsampling_kernel(arguments: Arguments) -> None:
+    shared_conv, weight = arguments["shared_conv"], arguments["upsample_weight"]
+    if (shared_conv is None) == (weight is None):
+        came = "neither" if weight is None else "both"
+        raise ArgumentError(f"exactly one of shared_conv and upsample_weight must be given, got {came}")
+    if shared_conv is not None:
+        _check_integer("shared_conv", shared_conv, 1, arguments["weights"].shape[0])
+
+
+def _commas(shape: str) -> str:
+    return shape.replace(" ", ", ")
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else type(value).__name__

@@ -1,0 +1,79 @@
+"""Which backend runs a call: the best that serves it, or the one the user forces."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cmslap.errors import UserError
+from cmslap.ops.backend import Backend
+from cmslap.ops.cpu import CPU
+from cmslap.ops.operation import OPERATIONS, Arguments, Operation
+
+REFERENCE = Backend("reference", forward={name: operation.reference for name, operation in OPERATIONS.items()})
+
+# Best first.
+BACKENDS = (
+    Backend("cuda", missing="this version has no CUDA kernels"),
+    Backend("triton", missing="this version has no Triton kernels"),
+    CPU,
+    REFERENCE,
+)
+NAMES = tuple(backend.name for backend in BACKENDS)
+
+_forced: str | None = os.environ.get("CMSLAP_BACKEND") or None
+
+
+class BackendError(UserError, RuntimeError):
+    """A forced backend that does not exist or can't serve the call."""
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Force the backend ``name`` for every call inside the ``with``, in all threads; outranks ``CMSLAP_BACKEND``.
+
+    A forced backend that can't serve a call raises BackendError. One without a backward kernel takes its gradients
+    from the reference.
+    """
+    global _forced
+    named(name, "backend")
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def forced() -> str | None:
+    """The name of the forced backend, None where the best one is free to run."""
+    return _forced
+
+
+def choose(operation: Operation, arguments: Arguments, needs_grad: bool) -> Backend:
+    """The backend that runs a checked call."""
+    if _forced is not None:
+        backend = named(_forced, "CMSLAP_BACKEND")
+        reason = backend.objection(operation, arguments)
+        if reason is not None:
+            raise BackendError(f"backend {backend.name} can't run this {operation.name}: {reason}")
+        return backend
+    for backend in BACKENDS:
+        if objection_by_default(backend, operation, arguments, needs_grad) is None:
+            return backend
+    raise AssertionError("the reference serves every call")
+
+
+def objection_by_default(backend: Backend, operation: Operation, arguments: Arguments, needs_grad: bool) -> str | None:
+    """Why ``backend`` is not chosen unless forced: it can't run the call, or would not run its gradient."""
+    reason = backend.objection(operation, arguments)
+    if reason is None and needs_grad and backend is not REFERENCE and operation.name not in backend.backward:
+        return f"no {operation.name} backward kernel, and this call needs gradients"
+    return reason
+
+
+def named(name: str, source: str) -> Backend:
+    """The backend called ``name``; ``source`` says in the error who asked for it."""
+    if name not in NAMES:
+        raise BackendError(f"{source} must be one of {', '.join(NAMES)}, got {name!r}")
+    return BACKENDS[NAMES.index(name)]

@@ -1,0 +1,118 @@
+"""The operations as users call them: check the arguments, choose the backend, run.
+
+The reference runs inline, so that ``torch.compile`` and double backward see through it; every other backend runs
+behind the operators of registration.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from cmslap.ops.checks import ArgumentError, check
+from cmslap.ops.choice import REFERENCE, choose
+from cmslap.ops.operation import OPERATIONS, Arguments, Operation
+from cmslap.ops.registration import autocast, call
+
+
+def conv2d_lrelu(
+    x: Tensor,  # [N, Cin, H, W]
+    weight: Tensor,  # [Cout, Cin, 3, 3]
+    bias: Tensor | None = None,  # [Cout]
+    skip: Tensor | None = None,  # [N, Cout, H, W]
+    negative_slope: float = 0.2,
+) -> Tensor:  # [N, Cout, H, W]
+    """φ(W ⋆ x + b + skip): 3×3 convolution, padding 1, with its skip and LeakyReLU (slope 1: none, 0: ReLU)."""
+    return _run("conv2d_lrelu", x, weight, bias, skip, negative_slope)
+
+
+def recursive_embedding(
+    u: Tensor,  # [N, C, H, W]
+    weights: Tensor | Sequence[Tensor],  # [D, C, C, 3, 3], or D kernels
+    biases: Tensor | Sequence[Tensor],  # [D, C], or D biases
+    recursions: int,
+    negative_slope: float = 0.2,
+    recompute: bool = False,
+) -> Tensor:  # [N, C, H, W]
+    """φ(h_R) of the recursion h_0 = u, h_r = (conv ∘ φ)^D(h_{r-1}) + u: D convolutions, R times, source skip.
+
+    ``recompute`` keeps one activation a recursion for the backward pass instead of one a convolution.
+    """
+    return _run("recursive_embedding", u, weights, biases, recursions, negative_slope, recompute)
+
+
+def tied_conv_transpose2d(
+    a: Tensor,  # [N, Cout, H, W]
+    weight: Tensor,  # [Cout, Cin, 3, 3], a convolution's kernel as it lies
+    bias: Tensor | None = None,  # [Cin]
+) -> Tensor:  # [N, Cin, 2H, 2W]
+    """2× upsampling with a convolution's own kernel: transposed convolution, stride 2, cropped at the end."""
+    return _run("tied_conv_transpose2d", a, weight, bias)
+
+
+def lapsrn_level(
+    u: Tensor,  # [N, C, H, W]
+    weights: Tensor | Sequence[Tensor],  # [D, C, C, 3, 3], or D kernels
+    biases: Tensor | Sequence[Tensor],  # [D, C], or D biases
+    shared_conv: int | None,
+    upsample_bias: Tensor,  # [C]
+    recursions: int,
+    negative_slope: float = 0.2,
+    recompute: bool = False,
+    upsample_weight: Tensor | None = None,  # [C, C, 3, 3] when shared_conv is None
+) -> Tensor:  # [N, C, 2H, 2W]
+    """Features of one pyramid level: recursive embedding, then 2× upsampling that reads conv ``shared_conv``'s kernel.
+
+    Convolutions count from 1. With ``shared_conv`` None the upsampling has a kernel of its own, ``upsample_weight``.
+    """
+    return _run(
+        "lapsrn_level",
+        u,
+        weights,
+        biases,
+        shared_conv,
+        upsample_bias,
+        recursions,
+        negative_slope,
+        recompute,
+        upsample_weight,
+    )
+
+
+def residual_head(
+    f: Tensor,  # [N, C, 2H, 2W]
+    image: Tensor,  # [N, 1, H, W]
+    residual_weight: Tensor,  # [1, C, 3, 3]
+    residual_bias: Tensor,  # [1]
+    image_weight: Tensor,  # [1, 1, 4, 4]
+) -> Tensor:  # [N, 1, 2H, 2W]
+    """I' = K ⋆ᵀ I + (W_res ⋆ f + b_res): the upsampled image plus the sub-band residual."""
+    return _run("residual_head", f, image, residual_weight, residual_bias, image_weight)
+
+
+def _run(name: str, *values: object) -> Tensor:
+    operation = OPERATIONS[name]
+    arguments, needs_grad = prepare(operation, values)
+    if choose(operation, arguments, needs_grad) is REFERENCE:
+        return operation.reference(**arguments)
+    return call(operation, arguments, save=needs_grad)
+
+
+def prepare(operation: Operation, values: Iterable[object]) -> tuple[Arguments, bool]:
+    """One call's arguments: named, stacked, in the active autocast's dtype, checked; and whether it needs gradients."""
+    arguments = {name: _stack(name, value) for name, value in zip(operation.arguments, values, strict=True)}
+    arguments = autocast(operation, arguments)
+    check(operation, arguments)
+    tensors = [arguments[name] for name in operation.shapes if arguments[name] is not None]
+    return arguments, torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _stack(name: str, value: object) -> object:
+    """D kernels or biases given one by one, as one tensor."""
+    if name not in ("weights", "biases") or not isinstance(value, list | tuple):
+        return value
+    if not value or any(not isinstance(tensor, Tensor) or tensor.shape != value[0].shape for tensor in value):
+        raise ArgumentError(f"{name} must be one tensor or a sequence of tensors of one shape, got {value!r:.60}")
+    return torch.stack(tuple(value))

@@ -1,0 +1,124 @@
+"""The five operations as data: their arguments, how these are shaped, and what backward needs.
+
+Argument checks, schemas, fake tensors and gradients (interface.py, registration.py) are all read from this table.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmslap.ops import reference
+
+Arguments = dict[str, Any]  # one call's arguments by name, in the order of the reference's signature
+
+
+@dataclass
+class Operation:
+    """One operation.
+
+    A shape is a string of sizes: numbers, named dimensions ("C"), or twice one ("2H"). ``shapes`` has the tensor
+    arguments; the first of them is the activation whose dtype, device and memory format the result takes.
+    """
+
+    reference: Callable[..., Tensor]
+    schema: str  # of the arguments, for the dispatcher
+    shapes: dict[str, str]
+    output: str
+    saves: bool = False  # forward also returns the activated maps that backward needs
+    keeps_output: bool = False  # backward also reads the output (its signs, as φ keeps them)
+
+    def __post_init__(self) -> None:
+        self.name = self.reference.__name__
+        parameters = inspect.signature(self.reference).parameters
+        self.arguments = tuple(parameters)
+        self.optional = tuple(name for name in self.shapes if parameters[name].default is None)
+
+    def activation(self, arguments: Arguments) -> Tensor:
+        return arguments[next(iter(self.shapes))]
+
+    def empty_output(self, arguments: Arguments) -> Tensor:
+        """Memory for the result of a checked call."""
+        sizes: dict[str, int] = {}
+        for name, shape in self.shapes.items():
+            if arguments[name] is not None:
+                sizes.update(zip(shape.split(), arguments[name].shape, strict=True))
+        activation = self.activation(arguments)
+        return torch.empty(
+            [size_of(dimension, sizes) for dimension in self.output.split()],
+            dtype=activation.dtype,
+            device=activation.device,
+            memory_format=memory_format(activation),
+        )
+
+
+def size_of(dimension: str, sizes: dict[str, int]) -> int | None:
+    """What "3", "C" or "2H" comes to, None while the named dimension is unknown."""
+    if dimension.isdigit():
+        return int(dimension)
+    if dimension.startswith("2"):
+        half = sizes.get(dimension[1:])
+        return None if half is None else 2 * half
+    return sizes.get(dimension)
+
+
+def memory_format(tensor: Tensor) -> torch.memory_format:
+    """channels_last for a tensor that lies so, else contiguous: what results and gradients follow."""
+    if tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+_BLOCK = {"u": "N C H W", "weights": "D C C 3 3", "biases": "D C"}
+
+OPERATIONS = {
+    operation.name: operation
+    for operation in (
+        Operation(
+            reference.conv2d_lrelu,
+            "Tensor x, Tensor weight, Tensor? bias, Tensor? skip, float negative_slope",
+            {"x": "N Cin H W", "weight": "Cout Cin 3 3", "bias": "Cout", "skip": "N Cout H W"},
+            output="N Cout H W",
+            keeps_output=True,
+        ),
+        Operation(
+            reference.recursive_embedding,
+            "Tensor u, Tensor weights, Tensor biases, int recursions, float negative_slope, bool recompute",
+            _BLOCK,
+            output="N C H W",
+            saves=True,
+            keeps_output=True,
+        ),
+        Operation(
+            reference.tied_conv_transpose2d,
+            "Tensor a, Tensor weight, Tensor? bias",
+            {"a": "N Cout H W", "weight": "Cout Cin 3 3", "bias": "Cin"},
+            output="N Cin 2H 2W",
+        ),
+        Operation(
+            reference.lapsrn_level,
+            "Tensor u, Tensor weights, Tensor biases, int? shared_conv, Tensor upsample_bias, int recursions, "
+            "float negative_slope, bool recompute, Tensor? upsample_weight",
+            {**_BLOCK, "upsample_bias": "C", "upsample_weight": "C C 3 3"},
+            output="N C 2H 2W",
+            saves=True,
+        ),
+        Operation(
+            reference.residual_head,
+            "Tensor f, Tensor image, Tensor residual_weight, Tensor residual_bias, Tensor image_weight",
+            {
+                "image": "N 1 H W",
+                "f": "N C 2H 2W",
+                "residual_weight": "1 C 3 3",
+                "residual_bias": "1",
+                "image_weight": "1 1 4 4",
+            },
+            output="N 1 2H 2W",
+        ),
+    )
+}

@@ -1,0 +1,187 @@
+"""The operations as PyTorch operators, ``torch.ops.cmslap.*``: schema, kernel, fake, autograd, autocast.
+
+Each operation of the table becomes two operators. ``<op>`` takes the reference's arguments (all of them, in order) and
+runs the best backend; ``recursive_embedding`` and ``lapsrn_level`` also take ``save`` and return ``(output, saved)``.
+``<op>_backward(grad, output, saved, <arguments>, wanted, backend)`` runs that backend's backward kernel and returns the
+gradients of the tensor arguments that ``wanted`` marks, in the table's order. Where the backend that ran forward has
+no backward kernel, and for second derivatives, the gradient is that of the reference.
+
+Whichever backend runs, results and gradients have the same dtype and memory format, so that fake tensors can say them
+in advance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from cmslap.ops.choice import REFERENCE, choose, named
+from cmslap.ops.operation import OPERATIONS, Arguments, Operation, memory_format
+
+_library = torch.library.Library("cmslap", "DEF")
+
+
+def call(operation: Operation, arguments: Arguments, save: bool) -> Tensor:
+    """Run a checked call through the dispatcher."""
+    operator = getattr(torch.ops.cmslap, operation.name)
+    if operation.saves:
+        return operator(*arguments.values(), save)[0]
+    return operator(*arguments.values())
+
+
+def autocast(operation: Operation, arguments: Arguments) -> Arguments:
+    """The arguments as the active autocast, if any, wants them: floating tensors in its dtype, float64 left alone."""
+    activation = operation.activation(arguments)
+    if not isinstance(activation, Tensor):
+        return arguments  # not checked yet
+    device = activation.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return arguments
+    return _cast(arguments, device, torch.get_autocast_dtype(device))
+
+
+def _cast(arguments: Arguments, device: str, dtype: torch.dtype) -> Arguments:
+    def cast(value: object) -> object:
+        fits = isinstance(value, Tensor) and value.is_floating_point() and value.device.type == device
+        return value.to(dtype) if fits and value.dtype != torch.float64 else value
+
+    return {name: cast(value) for name, value in arguments.items()}
+
+
+class _Registered:
+    """The kernels of one operation's two operators."""
+
+    def __init__(self, operation: Operation) -> None:
+        self.operation = operation
+
+    def register(self) -> None:
+        name, schema = self.operation.name, self.operation.schema
+        if self.operation.saves:
+            _library.define(f"{name}({schema}, bool save) -> (Tensor output, Tensor saved)")
+        else:
+            _library.define(f"{name}({schema}) -> Tensor")
+        _library.define(
+            f"{name}_backward(Tensor grad, Tensor? output, Tensor? saved, {schema}, bool[] wanted, str backend)"
+            " -> Tensor[]"
+        )
+        _library.impl(name, self.forward, "CompositeExplicitAutograd")
+        _library.impl(f"{name}_backward", self.backward, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"cmslap::{name}", self.fake_forward, lib=_library)
+        torch.library.register_fake(f"cmslap::{name}_backward", self.fake_backward, lib=_library)
+        torch.library.register_autograd(
+            f"cmslap::{name}", self.autograd_backward, setup_context=self.setup_context, lib=_library
+        )
+        for device in ("cpu", "cuda"):
+            _library.impl(name, self.autocast_on(device), f"Autocast{device.upper()}")
+
+    def split(self, inputs: Sequence[object]) -> tuple[Arguments, bool]:
+        """The arguments by name, and whether to save activations."""
+        arguments = dict(zip(self.operation.arguments, inputs, strict=False))
+        return arguments, self.operation.saves and inputs[-1]
+
+    def forward(self, *inputs: object) -> Tensor | tuple[Tensor, Tensor]:
+        arguments, save = self.split(inputs)
+        backend = choose(self.operation, arguments, needs_grad=save)
+        kernel = backend.forward[self.operation.name]
+        layout = memory_format(self.operation.activation(arguments))
+        if not self.operation.saves:
+            return kernel(**arguments).contiguous(memory_format=layout)
+        if backend is REFERENCE:
+            output, saved = kernel(**arguments), None
+        else:
+            output, saved = kernel(**arguments, save=save and self.operation.name in backend.backward)
+        return output.contiguous(memory_format=layout), output.new_empty(0) if saved is None else saved
+
+    def fake_forward(self, *inputs: object) -> Tensor | tuple[Tensor, Tensor]:
+        arguments, save = self.split(inputs)
+        output = self.operation.empty_output(arguments)
+        if not self.operation.saves:
+            return output
+        backend = choose(self.operation, arguments, needs_grad=save)
+        keeps = save and self.operation.name in backend.backward
+        return output, output.new_empty(backend.saved_shape(self.operation, arguments) if keeps else 0)
+
+    def setup_context(self, ctx: FunctionCtx, inputs: Sequence[object], output: Tensor | tuple[Tensor, Tensor]) -> None:
+        arguments, save = self.split(inputs)
+        output, saved = output if self.operation.saves else (output, None)
+        ctx.set_materialize_grads(False)
+        if saved is not None:
+            ctx.mark_non_differentiable(saved)
+        ctx.backend = choose(self.operation, arguments, needs_grad=save).name
+        ctx.arguments = {n: None if n in self.operation.shapes else value for n, value in arguments.items()}
+        kept = output if self.operation.keeps_output else None
+        ctx.save_for_backward(kept, saved, *(arguments[name] for name in self.operation.shapes))
+
+    def autograd_backward(self, ctx: FunctionCtx, grad: Tensor | None, _: None = None) -> tuple[Tensor | None, ...]:
+        output, saved, *tensors = ctx.saved_tensors
+        arguments = {**ctx.arguments, **dict(zip(self.operation.shapes, tensors, strict=True))}
+        needs = dict(zip(self.operation.arguments, ctx.needs_input_grad, strict=False))
+        wanted = [name for name in self.operation.shapes if needs[name]]
+        if grad is None:
+            gradients = {}
+        elif not self.has_backward(ctx.backend, saved) or torch.is_grad_enabled():  # the latter: create_graph
+            gradients = reference_gradients(self.operation, arguments, grad, wanted)
+        else:
+            mask = [name in wanted for name in self.operation.shapes]
+            operator = getattr(torch.ops.cmslap, f"{self.operation.name}_backward")
+            results = operator(grad, output, saved, *arguments.values(), mask, ctx.backend)
+            gradients = dict(zip(wanted, results, strict=True))
+        extra = (None,) if self.operation.saves else ()
+        return *(gradients.get(name) for name in arguments), *extra
+
+    def has_backward(self, backend: str, saved: Tensor | None) -> bool:
+        saves = not self.operation.saves or saved.numel() > 0
+        return saves and self.operation.name in named(backend, "backend").backward
+
+    def unpack_backward(self, inputs: Sequence[object]) -> tuple[Arguments, list[str]]:
+        arguments = dict(zip(self.operation.arguments, inputs[3:], strict=False))
+        wanted = [name for name, mask in zip(self.operation.shapes, inputs[-2], strict=True) if mask]
+        return arguments, wanted
+
+    def backward(self, *inputs: object) -> list[Tensor]:
+        (grad, output, saved), (arguments, wanted) = inputs[:3], self.unpack_backward(inputs)
+        kernel = named(inputs[-1], "backend").backward[self.operation.name]
+        gradients = kernel(grad, output, saved, tuple(wanted), **arguments)
+        return [_like(gradients[name], arguments[name]) for name in wanted]
+
+    def fake_backward(self, *inputs: object) -> list[Tensor]:
+        arguments, wanted = self.unpack_backward(inputs)
+        return [torch.empty_like(arguments[n], memory_format=memory_format(arguments[n])) for n in wanted]
+
+    def autocast_on(self, device: str) -> Callable[..., Tensor | tuple[Tensor, Tensor]]:
+        def kernel(*inputs: object) -> Tensor | tuple[Tensor, Tensor]:
+            arguments, _ = self.split(inputs)
+            cast = _cast(arguments, device, torch.get_autocast_dtype(device))
+            rest = inputs[len(cast) :]
+            with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(f"Autocast{device.upper()}")):
+                return getattr(torch.ops.cmslap, self.operation.name)(*cast.values(), *rest)
+
+        return kernel
+
+
+def reference_gradients(
+    operation: Operation, arguments: Arguments, grad: Tensor, wanted: Sequence[str]
+) -> dict[str, Tensor]:
+    """The reference's gradients for ``wanted``; differentiable themselves when grad mode is on."""
+    create_graph = torch.is_grad_enabled()
+
+    def fresh(name: str) -> Tensor:  # a node of its own, even where one tensor is given as two arguments
+        tensor = arguments[name]
+        return tensor.view_as(tensor) if create_graph else tensor.detach().requires_grad_()
+
+    with torch.enable_grad():
+        inputs = {name: fresh(name) for name in wanted}
+        output = operation.reference(**{**arguments, **inputs})
+        gradients = torch.autograd.grad(output, list(inputs.values()), grad, create_graph=create_graph)
+    return dict(zip(wanted, gradients, strict=True))
+
+
+def _like(gradient: Tensor, argument: Tensor) -> Tensor:
+    return gradient.to(argument.dtype).contiguous(memory_format=memory_format(argument))
+
+
+for _operation in OPERATIONS.values():
+    _Registered(_operation).register()

@@ -1,0 +1,171 @@
+"""Which backend runs: the default, a forced one, the reasons; and that compiled code follows the choice."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from calls import NAMES, convert, random_call, relative_error, tensors
+
+from cmslap import ops
+from cmslap.ops import choice, extension
+from cmslap.ops.backend import Backend
+from cmslap.ops.operation import OPERATIONS
+
+needs_extension = pytest.mark.skipif(extension.MISSING is not None, reason=str(extension.MISSING))
+
+
+def upsampling_call(**changes):
+    return random_call("tied_conv_transpose2d", N=2, Cin=5, Cout=3, H=4, W=7, **changes)
+
+
+@needs_extension
+def test_cpu_serves_float32_inference():
+    explanation = ops.explain("tied_conv_transpose2d", **upsampling_call())
+    assert explanation.backend == "cpu"
+    assert explanation.others["reference"] == "cpu is preferred"
+    assert "tied_conv_transpose2d runs on cpu" in str(explanation)
+
+
+@needs_extension
+def test_a_kernel_without_backward_is_not_chosen_for_training():
+    explanation = ops.explain(ops.tied_conv_transpose2d, **upsampling_call(requires_grad=True))
+    assert (explanation.backend, explanation.gradients) == ("reference", "reference")
+    assert "backward" in explanation.others["cpu"]
+
+
+@needs_extension
+def test_forced_backend_takes_its_gradients_from_the_reference():
+    arguments = upsampling_call(requires_grad=True)
+    with ops.use_backend("cpu"):
+        assert ops.explain("tied_conv_transpose2d", **arguments).backend == "cpu"
+        result = ops.tied_conv_transpose2d(**arguments)
+    grad = torch.randn_like(result)
+    gradients = torch.autograd.grad(result, tensors(arguments), grad)
+    exact = convert(arguments, dtype=torch.float64)
+    expected = torch.autograd.grad(ops.tied_conv_transpose2d(**exact), tensors(exact), grad.double())
+    assert all(relative_error(*pair) < 1e-5 for pair in zip(gradients, expected, strict=True))
+
+
+@needs_extension
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_forced_backend_compiles(backend):
+    torch._dynamo.reset()
+    arguments = upsampling_call(requires_grad=True)
+    compiled = torch.compile(ops.tied_conv_transpose2d, fullgraph=True, backend=backend)
+    for name in ("cpu", "reference", "cpu"):
+        with ops.use_backend(name):
+            eager, result = ops.tied_conv_transpose2d(**arguments), compiled(**arguments)
+        torch.testing.assert_close(result, eager)
+        gradients = [torch.autograd.grad(r.square().sum(), tensors(arguments)) for r in (result, eager)]
+        torch.testing.assert_close(*gradients)
+
+
+@needs_extension
+def test_forced_backend_that_can_not_serve_says_why():
+    arguments = convert(upsampling_call(), dtype=torch.float64)
+    with ops.use_backend("cpu"), pytest.raises(ops.BackendError, match="float32 only, not float64"):
+        ops.tied_conv_transpose2d(**arguments)
+
+
+@pytest.mark.parametrize("backend", [b for b in choice.BACKENDS if b.missing], ids=lambda backend: backend.name)
+def test_forced_backend_that_is_missing_says_why(backend):
+    with ops.use_backend(backend.name), pytest.raises(ops.BackendError) as error:
+        ops.tied_conv_transpose2d(**upsampling_call())
+    assert backend.name in str(error.value)
+    assert backend.missing in str(error.value)
+
+
+def test_use_backend_restores_and_nests():
+    with ops.use_backend("reference"):
+        with ops.use_backend("cpu"):
+            assert choice.forced() == "cpu"
+        assert choice.forced() == "reference"
+
+
+def test_unknown_backend():
+    with (
+        pytest.raises(ops.BackendError, match="must be one of cuda, triton, cpu, reference, got 'gpu'"),
+        ops.use_backend("gpu"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(("value", "expected"), [("reference", "reference"), ("", "cpu"), ("gpu", "CMSLAP_BACKEND")])
+@needs_extension
+def test_environment_variable(value, expected):
+    code = (
+        "import torch; from cmslap import ops\n"
+        "try: print(ops.explain('tied_conv_transpose2d', torch.ones(1, 2, 3, 4), torch.ones(2, 2, 3, 3)).backend)\n"
+        "except ops.BackendError as error: print(error)"
+    )
+    environment = {**os.environ, "CMSLAP_BACKEND": value}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert expected in result.stdout
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_explain_takes_every_operation(name):
+    explanation = ops.explain(getattr(ops, name), **random_call(name))
+    assert explanation.backend in choice.NAMES
+    assert {explanation.backend, *explanation.others} == set(choice.NAMES)
+
+
+def test_explain_refuses_what_is_no_operation():
+    with pytest.raises(ops.ArgumentError, match="operation must be one of conv2d_lrelu"):
+        ops.explain("conv3d")
+
+
+def test_broken_extension_is_a_reason_not_a_traceback(tmp_path):
+    assert extension._load(tmp_path / "_C.so") == "the C++ extension is not built"
+    (tmp_path / "_C.so").write_bytes(b"not a library")
+    assert extension._load(tmp_path / "_C.so").startswith("the C++ extension does not load: ")
+
+
+@pytest.fixture
+def plugged(monkeypatch):
+    """A backend with forward and backward kernels of lapsrn_level, made of the reference, that counts its calls."""
+    calls = []
+
+    def maps(operation, arguments):
+        return (arguments["weights"].shape[0] * arguments["recursions"] + 1, *arguments["u"].shape)
+
+    def forward(save, **arguments):
+        calls.append("forward")
+        saved = torch.full(maps(None, arguments), 7.0, dtype=arguments["u"].dtype) if save else None
+        return OPERATIONS["lapsrn_level"].reference(**arguments), saved
+
+    def backward(grad, output, saved, wanted, **arguments):
+        calls.append("backward")
+        assert output is None
+        assert (saved == 7).all()
+        with torch.enable_grad():
+            inputs = {name: arguments[name].detach().requires_grad_() for name in wanted}
+            result = OPERATIONS["lapsrn_level"].reference(**{**arguments, **inputs})
+        return dict(zip(wanted, torch.autograd.grad(result, list(inputs.values()), grad), strict=True))
+
+    backend = Backend(
+        "plugged", forward={"lapsrn_level": forward}, backward={"lapsrn_level": backward}, saved_shape=maps
+    )
+    backends = (backend, *choice.BACKENDS)
+    monkeypatch.setattr(choice, "BACKENDS", backends)
+    monkeypatch.setattr(choice, "NAMES", tuple(b.name for b in backends))
+    return calls
+
+
+def test_kernels_plug_in(plugged):
+    """Forward's saved activations reach the same backend's backward, in eager and in compiled code."""
+    torch._dynamo.reset()
+    arguments = random_call("lapsrn_level", requires_grad=True, optional=False, C=3, D=2, R=2)
+    with ops.use_backend("reference"):
+        expected = torch.autograd.grad(ops.lapsrn_level(**arguments).square().sum(), tensors(arguments))
+    for function in (ops.lapsrn_level, torch.compile(ops.lapsrn_level, fullgraph=True)):
+        plugged.clear()
+        result = function(**arguments)
+        torch.testing.assert_close(torch.autograd.grad(result.square().sum(), tensors(arguments)), expected)
+        assert plugged[-2:] == ["forward", "backward"]
+    with torch.no_grad():
+        plugged.clear()
+        ops.lapsrn_level(**arguments)
+        assert plugged == ["forward"]

@@ -15,18 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from cmslap.errors import UserError
 from cmslap.evaluation.metrics import psnr, ssim
-from cmslap.imaging.colour import rgb_to_ycbcr, ycbcr_to_rgb
-from cmslap.imaging.resize import imresize
+from cmslap.imaging import READABLE, imresize, interpolable, read_image, rgb_to_ycbcr, ycbcr_to_rgb
 from cmslap.models import LapSRN
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
-_GRAY_MODES = ("1", "L", "LA")
 _SMALLEST = 11  # pixels a side that SSIM's window needs inside the border
 
 
@@ -85,7 +81,8 @@ def evaluate(model: nn.Module | None, folder: str | Path, scales: Iterable[int],
         progress: show a progress bar where standard error is a terminal.
 
     Raises:
-        BenchmarkError: no folder, no pictures, one too small or unreadable, or a scale that cannot be.
+        BenchmarkError: no folder, no pictures, one too small, or a scale that cannot be.
+        ImageError: a picture that cannot be read.
     """
     scales = _check_scales(scales, model)
     paths = find_pictures(folder)
@@ -116,24 +113,21 @@ def find_pictures(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise BenchmarkError(f"{folder}: no such folder of pictures")
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in READABLE and not p.name.startswith("."))
     if not paths:
-        raise BenchmarkError(f"{folder}: no pictures in it (looked for {', '.join(sorted(SUFFIXES))})")
+        raise BenchmarkError(f"{folder}: no pictures in it (looked for {', '.join(READABLE)})")
     return paths
 
 
 def read_picture(path: Path) -> Tensor:  # [1 or 3, H, W] float64, multiples of 1/255
     """Grayscale pictures in one channel, all others in RGB; transparency is dropped, 16 bits are rounded to 8."""
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith("I;16"):
-                pixels = np.rint(np.asarray(image, dtype=np.float64) / 257)
-            else:
-                pixels = np.array(image.convert("L" if image.mode in _GRAY_MODES else "RGB"))
-    except UnidentifiedImageError:
-        raise BenchmarkError(f"{path}: not a picture") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BenchmarkError(f"{path}: cannot be read as a picture ({error})") from None
+    image = interpolable(read_image(path))
+    if image.mode == "F":
+        raise BenchmarkError(f"{path}: a floating-point picture has no white level; use 8 or 16 bits")
+    if image.mode == "I;16":
+        pixels = np.rint(np.asarray(image, dtype=np.float64) / 257)
+    else:
+        pixels = np.array(image.convert("L" if image.mode in ("L", "LA") else "RGB"))
     planes = torch.from_numpy(pixels).double() / 255
     return planes[None] if planes.dim() == 2 else planes.permute(2, 0, 1).contiguous()
 

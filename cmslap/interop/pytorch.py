@@ -1,9 +1,8 @@
-"""PyTorch checkpoints: state_dicts of our networks and of public ports that compute the same thing.
+"""PyTorch checkpoints: state_dicts of our networks, in the wrappings that training scripts give them.
 
-Ports of MS-LapSRN whose module names are ``conv_input``, ``features.recursive_block.block.conv_<d>``, ``transpose``,
-``predict`` and ``scale_img`` have our layout under other names. (They also clamp each level's image to [0, 1],
-which our networks leave to the caller.) The public LapSRN ports upsample features with 4×4 kernels; ours, like the
-published network's, are 3×3, so those are refused.
+The best-known public ports are refused, since they do not compute what the papers' networks do. Those of LapSRN
+upsample features with 4×4 kernels, not 3×3. Those of MS-LapSRN do not hand a level's result on to the next: from 4x
+on each adds its residual to the bilinear picture alone, so their weights fit our network at 2x and fail beyond.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmslap.interop.weights import CheckpointError, Weights, check_tensors, infer
+from cmslap.interop.weights import CheckpointError, Weights, infer
 
 CONTAINERS = ("state_dict", "model_state_dict", "model", "params_ema", "params")  # where training scripts put it
 PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
@@ -28,9 +27,12 @@ _PORT_BLOCK = "features.recursive_block.block.conv_"
 def read_pth(path: Path) -> Weights:
     """Read a ``.pth`` or ``.pt`` file that holds tensors; anything that would need code to load is refused."""
     tensors = _state_dict(_load(path))
-    if any(name.startswith(_PORT_BLOCK) for name in tensors):
-        tensors = _from_port(tensors)
     for name, tensor in tensors.items():
+        if name.startswith(_PORT_BLOCK):
+            raise CheckpointError(
+                f"tensor {name!r} is of a port of MS-LapSRN whose levels add their residuals to the bilinear picture, "
+                "not to the previous level's; from 4x on these weights do not fit the published network"
+            )
         if tensor.dim() == 4 and tensor.shape[0] > 1 and tensor.shape[2:] == (4, 4):
             channels = tensor.shape[0]
             raise CheckpointError(
@@ -74,26 +76,3 @@ def _state_dict(contents: Any) -> dict[str, Tensor]:  # noqa: ANN401
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
-
-
-def _from_port(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the tensors of an MS-LapSRN port."""
-    depth = sum(name.startswith(_PORT_BLOCK) and name.endswith(".weight") for name in found)
-    channels = found["conv_input.weight"].shape[0] if "conv_input.weight" in found else 64
-    block = [f"{_PORT_BLOCK}{d}" for d in range(depth)]
-    expected = {"conv_input.weight": (channels, 1, 3, 3), "conv_input.bias": (channels,)}
-    for name in [*block, "transpose"]:
-        expected |= {f"{name}.weight": (channels, channels, 3, 3), f"{name}.bias": (channels,)}
-    expected |= {"predict.weight": (1, channels, 3, 3), "predict.bias": (1,), "scale_img.weight": (1, 1, 4, 4)}
-    check_tensors(found, expected, "MS-LapSRN port")
-    return {
-        "conv_in.weight": found["conv_input.weight"],
-        "conv_in.bias": found["conv_input.bias"],
-        "embedding_weight": torch.stack([found[f"{name}.weight"] for name in block]),
-        "embedding_bias": torch.stack([found[f"{name}.bias"] for name in block]),
-        "upsample_weight": found["transpose.weight"],
-        "upsample_bias": found["transpose.bias"],
-        "conv_res.weight": found["predict.weight"],
-        "conv_res.bias": found["predict.bias"],
-        "image_weight": found["scale_img.weight"],
-    }

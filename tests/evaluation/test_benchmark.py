@@ -8,7 +8,7 @@ from torch import nn
 
 from cmslap import CMSLapSRN, LapSRN, load_model
 from cmslap.evaluation.benchmark import BenchmarkError, enlarge, evaluate, read_picture
-from cmslap.imaging.resize import imresize
+from cmslap.imaging import ImageError, imresize
 
 
 class Bicubic(nn.Module):
@@ -120,6 +120,12 @@ def test_sixteen_bits_are_rounded_to_eight(tmp_path):
     assert torch.allclose(read_picture(tmp_path / "deep.png"), expected)
 
 
+def test_floating_point_pictures_are_refused(tmp_path):
+    Image.fromarray(np.random.rand(30, 30).astype(np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(BenchmarkError, match=r"float\.tif: a floating-point picture"):
+        evaluate(None, tmp_path, [2])
+
+
 def test_a_missing_folder(tmp_path):
     with pytest.raises(BenchmarkError, match="no such folder"):
         evaluate(None, tmp_path / "missing", [2])
@@ -136,7 +142,7 @@ def test_a_damaged_picture_is_named(content, tmp_path):
     path = tmp_path / "bad.png"
     Image.fromarray(noise(60, 60, 3)).save(path)
     path.write_bytes(path.read_bytes()[:3000] if content is None else content)
-    with pytest.raises(BenchmarkError, match=r"bad\.png"):
+    with pytest.raises(ImageError, match=r"bad\.png"):
         evaluate(None, tmp_path, [2])
 
 

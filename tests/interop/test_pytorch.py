@@ -18,33 +18,6 @@ class Trap:
         return os.mkdir, (str(self.path),)
 
 
-class Port(nn.Module):
-    """The module tree of the public MS-LapSRN ports, and what it computes below their clamp."""
-
-    def __init__(self, depth, recursions, channels):
-        super().__init__()
-        self.recursions = recursions
-        self.conv_input = nn.Conv2d(1, channels, 3, padding=1)
-        self.transpose = nn.ConvTranspose2d(channels, channels, 3, stride=2)
-        self.scale_img = nn.ConvTranspose2d(1, 1, 4, stride=2, padding=1, bias=False)
-        self.predict = nn.Conv2d(channels, 1, 3, padding=1)
-        block = nn.Sequential()
-        for d in range(depth):
-            block.add_module(f"relu_{d}", nn.LeakyReLU(0.2))
-            block.add_module(f"conv_{d}", nn.Conv2d(channels, channels, 3, padding=1))
-        self.features = nn.ModuleDict({"recursive_block": nn.ModuleDict({"block": block})})
-
-    def forward(self, image):
-        u = self.conv_input(image)
-        for _ in range(2):
-            h = u
-            for _ in range(self.recursions):
-                h = self.features["recursive_block"]["block"](h) + u
-            u = self.transpose(nn.functional.leaky_relu(h, 0.2))[..., :-1, :-1]
-            image = self.scale_img(image) + self.predict(u)
-        return image
-
-
 def saved(contents, path):
     torch.save(contents, path)
     return path
@@ -96,23 +69,11 @@ def test_recursions_must_be_given(model, same, tmp_path):
     assert same(model, read_weights(path).complete(recursions=3, **shared).build())
 
 
-def test_the_public_ms_lapsrn_port(tmp_path):
-    port = Port(depth=3, recursions=2, channels=6)
-    path = saved({"epoch": 1, "state_dict": port.state_dict(), "optimizer": {}}, tmp_path / "best.pt")
-    model = read_weights(path).complete(recursions=2).build()
-    y = torch.rand(1, 1, 8, 5)
-    torch.testing.assert_close(model(y, 4)[-1], port(y))
-
-
-def test_a_port_with_another_upsampling(tmp_path):
-    state = Port(depth=2, recursions=1, channels=6).state_dict() | {"transpose.weight": torch.zeros(6, 6, 5, 5)}
-    refused(saved(state, tmp_path / "m.pth"), "'transpose.weight' has shape [6, 6, 5, 5], expected [6, 6, 3, 3]")
-
-
-def test_a_port_without_a_tensor(tmp_path):
-    state = Port(depth=2, recursions=1, channels=6).state_dict()
-    del state["conv_input.weight"]
-    refused(saved(state, tmp_path / "model.pth"), "'conv_input.weight'", "missing")
+def test_the_public_ms_lapsrn_ports_are_refused(tmp_path):
+    state = {"conv_input.weight": torch.zeros(64, 1, 3, 3)}
+    state["features.recursive_block.block.conv_0.weight"] = torch.zeros(64, 64, 3, 3)
+    path = saved({"epoch": 1, "state_dict": state, "optimizer": {}}, tmp_path / "best.pt")
+    refused(path, "'features.recursive_block.block.conv_0.weight'", "port of MS-LapSRN", "from 4x on")
 
 
 def test_the_public_lapsrn_ports_are_refused_by_their_upsampling(tmp_path):

@@ -95,9 +95,10 @@ def residual_head(
 def _run(name: str, *values: object) -> Tensor:
     operation = OPERATIONS[name]
     arguments, needs_grad = prepare(operation, values)
-    if choose(operation, arguments, needs_grad) is REFERENCE:
+    backend = choose(operation, arguments, needs_grad)
+    if backend is REFERENCE:
         return operation.reference(**arguments)
-    return call(operation, arguments, save=needs_grad)
+    return call(operation, arguments, needs_grad, backend)
 
 
 def prepare(operation: Operation, values: Iterable[object]) -> tuple[Arguments, bool]:

@@ -1,10 +1,14 @@
 """The operations as PyTorch operators, ``torch.ops.cmslap.*``: schema, kernel, fake, autograd, autocast.
 
-Each operation of the table becomes two operators. ``<op>`` takes the reference's arguments (all of them, in order) and
-runs the best backend; ``recursive_embedding`` and ``lapsrn_level`` also take ``save`` and return ``(output, saved)``.
-``<op>_backward(grad, output, saved, <arguments>, wanted, backend)`` runs that backend's backward kernel and returns the
-gradients of the tensor arguments that ``wanted`` marks, in the table's order. Where the backend that ran forward has
-no backward kernel, and for second derivatives, the gradient is that of the reference.
+Each operation of the table becomes two operators. ``<op>(<arguments>, backend)`` takes the reference's arguments, all
+of them and in order; ``recursive_embedding`` and ``lapsrn_level`` also take ``save``, before ``backend``, and return
+``(output, saved)``. ``<op>_backward(grad, output, saved, <arguments>, wanted, backend)`` runs that backend's backward
+kernel and returns the gradients of the tensor arguments that ``wanted`` marks, in the table's order. Where the backend
+that ran forward has no backward kernel, and for second derivatives, the gradient is that of the reference.
+
+``backend`` names the backend, or is "" for the best one where and when the operator runs: an exported program may run
+on another machine. A compiled graph must name it, since the graph is what PyTorch's compile caches go by, and a
+graph that saves one backend's activations can't run another's kernels.
 
 Whichever backend runs, results and gradients have the same dtype and memory format, so that fake tensors can say them
 in advance.
@@ -18,18 +22,20 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from cmslap.ops.backend import Backend
 from cmslap.ops.choice import REFERENCE, choose, named
 from cmslap.ops.operation import OPERATIONS, Arguments, Operation, memory_format
 
 _library = torch.library.Library("cmslap", "DEF")
 
 
-def call(operation: Operation, arguments: Arguments, save: bool) -> Tensor:
+def call(operation: Operation, arguments: Arguments, save: bool, backend: Backend) -> Tensor:
     """Run a checked call through the dispatcher."""
     operator = getattr(torch.ops.cmslap, operation.name)
+    name = "" if torch.compiler.is_exporting() else backend.name
     if operation.saves:
-        return operator(*arguments.values(), save)[0]
-    return operator(*arguments.values())
+        return operator(*arguments.values(), save, name)[0]
+    return operator(*arguments.values(), name)
 
 
 def autocast(operation: Operation, arguments: Arguments) -> Arguments:
@@ -40,15 +46,13 @@ def autocast(operation: Operation, arguments: Arguments) -> Arguments:
     device = activation.device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return arguments
-    return _cast(arguments, device, torch.get_autocast_dtype(device))
+    dtype = torch.get_autocast_dtype(device)
+    return {name: _cast(value, device, dtype) for name, value in arguments.items()}
 
 
-def _cast(arguments: Arguments, device: str, dtype: torch.dtype) -> Arguments:
-    def cast(value: object) -> object:
-        fits = isinstance(value, Tensor) and value.is_floating_point() and value.device.type == device
-        return value.to(dtype) if fits and value.dtype != torch.float64 else value
-
-    return {name: cast(value) for name, value in arguments.items()}
+def _cast(value: object, device: str, dtype: torch.dtype) -> object:
+    fits = isinstance(value, Tensor) and value.is_floating_point() and value.device.type == device
+    return value.to(dtype) if fits and value.dtype != torch.float64 else value
 
 
 class _Registered:
@@ -60,9 +64,9 @@ class _Registered:
     def register(self) -> None:
         name, schema = self.operation.name, self.operation.schema
         if self.operation.saves:
-            _library.define(f"{name}({schema}, bool save) -> (Tensor output, Tensor saved)")
+            _library.define(f"{name}({schema}, bool save, str backend) -> (Tensor output, Tensor saved)")
         else:
-            _library.define(f"{name}({schema}) -> Tensor")
+            _library.define(f"{name}({schema}, str backend) -> Tensor")
         _library.define(
             f"{name}_backward(Tensor grad, Tensor? output, Tensor? saved, {schema}, bool[] wanted, str backend)"
             " -> Tensor[]"
@@ -77,14 +81,15 @@ class _Registered:
         for device in ("cpu", "cuda"):
             _library.impl(name, self.autocast_on(device), f"Autocast{device.upper()}")
 
-    def split(self, inputs: Sequence[object]) -> tuple[Arguments, bool]:
-        """The arguments by name, and whether to save activations."""
+    def split(self, inputs: Sequence[object]) -> tuple[Arguments, bool, Backend]:
+        """The arguments by name, whether to save activations, and the backend."""
         arguments = dict(zip(self.operation.arguments, inputs, strict=False))
-        return arguments, self.operation.saves and inputs[-1]
+        save = self.operation.saves and inputs[-2]
+        backend = named(inputs[-1], "backend") if inputs[-1] else choose(self.operation, arguments, needs_grad=save)
+        return arguments, save and self.operation.name in backend.backward, backend
 
     def forward(self, *inputs: object) -> Tensor | tuple[Tensor, Tensor]:
-        arguments, save = self.split(inputs)
-        backend = choose(self.operation, arguments, needs_grad=save)
+        arguments, save, backend = self.split(inputs)
         kernel = backend.forward[self.operation.name]
         layout = memory_format(self.operation.activation(arguments))
         if not self.operation.saves:
@@ -92,32 +97,30 @@ class _Registered:
         if backend is REFERENCE:
             output, saved = kernel(**arguments), None
         else:
-            output, saved = kernel(**arguments, save=save and self.operation.name in backend.backward)
+            output, saved = kernel(**arguments, save=save)
         return output.contiguous(memory_format=layout), output.new_empty(0) if saved is None else saved
 
     def fake_forward(self, *inputs: object) -> Tensor | tuple[Tensor, Tensor]:
-        arguments, save = self.split(inputs)
+        arguments, save, backend = self.split(inputs)
         output = self.operation.empty_output(arguments)
         if not self.operation.saves:
             return output
-        backend = choose(self.operation, arguments, needs_grad=save)
-        keeps = save and self.operation.name in backend.backward
-        return output, output.new_empty(backend.saved_shape(self.operation, arguments) if keeps else 0)
+        return output, output.new_empty(backend.saved_shape(self.operation, arguments) if save else 0)
 
     def setup_context(self, ctx: FunctionCtx, inputs: Sequence[object], output: Tensor | tuple[Tensor, Tensor]) -> None:
-        arguments, save = self.split(inputs)
+        arguments, _, backend = self.split(inputs)
         output, saved = output if self.operation.saves else (output, None)
         ctx.set_materialize_grads(False)
         if saved is not None:
             ctx.mark_non_differentiable(saved)
-        ctx.backend = choose(self.operation, arguments, needs_grad=save).name
-        ctx.arguments = {n: None if n in self.operation.shapes else value for n, value in arguments.items()}
+        ctx.backend = backend.name
+        ctx.options = {name: value for name, value in arguments.items() if name not in self.operation.shapes}
         kept = output if self.operation.keeps_output else None
         ctx.save_for_backward(kept, saved, *(arguments[name] for name in self.operation.shapes))
 
     def autograd_backward(self, ctx: FunctionCtx, grad: Tensor | None, _: None = None) -> tuple[Tensor | None, ...]:
         output, saved, *tensors = ctx.saved_tensors
-        arguments = {**ctx.arguments, **dict(zip(self.operation.shapes, tensors, strict=True))}
+        arguments = {**ctx.options, **dict(zip(self.operation.shapes, tensors, strict=True))}
         needs = dict(zip(self.operation.arguments, ctx.needs_input_grad, strict=False))
         wanted = [name for name in self.operation.shapes if needs[name]]
         if grad is None:
@@ -127,10 +130,11 @@ class _Registered:
         else:
             mask = [name in wanted for name in self.operation.shapes]
             operator = getattr(torch.ops.cmslap, f"{self.operation.name}_backward")
-            results = operator(grad, output, saved, *arguments.values(), mask, ctx.backend)
+            inputs = (arguments[name] for name in self.operation.arguments)
+            results = operator(grad, output, saved, *inputs, mask, ctx.backend)
             gradients = dict(zip(wanted, results, strict=True))
-        extra = (None,) if self.operation.saves else ()
-        return *(gradients.get(name) for name in arguments), *extra
+        gradients_in_order = [gradients.get(name) for name in self.operation.arguments]
+        return *gradients_in_order, *([None] * (len(ctx.needs_input_grad) - len(gradients_in_order)))
 
     def has_backward(self, backend: str, saved: Tensor | None) -> bool:
         saves = not self.operation.saves or saved.numel() > 0
@@ -153,11 +157,11 @@ class _Registered:
 
     def autocast_on(self, device: str) -> Callable[..., Tensor | tuple[Tensor, Tensor]]:
         def kernel(*inputs: object) -> Tensor | tuple[Tensor, Tensor]:
-            arguments, _ = self.split(inputs)
-            cast = _cast(arguments, device, torch.get_autocast_dtype(device))
-            rest = inputs[len(cast) :]
+            dtype = torch.get_autocast_dtype(device)
             with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(f"Autocast{device.upper()}")):
-                return getattr(torch.ops.cmslap, self.operation.name)(*cast.values(), *rest)
+                return getattr(torch.ops.cmslap, self.operation.name)(
+                    *(_cast(value, device, dtype) for value in inputs)
+                )
 
         return kernel
 

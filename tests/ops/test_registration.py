@@ -17,8 +17,8 @@ def operator(name):
     return getattr(torch.ops.cmslap, name)
 
 
-def inputs(name, arguments, save=True):
-    return (*arguments.values(), save) if OPERATIONS[name].saves else tuple(arguments.values())
+def inputs(name, arguments):
+    return (*arguments.values(), True, "") if OPERATIONS[name].saves else (*arguments.values(), "")
 
 
 def output(name, result):
@@ -74,7 +74,7 @@ def test_one_tensor_as_two_arguments():
     weight = torch.randn(2, 2, 3, 3, dtype=torch.float64, requires_grad=True)
 
     def function(x, weight):
-        return torch.ops.cmslap.conv2d_lrelu(x, weight, None, x, 0.2)
+        return torch.ops.cmslap.conv2d_lrelu(x, weight, None, x, 0.2, "")
 
     assert torch.autograd.gradcheck(function, (x, weight))
     assert torch.autograd.gradgradcheck(function, (x, weight))

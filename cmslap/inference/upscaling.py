@@ -19,6 +19,7 @@ from cmslap.inference.ensemble import MEMBERS, self_ensemble
 from cmslap.inference.memory import available_memory, bytes_per_pixel, largest_run
 from cmslap.inference.tiling import fitting_tile, receptive_field_radius, tiles
 from cmslap.inference.transparency import spread_colour
+from cmslap.interop.checkpoint import load_model
 from cmslap.models import LapSRN
 
 DEFAULT_SCALE = 4
@@ -179,8 +180,6 @@ def resolve_model(
         if device is not None:
             raise UpscaleError("device goes with a model's name; a network that is passed in runs where it is")
         return model
-    from cmslap.interop.checkpoint import load_model
-
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return load_model(device=device) if model is None else load_model(model, device=device)
 

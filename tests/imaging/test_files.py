@@ -47,7 +47,7 @@ def test_lossless_formats_keep_mode_and_pixels(tmp_path, suffix, mode):
 
 @pytest.mark.parametrize(("suffix", "mode"), LOSSY)
 def test_lossy_formats_keep_mode_and_nearly_the_pixels(tmp_path, suffix, mode):
-    picture = random_picture(mode, 1, 1).resize((40, 30))
+    picture = random_picture(mode, 1, 1).resize((40, 30)).point(lambda value: 60 + value // 2)  # alpha neither 0 nor 1
     write_image(picture, tmp_path / f"x.{suffix}")
     back = read_image(tmp_path / f"x.{suffix}")
     assert back.mode == mode

@@ -268,7 +268,7 @@ def test_ctrl_c_ends_a_run_cleanly(here, tmp_path):
         [sys.executable, "-m", "cmslap", "upscale", "in", "-o", "out", "-m", tmp_path / "slow.safetensors", "-t", "8"],
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(cmslap.__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(cmslap.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
     )
     while not Path("out/a.png").exists() and process.poll() is None:
         time.sleep(0.05)

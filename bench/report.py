@@ -60,8 +60,8 @@ def weights() -> str:
     threads = f"{record['threads']} thread{'s' * (record['threads'] > 1)}"
     return (
         f"Shipped weights: `{SHIPPED}`, CMS-LapSRN with D = {model['depth']}, R = {model['recursions']} and "
-        f"shared_conv = {model['shared_conv']}, trained for {record['step']:,} steps of batch {config['batch']} and HR patch "
-        f"{config['patch']}: {record['seconds'] / 60:.0f} minutes on {threads} of {record['device']}."
+        f"shared_conv = {model['shared_conv']}, trained for {record['step']:,} steps of batch {config['batch']} and HR "
+        f"patch {config['patch']}: {record['seconds'] / 60:.0f} minutes on {threads} of {record['device']}."
     )
 
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from cmslap.errors import UserError
 from cmslap.evaluation.metrics import psnr, ssim
-from cmslap.imaging import READABLE, imresize, interpolable, read_image, rgb_to_ycbcr, ycbcr_to_rgb
+from cmslap.imaging import find_pictures, imresize, interpolable, read_image, rgb_to_ycbcr, ycbcr_to_rgb
 from cmslap.models import LapSRN
 
 _SMALLEST = 11  # pixels a side that SSIM's window needs inside the border
@@ -81,8 +81,8 @@ def evaluate(model: nn.Module | None, folder: str | Path, scales: Iterable[int],
         progress: show a progress bar where standard error is a terminal.
 
     Raises:
-        BenchmarkError: no folder, no pictures, one too small, or a scale that cannot be.
-        ImageError: a picture that cannot be read.
+        BenchmarkError: a picture that is too small, or a scale that cannot be.
+        ImageError: no folder, no pictures in it, or one that cannot be read.
     """
     scales = _check_scales(scales, model)
     paths = find_pictures(folder)
@@ -106,17 +106,6 @@ def _check_scales(scales: Iterable[int], model: nn.Module | None) -> list[int]:
         if isinstance(model, LapSRN) and scale > model.scale:
             raise BenchmarkError(f"scale must be at most {model.scale}, the levels this LapSRN has, got {scale}")
     return scales
-
-
-def find_pictures(folder: str | Path) -> list[Path]:
-    """The pictures in a folder, by name."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise BenchmarkError(f"{folder}: no such folder of pictures")
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in READABLE and not p.name.startswith("."))
-    if not paths:
-        raise BenchmarkError(f"{folder}: no pictures in it (looked for {', '.join(READABLE)})")
-    return paths
 
 
 def read_picture(path: Path) -> Tensor:  # [1 or 3, H, W] float64, multiples of 1/255

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from cmslap.evaluation.benchmark import Quality, Report, Row, evaluate, find_pictures
+from cmslap.devices import find_device
+from cmslap.evaluation.benchmark import Quality, Report, Row, evaluate
 from cmslap.files import replacing
+from cmslap.imaging import find_pictures
 from cmslap.interop.checkpoint import find_weights, load_model
 from cmslap.provenance import provenance
 
@@ -47,7 +49,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    device = find_device(args.device)
     model = load_model(args.model, device=device)
     for folder in args.data:
         find_pictures(folder)  # before minutes go into the folders before a wrong one
@@ -79,7 +81,7 @@ def _figures(quality: Quality) -> str:
     return f"{quality.psnr:.2f} / {quality.ssim:.4f}"
 
 
-def to_json(reports: Iterable[Report], model: nn.Module, name: str, device: str) -> dict[str, Any]:
+def to_json(reports: Iterable[Report], model: nn.Module, name: str, device: torch.device) -> dict[str, Any]:
     """Every figure, the weights they are for and what they were measured with."""
     return {
         "model": {

@@ -33,6 +33,26 @@ _FORMATS = {".png": _PNG, ".jpg": _JPEG, ".jpeg": _JPEG, ".webp": _WEBP, ".tif":
 WRITABLE = tuple(_FORMATS)
 
 
+def find_pictures(folder: str | os.PathLike[str], recursive: bool = False) -> list[Path]:
+    """The pictures in a folder, by name and going by their suffixes; hidden ones are left out.
+
+    Raises :class:`ImageError` where there is no such folder or no picture in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ImageError(f"{folder}: no such folder of pictures")
+    found = sorted(
+        file
+        for file in (folder.rglob("*") if recursive else folder.iterdir())
+        if file.suffix.lower() in READABLE
+        and file.is_file()
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    )
+    if not found:
+        raise ImageError(f"{folder}: no pictures in this folder ({' '.join(READABLE)})")
+    return found
+
+
 def read_image(path: str | os.PathLike[str]) -> Image.Image:
     """Read a picture upright, in the mode it is stored in, with EXIF, ICC profile and resolution in ``info``.
 

@@ -18,11 +18,11 @@ from tqdm import tqdm
 
 from cmslap.errors import UserError
 from cmslap.imaging import (
-    READABLE,
     WRITABLE,
     ImageError,
     ImageWarning,
     check_writable,
+    find_pictures,
     interpolable,
     read_image,
     write_image,
@@ -119,11 +119,9 @@ def _find(name: str, recursive: bool, out: Path) -> Iterator[tuple[Path, Path]]:
     """The pictures ``name`` stands for, each with its path below the folder that was named."""
     path = Path(name)
     if path.is_dir():
-        pictures = [file for file in _pictures(path, recursive) if not (recursive and _lies_in(file, out, path))]
-        if not pictures:
-            raise CommandError(f"{name}: no pictures in this folder ({' '.join(READABLE)})")
-        for file in pictures:
-            yield file, file.relative_to(path)
+        for file in find_pictures(path, recursive):
+            if not (recursive and _lies_in(file, out, path)):
+                yield file, file.relative_to(path)
     elif path.exists():
         yield path, Path(path.name)
     else:
@@ -132,17 +130,6 @@ def _find(name: str, recursive: bool, out: Path) -> Iterator[tuple[Path, Path]]:
             raise CommandError(f"{name}: no {'file matches' if glob.has_magic(name) else 'such file or folder'}")
         for match in matches:
             yield match, Path(match.name)
-
-
-def _pictures(folder: Path, recursive: bool) -> list[Path]:
-    files = folder.rglob("*") if recursive else folder.iterdir()
-    return sorted(
-        file
-        for file in files
-        if file.suffix.lower() in READABLE
-        and file.is_file()
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-    )
 
 
 def _lies_in(file: Path, out: Path, folder: Path) -> bool:

@@ -180,7 +180,7 @@ def resolve_model(
         if device is not None:
             raise UpscaleError("device goes with a model's name; a network that is passed in runs where it is")
         return model
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or "auto"
     return load_model(device=device) if model is None else load_model(model, device=device)
 
 

@@ -18,17 +18,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from cmslap.errors import UserError
+from cmslap.devices import find_device
 from cmslap.files import replacing
 from cmslap.interop.matconvnet import read_mat
 from cmslap.interop.pytorch import read_pth
 from cmslap.interop.weights import ARCHITECTURES, CheckpointError, Weights, infer
 
 ALIASES = {"cms-lapsrn": "cms-lapsrn-d5r2"}  # the name people type -> the weights it means today
-
-
-class DeviceError(UserError, ValueError):
-    """A device that does not exist here."""
 
 
 def save_model(model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
@@ -55,23 +51,12 @@ def load_model(name_or_path: str | os.PathLike[str] = "cms-lapsrn", *, device: s
         CheckpointError: no such weights or file, or a file that does not hold one of our networks.
         DeviceError: no such device here.
     """
-    device = check_device(device)
+    device = find_device(device)
     path = find_weights(name_or_path)
     try:
         return read_weights(path).build().to(device)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-
-
-def check_device(device: str | torch.device) -> torch.device:
-    """The device, or a :class:`DeviceError` where it does not exist."""
-    try:
-        checked = torch.device(device)
-    except RuntimeError:
-        raise DeviceError(f"device must be one like cpu, cuda or cuda:1, got {str(device)!r}") from None
-    if checked.type == "cuda" and (checked.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(f"device {checked} does not exist here: {torch.cuda.device_count()} CUDA GPUs found")
-    return checked
 
 
 def shipped_names() -> list[str]:

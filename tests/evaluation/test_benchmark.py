@@ -127,13 +127,13 @@ def test_floating_point_pictures_are_refused(tmp_path):
 
 
 def test_a_missing_folder(tmp_path):
-    with pytest.raises(BenchmarkError, match="no such folder"):
+    with pytest.raises(ImageError, match="no such folder"):
         evaluate(None, tmp_path / "missing", [2])
 
 
 def test_a_folder_without_pictures(tmp_path):
     (tmp_path / "notes.txt").write_text("none here")
-    with pytest.raises(BenchmarkError, match="no pictures in it"):
+    with pytest.raises(ImageError, match="no pictures in this folder"):
         evaluate(None, tmp_path, [2])
 
 

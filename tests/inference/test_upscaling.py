@@ -4,10 +4,10 @@ import torch
 from PIL import Image
 
 import cmslap
+from cmslap.devices import DeviceError
 from cmslap.imaging import imresize, rgb_to_ycbcr, ycbcr_to_rgb
 from cmslap.inference import UpscaleError, super_resolve
 from cmslap.inference import upscaling as room
-from cmslap.interop.checkpoint import DeviceError
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from cmslap import CMSLapSRN, LapSRN, load_model, save_model
+from cmslap.devices import DeviceError
 from cmslap.interop import checkpoint
-from cmslap.interop.checkpoint import CheckpointError, DeviceError
+from cmslap.interop.checkpoint import CheckpointError
 
 
 @pytest.fixture

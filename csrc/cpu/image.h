@@ -64,6 +64,10 @@ struct Activate {
     if (skip) y += load(skip + pixel + channel, part);
     return leaky_relu(y, slope);
   }
+  template <class Body>
+  CMSLAP_INLINE void for_images(Body&& body) const {  // that it reads
+    if (skip) body(skip);
+  }
 };
 
 // Backward: y φ'(saved activated tensor), added to the source skip's gradient where a recursion ends.
@@ -80,6 +84,11 @@ struct Differentiate {
       store(gradient, load(gradient, part) + y, part);
     }
     return y;
+  }
+  template <class Body>
+  CMSLAP_INLINE void for_images(Body&& body) const {
+    if (activated) body(activated);
+    if (skip_gradient) body(skip_gradient);
   }
 };
 

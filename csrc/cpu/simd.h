@@ -13,6 +13,7 @@ namespace cmslap::cpu::CMSLAP_ISA {
 #define CMSLAP_INLINE inline __attribute__((always_inline))
 
 constexpr int kLanes = CMSLAP_VECTOR_BYTES / sizeof(float);
+constexpr int64_t kCacheLine = 64 / sizeof(float);
 
 typedef float Vec __attribute__((vector_size(CMSLAP_VECTOR_BYTES)));
 typedef float UnalignedVec __attribute__((vector_size(CMSLAP_VECTOR_BYTES), aligned(4), may_alias));

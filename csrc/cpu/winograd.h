@@ -81,24 +81,31 @@ CMSLAP_INLINE void transform_kernel_gradient(const Vec (&u)[6], Vec (&g)[3]) {
 }
 
 // M x Mᵀ, given M for one dimension: columns first, then rows. in(i, j) reads, out(i, j, value) takes.
+//
+// Six rows of six would not fit the registers between the two steps, and storing them costs more than reading the input twice:
+// so a 6×6 result is made in two halves, and what a half does not use the compiler leaves out.
 template <int kFrom, int kTo, void (*kTransform)(const Vec (&)[kFrom], Vec (&)[kTo]), class In, class Out>
 CMSLAP_INLINE void transform_2d(In&& in, Out&& out) {
-  Vec half[kTo][kFrom];
+  constexpr int kHalf = kFrom * kTo > 24 ? kTo / 2 : kTo;
+#pragma GCC unroll 2
+  for (int first = 0; first < kTo; first += kHalf) {
+    Vec rows[kHalf][kFrom];
 #pragma GCC unroll 8
-  for (int j = 0; j < kFrom; ++j) {
-    Vec from[kFrom], to[kTo];
+    for (int j = 0; j < kFrom; ++j) {
+      Vec from[kFrom], to[kTo];
 #pragma GCC unroll 8
-    for (int i = 0; i < kFrom; ++i) from[i] = in(i, j);
-    kTransform(from, to);
+      for (int i = 0; i < kFrom; ++i) from[i] = in(i, j);
+      kTransform(from, to);
 #pragma GCC unroll 8
-    for (int i = 0; i < kTo; ++i) half[i][j] = to[i];
-  }
+      for (int i = 0; i < kHalf; ++i) rows[i][j] = to[first + i];
+    }
 #pragma GCC unroll 8
-  for (int i = 0; i < kTo; ++i) {
-    Vec to[kTo];
-    kTransform(half[i], to);
+    for (int i = 0; i < kHalf; ++i) {
+      Vec to[kTo];
+      kTransform(rows[i], to);
 #pragma GCC unroll 8
-    for (int j = 0; j < kTo; ++j) out(i, j, to[j]);
+      for (int j = 0; j < kTo; ++j) out(first + i, j, to[j]);
+    }
   }
 }
 

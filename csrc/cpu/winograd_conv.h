@@ -82,42 +82,74 @@ void store_tile(const TransformedTiles& products, int64_t row, const Tile& tile,
                 const Epilogue& epilogue, float* out) {
   const int64_t height = least(kTile, size.height - tile.y), width = least(kTile, size.width - tile.x);
   const int64_t first = ((tile.image * size.height + tile.y) * size.width + tile.x) * channels;
+  const int64_t pitch = size.width * channels;
   for_channels(channels, [&](int64_t c, auto part) {
-    transform_2d<6, 4, transform_output>(
-        [&](int p, int q) { return load(products.at(kPatch * p + q, row) + c); },
-        [&](int i, int j, Vec y) {
-          if (i >= height || j >= width) return;
-          const int64_t pixel = first + (i * size.width + j) * channels;
-          store(out + pixel + c, epilogue(y, pixel, c, part), part);
-        });
+    Vec y[kTile][kTile];
+    transform_2d<6, 4, transform_output>([&](int p, int q) { return load(products.at(kPatch * p + q, row) + c); },
+                                         [&](int i, int j, Vec value) { y[i][j] = value; });
+    const auto store_pixel = [&](int i, int j) {
+      const int64_t pixel = first + i * pitch + j * channels;
+      store(out + pixel + c, epilogue(y[i][j], pixel, c, part), part);
+    };
+    if (height == kTile && width == kTile) {
+#pragma GCC unroll 4
+      for (int i = 0; i < kTile; ++i)
+#pragma GCC unroll 4
+        for (int j = 0; j < kTile; ++j) store_pixel(i, j);
+    } else {
+      for (int i = 0; i < height; ++i)
+        for (int j = 0; j < width; ++j) store_pixel(i, j);
+    }
   });
 }
 
+// Asks for a tile's 4×4 pixels, moved by `offset`, to be in L2 soon.
+CMSLAP_INLINE void prefetch_tile(const float* images, Size size, int64_t channels, const Tile& tile, int64_t offset) {
+  const int64_t width = least(kTile, size.width - tile.x - offset) * channels;
+  for (int64_t y = tile.y + offset; y < least(tile.y + offset + kTile, size.height); ++y) {
+    const float* row = images + ((tile.image * size.height + y) * size.width + tile.x + offset) * channels;
+    for (int64_t i = 0; i < width; i += kCacheLine) __builtin_prefetch(row + i, 0, 2);
+  }
+}
+
+// The convolution of one group of tiles after the other; the memory idles during the matrix products, so that is when the
+// pixels of the coming transforms are asked for.
 template <class Epilogue>
 void winograd_conv(Team& team, const float* in, Size size, const PackedKernel& kernel, const Epilogue& epilogue,
                    float* out) {
   const TileGrid grid(size);
   const int64_t fitting = 48 * 64 / (padded(kernel.in) + padded(kernel.out)) / kStrip * kStrip;
   const int64_t fair = ceil_div(ceil_div(grid.tiles(), team.size()), kStrip) * kStrip;
-  const int64_t block = most(kStrip, least(fitting, fair));
-  const int64_t input_floats = TransformedTiles::floats(block, kernel.in);
-  const int64_t product_floats = TransformedTiles::floats(block, kernel.out);
+  const int64_t group = most(kStrip, least(fitting, fair));
+  const int64_t groups = ceil_div(grid.tiles(), group);
+  const int64_t block = most(1, least(8, groups / (8 * team.size())));  // groups a worker takes at once
+  const int64_t input_floats = TransformedTiles::floats(group, kernel.in);
+  const int64_t product_floats = TransformedTiles::floats(group, kernel.out);
   const int64_t scratch_floats = input_floats + product_floats + kernel.in;
 
-  for_blocks(team, ceil_div(grid.tiles(), block), scratch_floats, [&](int64_t b, float* scratch) {
-    const TransformedTiles inputs(scratch, block, kernel.in);
-    const TransformedTiles products(scratch + input_floats, block, kernel.out);
+  for_blocks(team, ceil_div(groups, block), scratch_floats, [&](int64_t b, float* scratch) {
+    const TransformedTiles inputs(scratch, group, kernel.in);
+    const TransformedTiles products(scratch + input_floats, group, kernel.out);
     float* zeros = scratch + input_floats + product_floats;
     std::memset(zeros, 0, kernel.in * sizeof(float));
 
-    const int64_t first = b * block, count = least(block, grid.tiles() - first);
-    for (int64_t t = 0; t < count; ++t)
-      transform_patch(Window<kPatch>(in, size, kernel.in, Tile(grid, first + t), -1, zeros), kernel.in, inputs, t);
-    for (int64_t p = 0; p < kPositions; ++p)
-      gemm({inputs.at(p, 0), inputs.row_stride, 1}, kernel.matrix(p), {products.at(p, 0), products.row_stride}, count,
-           kernel.out, kernel.in, false);
-    for (int64_t t = 0; t < count; ++t)
-      store_tile(products, t, Tile(grid, first + t), size, kernel.out, epilogue, out);
+    const int64_t end = least((b + 1) * block * group, grid.tiles());
+    for (int64_t first = b * block * group; first < end; first += group) {
+      const int64_t count = least(group, end - first);
+      for (int64_t t = 0; t < count; ++t)
+        transform_patch(Window<kPatch>(in, size, kernel.in, Tile(grid, first + t), -1, zeros), kernel.in, inputs, t);
+      for (int64_t p = 0; p < kPositions; ++p) {
+        gemm({inputs.at(p, 0), inputs.row_stride, 1}, kernel.matrix(p), {products.at(p, 0), products.row_stride}, count,
+             kernel.out, kernel.in, false);
+        for (int64_t t = first + p * count / kPositions; t < first + (p + 1) * count / kPositions; ++t) {
+          prefetch_tile(out, size, kernel.out, Tile(grid, t), 0);
+          epilogue.for_images([&](const float* image) { prefetch_tile(image, size, kernel.out, Tile(grid, t), 0); });
+          if (t + group < end) prefetch_tile(in, size, kernel.in, Tile(grid, t + group), 1);
+        }
+      }
+      for (int64_t t = 0; t < count; ++t)
+        store_tile(products, t, Tile(grid, first + t), size, kernel.out, epilogue, out);
+    }
   });
 }
 

@@ -41,7 +41,6 @@ def without_backward(monkeypatch):
 def test_a_kernel_without_backward_is_not_chosen_for_training():
     explanation = ops.explain(ops.tied_conv_transpose2d, **upsampling_call(requires_grad=True))
     assert (explanation.backend, explanation.gradients) == ("reference", "reference")
-    assert "backward" in explanation.others["cpu"]
 
 
 @needs_extension

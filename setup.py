@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent
 extension = CppExtension(
     "cmslap._C",
     sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cpp")),
+    depends=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h")),
     include_dirs=[str(ROOT / "csrc")],
     define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000")],  # the oldest PyTorch it runs with: 2.10
     extra_compile_args=["-O3", "-std=c++17", "-Wall", "-Wno-psabi", "-fvisibility=hidden"],

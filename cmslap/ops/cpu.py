@@ -1,4 +1,8 @@
-"""The CPU backend: the kernels of csrc/cpu, float32."""
+"""The CPU backend: the kernels of csrc/cpu.
+
+They compute in float32 on images in channels_last memory; half-precision tensors are converted on the way in and out.
+Parameters' gradients are added to their buffers, so these start as zeros; everything else the kernels write in full.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +11,242 @@ from torch import Tensor
 
 from cmslap.ops.backend import Backend
 from cmslap.ops.extension import MISSING
-from cmslap.ops.operation import OPERATIONS, Arguments, Operation
+from cmslap.ops.operation import Arguments, Operation
+
+_kernels = torch.ops.cmslap_cpu
 
 
 def _unsupported(operation: Operation, arguments: Arguments) -> str | None:
     activation = operation.activation(arguments)
     if activation.device.type != "cpu":
         return f"runs on cpu, not on {activation.device.type}"
-    if activation.dtype != torch.float32:
-        return f"float32 only, not {str(activation.dtype).removeprefix('torch.')}"
+    if activation.dtype == torch.float64:
+        return "float32, bfloat16 and float16 only, not float64"
     return None
 
 
+def _image(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.to(torch.float32).contiguous(memory_format=torch.channels_last)
+
+
+def _array(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.to(torch.float32).contiguous()
+
+
+def _new_image(like: Tensor, channels: int, factor: int = 1) -> Tensor:
+    """Memory for images of ``like``'s batch, ``factor`` times as high and wide."""
+    n, _, height, width = like.shape
+    shape = (n, channels, factor * height, factor * width)
+    return torch.empty(shape, dtype=torch.float32, memory_format=torch.channels_last)
+
+
+def _zeros(like: Tensor) -> Tensor:
+    return torch.zeros(like.shape, dtype=torch.float32)
+
+
+def _conv2d_lrelu(x: Tensor, weight: Tensor, bias: Tensor | None, skip: Tensor | None, negative_slope: float) -> Tensor:
+    out = _new_image(x, weight.shape[0])
+    _kernels.conv2d_lrelu(_image(x), _array(weight), _array(bias), _image(skip), negative_slope, out)
+    return out.to(x.dtype)
+
+
+def _conv2d_lrelu_backward(
+    grad: Tensor,
+    output: Tensor,
+    saved: None,
+    wanted: tuple[str, ...],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    skip: Tensor | None,
+    negative_slope: float,
+) -> dict[str, Tensor]:
+    parameters = "weight" in wanted or "bias" in wanted
+    gradients = {
+        "x": _new_image(x, x.shape[1]) if "x" in wanted else None,
+        "weight": _zeros(weight) if parameters else None,
+        "bias": torch.zeros(weight.shape[0]) if parameters else None,
+        "skip": _new_image(x, weight.shape[0]),
+    }
+    inputs = _image(x), _array(weight), _image(output), _image(grad)
+    _kernels.conv2d_lrelu_backward(*inputs, negative_slope, *gradients.values())
+    return gradients
+
+
+def _saved_images(recursions: int, recompute: bool, weights: Tensor) -> int:
+    """How many activations the recursive embedding keeps: the input of every convolution, or of every recursion."""
+    return recursions * (1 if recompute else weights.shape[0])
+
+
+def _saved_shape(operation: Operation, arguments: Arguments) -> tuple[int, ...]:
+    """[images, N, H, W, C]; a level also keeps what it upsamples."""
+    n, channels, height, width = arguments["u"].shape
+    images = _saved_images(*(arguments[name] for name in ("recursions", "recompute", "weights")))
+    return images + (operation.name == "lapsrn_level"), n, height, width, channels
+
+
+def _new_saved(u: Tensor, images: int) -> Tensor:
+    n, channels, height, width = u.shape
+    return torch.empty(images, n, height, width, channels, dtype=torch.float32)
+
+
+def _recursive_embedding(
+    u: Tensor,
+    weights: Tensor,
+    biases: Tensor,
+    recursions: int,
+    negative_slope: float,
+    recompute: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    out = _new_image(u, u.shape[1])
+    saved = _new_saved(u, _saved_images(recursions, recompute, weights) if save else 0)
+    block = _array(weights), _array(biases), recursions, negative_slope, recompute
+    _kernels.recursive_embedding(_image(u), *block, saved, out)
+    return out.to(u.dtype), saved.to(u.dtype)
+
+
+def _recursive_embedding_backward(
+    grad: Tensor,
+    output: Tensor,
+    saved: Tensor,
+    wanted: tuple[str, ...],
+    u: Tensor,
+    weights: Tensor,
+    biases: Tensor,
+    recursions: int,
+    negative_slope: float,
+    recompute: bool,
+) -> dict[str, Tensor]:
+    gradients = {"u": _new_image(u, u.shape[1]), "weights": _zeros(weights), "biases": _zeros(biases)}
+    block = _array(weights), _array(biases), recursions, negative_slope, recompute
+    _kernels.recursive_embedding_backward(*block, _array(saved), _image(output), _image(grad), *gradients.values())
+    return gradients
+
+
 def _tied_conv_transpose2d(a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    out = OPERATIONS["tied_conv_transpose2d"].empty_output({"a": a, "weight": weight, "bias": bias})
-    torch.ops.cmslap_cpu.tied_conv_transpose2d(a, weight, bias, out)
-    return out
+    out = _new_image(a, weight.shape[1], factor=2)
+    _kernels.tied_conv_transpose2d(_image(a), _array(weight), _array(bias), out)
+    return out.to(a.dtype)
 
 
-CPU = Backend("cpu", MISSING, _unsupported, forward={"tied_conv_transpose2d": _tied_conv_transpose2d})
+def _tied_conv_transpose2d_backward(
+    grad: Tensor,
+    output: None,
+    saved: None,
+    wanted: tuple[str, ...],
+    a: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+) -> dict[str, Tensor]:
+    parameters = "weight" in wanted or "bias" in wanted
+    gradients = {
+        "a": _new_image(a, a.shape[1]) if "a" in wanted else None,
+        "weight": _zeros(weight) if parameters else None,
+        "bias": torch.zeros(weight.shape[1]) if parameters else None,
+    }
+    _kernels.tied_conv_transpose2d_backward(_image(a), _array(weight), _image(grad), *gradients.values())
+    return gradients
+
+
+def _lapsrn_level(
+    u: Tensor,
+    weights: Tensor,
+    biases: Tensor,
+    shared_conv: int | None,
+    upsample_bias: Tensor,
+    recursions: int,
+    negative_slope: float,
+    recompute: bool,
+    upsample_weight: Tensor | None,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    out = _new_image(u, u.shape[1], factor=2)
+    saved = _new_saved(u, _saved_images(recursions, recompute, weights) + 1 if save else 0)
+    kernel = upsample_weight if shared_conv is None else weights[shared_conv - 1]
+    upsampling = _array(kernel), _array(upsample_bias)
+    _kernels.lapsrn_level(
+        _image(u), _array(weights), _array(biases), *upsampling, recursions, negative_slope, recompute, saved, out
+    )
+    return out.to(u.dtype), saved.to(u.dtype)
+
+
+def _lapsrn_level_backward(
+    grad: Tensor,
+    output: None,
+    saved: Tensor,
+    wanted: tuple[str, ...],
+    u: Tensor,
+    weights: Tensor,
+    biases: Tensor,
+    shared_conv: int | None,
+    upsample_bias: Tensor,
+    recursions: int,
+    negative_slope: float,
+    recompute: bool,
+    upsample_weight: Tensor | None,
+) -> dict[str, Tensor]:
+    gradients = {"u": _new_image(u, u.shape[1]), "weights": _zeros(weights), "biases": _zeros(biases)}
+    # The tied kernel's two gradients go to one place.
+    gradients["upsample_weight"] = (
+        _zeros(upsample_weight) if shared_conv is None else gradients["weights"][shared_conv - 1]
+    )
+    gradients["upsample_bias"] = _zeros(upsample_bias)
+    kernel = upsample_weight if shared_conv is None else weights[shared_conv - 1]
+    block = _array(weights), _array(biases), _array(kernel), recursions, negative_slope, recompute
+    _kernels.lapsrn_level_backward(*block, _array(saved), _image(grad), *gradients.values())
+    return gradients
+
+
+def _residual_head(
+    f: Tensor, image: Tensor, residual_weight: Tensor, residual_bias: Tensor, image_weight: Tensor
+) -> Tensor:
+    out = _new_image(image, 1, factor=2)
+    parameters = _array(residual_weight), _array(residual_bias), _array(image_weight)
+    _kernels.residual_head(_image(f), _image(image), *parameters, out)
+    return out.to(f.dtype)
+
+
+def _residual_head_backward(
+    grad: Tensor,
+    output: None,
+    saved: None,
+    wanted: tuple[str, ...],
+    f: Tensor,
+    image: Tensor,
+    residual_weight: Tensor,
+    residual_bias: Tensor,
+    image_weight: Tensor,
+) -> dict[str, Tensor]:
+    gradients = {
+        "f": _new_image(f, f.shape[1]),
+        "image": _new_image(image, 1),
+        "residual_weight": _zeros(residual_weight),
+        "residual_bias": _zeros(residual_bias),
+        "image_weight": _zeros(image_weight),
+    }
+    parameters = _array(residual_weight), _array(image_weight)
+    _kernels.residual_head_backward(_image(f), _image(image), *parameters, _image(grad), *gradients.values())
+    return gradients
+
+
+CPU = Backend(
+    "cpu",
+    MISSING,
+    _unsupported,
+    forward={
+        "conv2d_lrelu": _conv2d_lrelu,
+        "recursive_embedding": _recursive_embedding,
+        "tied_conv_transpose2d": _tied_conv_transpose2d,
+        "lapsrn_level": _lapsrn_level,
+        "residual_head": _residual_head,
+    },
+    backward={
+        "conv2d_lrelu": _conv2d_lrelu_backward,
+        "recursive_embedding": _recursive_embedding_backward,
+        "tied_conv_transpose2d": _tied_conv_transpose2d_backward,
+        "lapsrn_level": _lapsrn_level_backward,
+        "residual_head": _residual_head_backward,
+    },
+    saved_shape=_saved_shape,
+)

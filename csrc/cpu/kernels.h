@@ -1,18 +1,96 @@
-// The CPU kernels, as csrc/library.cpp registers them.
+// The CPU operations, for whoever binds them: plain pointers in, plain pointers out.
+//
+// Images are dense NHWC float32; kernels are [out, in, 3, 3] as PyTorch keeps them. Gradients are added to what their
+// buffers hold, except those of images, which are written. A pointer said to be optional may be null.
 #pragma once
 
-#include <torch/csrc/stable/tensor.h>
-
-#include <optional>
+#include <cstdint>
 
 namespace cmslap::cpu {
 
-// 2x upsampling of a [N, Cout, H, W] with a convolution's kernel, weight [Cout, Cin, 3, 3], and bias [Cin],
-// into out [N, Cin, 2H, 2W]. float32, any strides.
-void tied_conv_transpose2d(
-    const torch::stable::Tensor& a,
-    const torch::stable::Tensor& weight,
-    const std::optional<torch::stable::Tensor>& bias,
-    torch::stable::Tensor out);
+struct Size {  // of a batch of images
+  int64_t batch, height, width;
+  int64_t pixels() const { return batch * height * width; }
+};
+
+struct Conv {  // φ(W ⋆ x + b + skip); slope 1 is no activation
+  int64_t in, out;
+  const float* weight;  // [out, in, 3, 3]
+  const float* bias;    // [out], optional
+  float slope;
+};
+
+enum class Save {  // what the forward pass of a recursive embedding keeps for the backward pass
+  kNothing,
+  kRecursions,    // the input of each recursion; the rest is computed again
+  kConvolutions,  // the input of each convolution
+};
+
+struct Embedding {  // φ(h_R) of h_0 = u, h_r = (conv ∘ φ)^depth(h_{r-1}) + u
+  int64_t channels, depth, recursions;
+  const float* weights;  // [depth, channels, channels, 3, 3]
+  const float* biases;   // [depth, channels]
+  float slope;
+  Save save;
+
+  int64_t convolutions() const { return depth * recursions; }
+  int64_t saved_images() const {  // how many images `saved` holds
+    return save == Save::kNothing ? 0 : save == Save::kRecursions ? recursions : convolutions();
+  }
+};
+
+struct Upsampling {  // U(a) + b
+  int64_t in, out;
+  const float* weight;  // [in, out, 3, 3]
+  const float* bias;    // [out], optional
+};
+
+struct ResidualHead {  // K ⋆ᵀ I + (W_res ⋆ f + b_res)
+  int64_t channels;
+  const float* weight;  // [1, channels, 3, 3]
+  const float* bias;    // [1]
+  const float* image_weight;  // [1, 1, 4, 4]
+};
+
+struct Kernels {
+  const char* name;  // of the instruction set
+
+  void (*conv)(const Conv&, Size, const float* x, const float* skip /* optional */, float* y);
+  // y is the forward pass's output. grad_skip, which has the size of y, holds φ'(y) grad_y. Weight and bias gradient are optional
+  // together, grad_x by itself.
+  void (*conv_backward)(const Conv&, Size, const float* x, const float* y, const float* grad_y, float* grad_x,
+                        float* grad_weight, float* grad_bias, float* grad_skip);
+
+  // saved: Embedding::saved_images() images.
+  void (*embedding)(const Embedding&, Size, const float* u, float* saved, float* a);
+  void (*embedding_backward)(const Embedding&, Size, const float* saved, const float* a, const float* grad_a, float* grad_u,
+                             float* grad_weights, float* grad_biases);
+
+  void (*upsampling)(const Upsampling&, Size, const float* a, float* f);
+  // grad_a is optional, weight and bias gradient are so together.
+  void (*upsampling_backward)(const Upsampling&, Size, const float* a, const float* grad_f, float* grad_a, float* grad_weight,
+                              float* grad_bias);
+
+  // The embedding followed by the upsampling; a, φ(h_R), is the backward pass's to keep.
+  void (*level)(const Embedding&, const Upsampling&, Size, const float* u, float* saved, float* a, float* f);
+  // grad_upsample_weight may point into grad_weights: that is how the tied kernel is trained.
+  void (*level_backward)(const Embedding&, const Upsampling&, Size, const float* saved, const float* a, const float* grad_f,
+                         float* grad_u, float* grad_weights, float* grad_biases, float* grad_upsample_weight,
+                         float* grad_upsample_bias);
+
+  // size is that of the image; f and out are twice as large.
+  void (*residual_head)(const ResidualHead&, Size, const float* f, const float* image, float* out);
+  void (*residual_head_backward)(const ResidualHead&, Size, const float* f, const float* image, const float* grad_out,
+                                 float* grad_f, float* grad_image, float* grad_weight, float* grad_bias,
+                                 float* grad_image_weight);
+
+  // Level and residual head without gradients and without the upsampled features: the last level of a network at inference.
+  void (*last_level)(const Embedding&, const Upsampling&, const ResidualHead&, Size, const float* u, const float* image,
+                     float* out);
+};
+
+// The best kernels this processor runs; the environment variable CMSLAP_ISA (avx512, avx2, portable) forces others.
+// Throws std::invalid_argument when the forced ones are unknown or not runnable here.
+const Kernels& kernels();
 
 }  // namespace cmslap::cpu

@@ -1,0 +1,107 @@
+// A 3×3 convolution by the cheaper of the two ways, its gradients, and the operation conv2d_lrelu.
+#pragma once
+
+#include <optional>
+
+#include "direct_conv.h"
+#include "winograd_conv.h"
+
+namespace cmslap::cpu::CMSLAP_ISA {
+
+// Winograd multiplies 36 times a tile where the direct way multiplies 9 times a pixel, and pays for its transforms (measured:
+// some 300 multiplications' time a channel). So it loses on a few channels and on tiles that are mostly outside the image.
+inline bool winograd_pays(Size size, int64_t in, int64_t out) {
+  return TileGrid(size).tiles() * (36 * in * out + 300 * (in + out)) < 9 * in * out * size.pixels();
+}
+
+class Convolution {
+ public:
+  Convolution(Team& team, Size size, KernelView kernel)
+      : size_(size),
+        winograd_(winograd_pays(size, kernel.in, kernel.out)),
+        kernel_(winograd_ ? pack_winograd(team, kernel) : pack_taps(team, kernel)) {}
+
+  template <class Epilogue>
+  void run(Team& team, const float* in, const Epilogue& epilogue, float* out) const {
+    if (winograd_)
+      winograd_conv(team, in, size_, kernel_, epilogue, out);
+    else
+      direct_conv(team, in, size_, kSame, kernel_, epilogue, out);
+  }
+
+ private:
+  Size size_;
+  bool winograd_;
+  PackedKernel kernel_;
+};
+
+// Gradients of one kernel and its bias, summed over all convolutions that use them.
+class KernelGradient {
+ public:
+  KernelGradient(Size size, int64_t in, int64_t out, float* weight_gradient, float* bias_gradient)
+      : size_(size),
+        in_(in),
+        out_(out),
+        weight_gradient_(weight_gradient),
+        bias_gradient_(bias_gradient) {
+    if (winograd_pays(size, in, out)) transformed_.emplace(in, out);
+  }
+
+  void add(Team& team, const float* in, const float* out_gradient) {
+    if (transformed_) return transformed_->add(team, in, out_gradient, size_, bias_gradient_);
+    direct_weight_gradient(team, in, size_, in_, kSame, out_gradient, out_, weight_gradient_);
+    sum_pixels(team, out_gradient, size_.pixels(), out_, bias_gradient_);
+  }
+  void finish(Team& team) const {
+    if (transformed_) transformed_->finish(team, weight_gradient_);
+  }
+
+ private:
+  Size size_;
+  int64_t in_, out_;
+  std::optional<WinogradWeightGradient> transformed_;
+  float *weight_gradient_, *bias_gradient_;
+};
+
+// out = φ'(activated) gradient for each number of an image.
+inline void differentiate(Team& team, const float* gradient, const float* activated, float slope, int64_t floats, float* out) {
+  constexpr int64_t kBlock = 1 << 14;
+  for_blocks(team, ceil_div(floats, kBlock), 0, [&](int64_t block, float*) {
+    const int64_t first = block * kBlock;
+    for_channels(least(kBlock, floats - first), [&](int64_t i, auto part) {
+      store(out + first + i, leaky_relu_gradient(load(gradient + first + i, part), load(activated + first + i, part), slope), part);
+    });
+  });
+}
+
+inline void activate(Team& team, const float* in, float slope, int64_t floats, float* out) {
+  constexpr int64_t kBlock = 1 << 14;
+  for_blocks(team, ceil_div(floats, kBlock), 0, [&](int64_t block, float*) {
+    const int64_t first = block * kBlock;
+    for_channels(least(kBlock, floats - first),
+                 [&](int64_t i, auto part) { store(out + first + i, leaky_relu(load(in + first + i, part), slope), part); });
+  });
+}
+
+inline void conv(const Conv& op, Size size, const float* x, const float* skip, float* y) {
+  Team team;
+  const Convolution convolution(team, size, KernelView::plain(op.weight, op.in, op.out));
+  convolution.run(team, x, Activate{op.bias, skip, op.slope}, y);
+}
+
+inline void conv_backward(const Conv& op, Size size, const float* x, const float* y, const float* grad_y, float* grad_x,
+                          float* grad_weight, float* grad_bias, float* grad_skip) {
+  Team team;
+  differentiate(team, grad_y, y, op.slope, size.pixels() * op.out, grad_skip);
+  if (grad_weight) {
+    KernelGradient gradient(size, op.in, op.out, grad_weight, grad_bias);
+    gradient.add(team, x, grad_skip);
+    gradient.finish(team);
+  }
+  if (grad_x) {
+    const Convolution convolution(team, size, KernelView::plain(op.weight, op.in, op.out).transposed().flipped());
+    convolution.run(team, grad_skip, Differentiate{nullptr, nullptr, 1.0f}, grad_x);
+  }
+}
+
+}  // namespace cmslap::cpu::CMSLAP_ISA

@@ -1,0 +1,84 @@
+// The matrix product every convolution here is made of: C[rows, columns] (+)= A[rows, depth] · B[depth, columns].
+//
+// A strip of six rows and four vectors of columns is held in 24 of AVX-512's 32 registers (six by two of AVX2's 16). One step
+// in depth loads four vectors of B and broadcasts six numbers of A for 24 multiply-adds, so that the multiply-add units, not
+// the load ports, are the limit: it runs at the processor's peak as long as a panel of B, 64 columns wide, stays in L1.
+// A's two strides make A and Aᵀ the same thing, which is what weight gradients need.
+#pragma once
+
+#include "simd.h"
+
+namespace cmslap::cpu::CMSLAP_ISA {
+
+constexpr int kStrip = 6;                                            // rows in registers
+constexpr int kPanelVecs = CMSLAP_VECTOR_REGISTERS >= 32 ? 4 : 2;  // vectors of columns in registers
+constexpr int kPanel = kPanelVecs * kLanes;
+
+struct MatrixA {
+  const float* data;
+  int64_t row_stride, depth_stride;
+};
+struct MatrixB {  // columns in panels of kPanel
+  const float* data;
+  int64_t depth_stride, panel_stride;
+};
+struct MatrixC {  // rows padded to whole vectors
+  float* data;
+  int64_t row_stride;
+};
+
+template <int kRows, int kVecs>
+void gemm_strip(MatrixA a, MatrixB b, MatrixC c, int64_t depth, bool accumulate) {
+  Vec sum[kRows][kVecs];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < kVecs; ++v) sum[r][v] = accumulate ? load(c.data + r * c.row_stride + v * kLanes) : Vec{};
+  for (int64_t k = 0; k < depth; ++k) {
+    Vec columns[kVecs];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVecs; ++v) columns[v] = load(b.data + v * kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const Vec row = broadcast(a.data[r * a.row_stride]);
+#pragma GCC unroll 8
+      for (int v = 0; v < kVecs; ++v) sum[r][v] += row * columns[v];
+    }
+    a.data += a.depth_stride;
+    b.data += b.depth_stride;
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < kVecs; ++v) store(c.data + r * c.row_stride + v * kLanes, sum[r][v]);
+}
+
+template <int kVecs>
+void gemm_panel(MatrixA a, MatrixB b, MatrixC c, int64_t rows, int64_t depth, bool accumulate) {
+  for (; rows >= kStrip; rows -= kStrip) {
+    gemm_strip<kStrip, kVecs>(a, b, c, depth, accumulate);
+    a.data += kStrip * a.row_stride;
+    c.data += kStrip * c.row_stride;
+  }
+  switch (rows) {
+    case 5: return gemm_strip<5, kVecs>(a, b, c, depth, accumulate);
+    case 4: return gemm_strip<4, kVecs>(a, b, c, depth, accumulate);
+    case 3: return gemm_strip<3, kVecs>(a, b, c, depth, accumulate);
+    case 2: return gemm_strip<2, kVecs>(a, b, c, depth, accumulate);
+    case 1: return gemm_strip<1, kVecs>(a, b, c, depth, accumulate);
+  }
+}
+
+inline void gemm(MatrixA a, MatrixB b, MatrixC c, int64_t rows, int64_t columns, int64_t depth, bool accumulate) {
+  int64_t vectors = ceil_div(columns, kLanes);
+  for (; vectors >= kPanelVecs; vectors -= kPanelVecs) {
+    gemm_panel<kPanelVecs>(a, b, c, rows, depth, accumulate);
+    b.data += b.panel_stride;
+    c.data += kPanel;
+  }
+  if (kPanelVecs > 3 && vectors == 3) return gemm_panel<3>(a, b, c, rows, depth, accumulate);
+  if (kPanelVecs > 2 && vectors == 2) return gemm_panel<2>(a, b, c, rows, depth, accumulate);
+  if (vectors == 1) return gemm_panel<1>(a, b, c, rows, depth, accumulate);
+}
+
+}  // namespace cmslap::cpu::CMSLAP_ISA

@@ -1,0 +1,17 @@
+// The kernels for processors with AVX2 and FMA. Headers of the standard library come before the pragma: what they define inline
+// must stay runnable everywhere.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#include <cstring>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "kernels.h"
+#include "team.h"
+
+#pragma GCC target("avx2,fma")
+#define CMSLAP_ISA avx2
+#define CMSLAP_VECTOR_BYTES 32
+#define CMSLAP_VECTOR_REGISTERS 16
+#include "table.h"
+#endif

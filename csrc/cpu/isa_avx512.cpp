@@ -1,0 +1,17 @@
+// The kernels for processors with AVX-512. Headers of the standard library come before the pragma: what they define inline
+// must stay runnable everywhere.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#include <cstring>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "kernels.h"
+#include "team.h"
+
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")
+#define CMSLAP_ISA avx512
+#define CMSLAP_VECTOR_BYTES 64
+#define CMSLAP_VECTOR_REGISTERS 32
+#include "table.h"
+#endif

@@ -1,0 +1,170 @@
+// A pyramid level: the recursive embedding, then the upsampling with the kernel of one of its convolutions.
+//
+// Activations are numbered: a_0 = φ(u), and convolution i (1 to depth·recursions) makes a_i of a_{i-1}. Since φ keeps signs, they
+// are all that the backward pass needs: a_{i-1} for the weight gradient, its sign for φ'.
+#pragma once
+
+#include <vector>
+
+#include "conv.h"
+#include "transposed_conv.h"
+
+namespace cmslap::cpu::CMSLAP_ISA {
+
+// A Buffer of this instruction set's own, so that no std::vector is shared with code for other processors.
+struct Image : Buffer {
+  using Buffer::Buffer;
+};
+
+// Where each activation lives: the last one in `last`, those to keep in `saved`. Those between two recursions' inputs have
+// buffers here, as the backward pass of a recursion needs them together. When nothing is kept, one buffer and `last` take
+// turns, so that inference holds u and two images.
+class Activations {
+ public:
+  Activations(const Embedding& op, Size size, float* saved, float* last)
+      : op_(op),
+        floats_(size.pixels() * op.channels),
+        saved_(saved),
+        last_(last) {
+    const int64_t spare = op.save == Save::kNothing ? 1 : op.save == Save::kRecursions ? op.depth - 1 : 0;
+    for (int64_t i = 0; i < spare; ++i) spare_.emplace_back(floats_);
+  }
+
+  float* operator[](int64_t i) const {
+    const int64_t remaining = op_.convolutions() - i, d = i % op_.depth;
+    if (remaining == 0) return last_;
+    switch (op_.save) {
+      case Save::kConvolutions: return saved_ + i * floats_;
+      case Save::kRecursions: return d == 0 ? saved_ + i / op_.depth * floats_ : spare_[d - 1].data();
+      default: return remaining % 2 == 0 ? last_ : spare_[0].data();
+    }
+  }
+
+ private:
+  Embedding op_;
+  int64_t floats_;
+  float *saved_, *last_;
+  std::vector<Image> spare_;
+};
+
+// The convolutions of the recursive block, packed once for all recursions; flipped and transposed for the backward pass.
+class RecursiveBlock {
+ public:
+  enum Direction { kForward, kBackward };
+
+  RecursiveBlock(Team& team, const Embedding& op, Size size, Direction direction) {
+    for (int64_t d = 0; d < op.depth; ++d) {
+      const KernelView kernel =
+          KernelView::plain(op.weights + d * op.channels * op.channels * 9, op.channels, op.channels);
+      convolutions_.emplace_back(team, size, direction == kForward ? kernel : kernel.transposed().flipped());
+    }
+  }
+  const Convolution& operator[](int64_t d) const { return convolutions_[d]; }
+
+ private:
+  std::vector<Convolution> convolutions_;
+};
+
+// Activation i of activation i - 1.
+inline void embedding_step(Team& team, const Embedding& op, const RecursiveBlock& block, const Activations& a, int64_t i,
+                           const float* u) {
+  const int64_t d = (i - 1) % op.depth;
+  const float* skip = d == op.depth - 1 ? u : nullptr;
+  block[d].run(team, a[i - 1], Activate{op.biases + d * op.channels, skip, op.slope}, a[i]);
+}
+
+inline void embedding_forward(Team& team, const Embedding& op, Size size, const float* u, const Activations& a) {
+  const RecursiveBlock block(team, op, size, RecursiveBlock::kForward);
+  activate(team, u, op.slope, size.pixels() * op.channels, a[0]);
+  for (int64_t i = 1; i <= op.convolutions(); ++i) embedding_step(team, op, block, a, i, u);
+}
+
+// gradient: that of h_R, which is overwritten. grad_u: holds it too, and receives what comes through every skip.
+inline void embedding_backward(Team& team, const Embedding& op, Size size, const Activations& a, Buffer gradient, float* grad_u,
+                               float* grad_weights, float* grad_biases) {
+  const int64_t weight_floats = op.channels * op.channels * 9;
+  const RecursiveBlock backward(team, op, size, RecursiveBlock::kBackward);
+  std::optional<RecursiveBlock> forward;
+  if (op.save == Save::kRecursions) forward.emplace(team, op, size, RecursiveBlock::kForward);
+  std::vector<KernelGradient> kernels;
+  for (int64_t d = 0; d < op.depth; ++d)
+    kernels.emplace_back(size, op.channels, op.channels, grad_weights + d * weight_floats, grad_biases + d * op.channels);
+
+  Buffer next(gradient.size());
+  for (int64_t r = op.recursions - 1; r >= 0; --r) {
+    if (forward)
+      for (int64_t d = 1; d < op.depth; ++d) embedding_step(team, op, *forward, a, r * op.depth + d, nullptr);
+    for (int64_t d = op.depth - 1; d >= 0; --d) {
+      const float* input = a[r * op.depth + d];
+      kernels[d].add(team, input, gradient.data());
+      backward[d].run(team, gradient.data(), Differentiate{input, d == 0 ? grad_u : nullptr, op.slope}, next.data());
+      std::swap(gradient, next);
+    }
+  }
+  for (const KernelGradient& kernel : kernels) kernel.finish(team);
+}
+
+inline void embedding(const Embedding& op, Size size, const float* u, float* saved, float* a) {
+  Team team;
+  embedding_forward(team, op, size, u, Activations(op, size, saved, a));
+}
+
+inline void embedding_backward(const Embedding& op, Size size, const float* saved, const float* a, const float* grad_a,
+                               float* grad_u, float* grad_weights, float* grad_biases) {
+  Team team;
+  Buffer gradient(size.pixels() * op.channels);
+  differentiate(team, grad_a, a, op.slope, gradient.size(), gradient.data());
+  std::memcpy(grad_u, gradient.data(), gradient.size() * sizeof(float));
+  embedding_backward(team, op, size, Activations(op, size, const_cast<float*>(saved), const_cast<float*>(a)),
+                     std::move(gradient), grad_u, grad_weights, grad_biases);
+}
+
+// U's kernel [in, out, 3, 3] read as a convolution's that maps f to a.
+inline KernelView upsampling_kernel(const Upsampling& op) { return KernelView::plain(op.weight, op.out, op.in); }
+
+inline void upsampling(Team& team, const Upsampling& op, Size size, const float* a, float* f) {
+  transposed_conv(team, a, size, pack_taps(team, upsampling_kernel(op).transposed()), op.bias, f);
+}
+inline void upsampling(const Upsampling& op, Size size, const float* a, float* f) {
+  Team team;
+  upsampling(team, op, size, a, f);
+}
+
+inline void upsampling_parameter_gradients(Team& team, const Upsampling& op, Size size, const float* a, const float* grad_f,
+                                           float* grad_weight, float* grad_bias) {
+  direct_weight_gradient(team, grad_f, doubled(size), op.out, kHalving, a, op.in, grad_weight);
+  sum_pixels(team, grad_f, doubled(size).pixels(), op.out, grad_bias);
+}
+
+template <class Epilogue>
+void upsampling_data_gradient(Team& team, const Upsampling& op, Size size, const float* grad_f, const Epilogue& epilogue,
+                              float* grad_a) {
+  direct_conv(team, grad_f, doubled(size), kHalving, pack_taps(team, upsampling_kernel(op)), epilogue, grad_a);
+}
+
+inline void upsampling_backward(const Upsampling& op, Size size, const float* a, const float* grad_f, float* grad_a,
+                                float* grad_weight, float* grad_bias) {
+  Team team;
+  if (grad_weight) upsampling_parameter_gradients(team, op, size, a, grad_f, grad_weight, grad_bias);
+  if (grad_a) upsampling_data_gradient(team, op, size, grad_f, Differentiate{nullptr, nullptr, 1.0f}, grad_a);
+}
+
+inline void level(const Embedding& op, const Upsampling& up, Size size, const float* u, float* saved, float* a, float* f) {
+  Team team;
+  embedding_forward(team, op, size, u, Activations(op, size, saved, a));
+  upsampling(team, up, size, a, f);
+}
+
+inline void level_backward(const Embedding& op, const Upsampling& up, Size size, const float* saved, const float* a,
+                           const float* grad_f, float* grad_u, float* grad_weights, float* grad_biases,
+                           float* grad_upsample_weight, float* grad_upsample_bias) {
+  Team team;
+  Buffer gradient(size.pixels() * op.channels);
+  std::memset(grad_u, 0, gradient.size() * sizeof(float));
+  upsampling_parameter_gradients(team, up, size, a, grad_f, grad_upsample_weight, grad_upsample_bias);
+  upsampling_data_gradient(team, up, size, grad_f, Differentiate{a, grad_u, op.slope}, gradient.data());
+  embedding_backward(team, op, size, Activations(op, size, const_cast<float*>(saved), const_cast<float*>(a)),
+                     std::move(gradient), grad_u, grad_weights, grad_biases);
+}
+
+}  // namespace cmslap::cpu::CMSLAP_ISA

@@ -18,7 +18,7 @@ extension = CppExtension(
     depends=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h")),
     include_dirs=[str(ROOT / "csrc")],
     define_macros=[("TORCH_TARGET_VERSION", "0x020a000000000000")],  # the oldest PyTorch it runs with: 2.10
-    extra_compile_args=["-O3", "-std=c++17", "-Wall", "-Wno-psabi", "-fvisibility=hidden"],
+    extra_compile_args=["-O3", "-g0", "-std=c++17", "-Wall", "-Wno-psabi", "-fvisibility=hidden"],
     py_limited_api=True,  # leave libtorch_python out
 )
 

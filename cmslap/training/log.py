@@ -19,7 +19,8 @@ class Log:
     """A JSON-lines file: one object a line, each with its ``step``, going on after step ``after``.
 
     What the file has of later steps is dropped, and so is a line that a kill cut short. With ``tensorboard`` the
-    numbers also go to a folder of that name beside the file; raises :class:`MissingExtraError` where it is not installed.
+    numbers also go to a folder of that name beside the file. Raises :class:`MissingExtraError` where that is not
+    installed.
     """
 
     def __init__(self, path: Path, after: int, tensorboard: bool) -> None:

@@ -26,6 +26,7 @@ from cmslap.training.stop import StopRequest
 from cmslap.training.validation import ValidationSets
 
 LAST = "last.pt"
+CURVES_EVERY = 30  # seconds: drawing takes a good part of one
 
 
 class RunError(UserError, RuntimeError):
@@ -48,13 +49,14 @@ class Run:
         self.seconds, self.counted_until = 0.0, time.perf_counter()  # of the run, over all its resumed parts
         self.losses = torch.zeros(len(self.counts), dtype=torch.float64, device=self.device)  # since the last log line
         self.summed = 0  # steps in that sum
-        self.shown = 0.0
+        self.shown = self.drawn = time.perf_counter()
         self.data_clock = DataClock(self.device)
         self.stop_flag = torch.zeros(1, device=self.device)
 
         self.learner = Learner(config, workers)
         self.pictures = Pictures(config.data, config.patch, self.device, announce=workers.first)
         self.validation = ValidationSets(config.validation.data if workers.first else [], config.validation_scales)
+        self.origin = record.origin(config, workers, len(self.pictures))
         if resume:
             self._resume()
         if workers.first:
@@ -119,7 +121,7 @@ class Run:
         if validating:
             self._validate()
         if saving:
-            self._save()
+            self._save(ending=last or stopping)
         if validating or saving:
             self._restart_clock()
 
@@ -183,7 +185,7 @@ class Run:
     def _export(self, name: str) -> None:
         checkpoint.export(self.out / f"{name}.safetensors", self.learner.average, {"step": str(self.step)})
 
-    def _save(self) -> None:
+    def _save(self, ending: bool = False) -> None:
         self._check_finite()
         now = time.perf_counter()
         self.seconds, self.counted_until = self.seconds + now - self.counted_until, now
@@ -193,10 +195,11 @@ class Run:
         checkpoint.save(self.out / LAST, {**self._state(), **self.learner.state()})
         self._export("last")
         entries = self.log.read()
-        made = record.build(self.config, self.workers, len(self.pictures), self.step, self.seconds, entries)
+        made = {**self.origin, **record.progress(self.step, self.seconds, entries)}
         checkpoint.write(self.out / "record.json", (json.dumps(made, indent=1) + "\n").encode())
-        if curves.available():
+        if curves.available() and (ending or now - self.drawn > CURVES_EVERY):
             curves.draw(self.out / "curves.png", entries)
+            self.drawn = now
 
     def _state(self) -> dict[str, Any]:
         return {

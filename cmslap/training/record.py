@@ -28,22 +28,21 @@ def _published(config: Config) -> dict[str, Any]:
     return table
 
 
-def build(
-    config: Config,
-    workers: Workers,
-    images: int,
-    step: int,
-    seconds: float,
-    log: list[dict[str, Any]],
-) -> dict[str, Any]:
-    """The record of a run after ``step`` steps; ``images`` is how many pictures it trains on, ``log`` its lines."""
-    training = [entry for entry in log if "loss" in entry]
-    speeds = [entry["images_per_second"] for entry in training]
+def origin(config: Config, workers: Workers, images: int) -> dict[str, Any]:
+    """The part known when a run starts; ``images`` is how many pictures it trains on."""
     return {
         "provenance": provenance(workers.device),
         "processes": workers.world,
         "config": _published(config),
         "images": images,
+    }
+
+
+def progress(step: int, seconds: float, log: list[dict[str, Any]]) -> dict[str, Any]:
+    """The part that grows: after ``step`` steps in ``seconds``, from the lines of the log."""
+    training = [entry for entry in log if "loss" in entry]
+    speeds = [entry["images_per_second"] for entry in training]
+    return {
         "step": step,
         "seconds": round(seconds, 1),  # with decoding, validating and saving
         "images_per_second": statistics.median(speeds) if speeds else None,  # of the training steps alone

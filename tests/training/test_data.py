@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cmslap.imaging.resize import imresize
+from cmslap.training.config import DataConfig
+from cmslap.training.data import UNIT, DataError, Pictures, find_pictures, read_luma, split
+
+CPU = torch.device("cpu")
+COUNTS = {2: 3, 4: 2, 8: 4}
+
+
+@pytest.fixture
+def loaded(pictures):
+    return Pictures(DataConfig([str(pictures)]), 16, CPU)
+
+
+def same(left, right):
+    return all(
+        a.scale == b.scale and torch.equal(a.low, b.low) and all(map(torch.equal, a.targets, b.targets))
+        for a, b in zip(left, right, strict=True)
+    )
+
+
+def test_batch_is_a_function_of_seed_and_step_alone(loaded, pictures):
+    first = loaded.batch(7, 1, COUNTS)
+    loaded.batch(8, 1, COUNTS)
+    torch.rand(3)
+    assert same(first, loaded.batch(7, 1, COUNTS))
+    assert same(first, Pictures(DataConfig([str(pictures)]), 16, CPU).batch(7, 1, COUNTS))
+    assert not same(first, loaded.batch(8, 1, COUNTS))
+    assert not same(first, loaded.batch(7, 2, COUNTS))
+
+
+@pytest.mark.parametrize("world", [2, 3, 5])
+def test_shares_of_the_processes_make_up_the_batch(loaded, world):
+    whole = {share.scale: share for share in loaded.batch(3, 0, COUNTS)}
+    parts = [share for rank in range(world) for share in loaded.batch(3, 0, COUNTS, rank, world)]
+    for scale, share in whole.items():
+        mine = [part for part in parts if part.scale == scale]
+        assert all(part.count == COUNTS[scale] for part in mine)
+        torch.testing.assert_close(torch.cat([part.low for part in mine]), share.low)
+        torch.testing.assert_close(torch.cat([part.targets[-1] for part in mine]), share.targets[-1])
+
+
+def test_low_and_targets_are_the_patch_downsampled_to_each_level(loaded):
+    for share in loaded.batch(0, 0, COUNTS):
+        high = share.targets[-1]
+        assert high.shape == (COUNTS[share.scale], 1, 16, 16)
+        torch.testing.assert_close(share.low, imresize(high, scale=1 / share.scale), rtol=0, atol=1e-6)
+        assert len(share.targets) == share.scale.bit_length() - 1
+        for level, target in enumerate(reversed(share.targets)):
+            torch.testing.assert_close(target, imresize(high, scale=0.5**level), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("rotate", [False, True])
+@pytest.mark.parametrize("flip", [False, True])
+def test_crops_are_pieces_of_the_pictures_turned_as_asked(pictures, rotate, flip):
+    loaded = Pictures(DataConfig([str(pictures)], [1.0, 1.0], rotate, flip), 16, CPU)
+    turns = [(k, f) for k in (range(4) if rotate else [0]) for f in ([0, 1] if flip else [0])]
+    pieces = {}
+    for path in find_pictures([str(pictures)]):
+        luma = (read_luma(path) * UNIT).round().to(torch.int16).numpy()
+        for top in range(luma.shape[0] - 15):
+            for left in range(luma.shape[1] - 15):
+                piece = luma[top : top + 16, left : left + 16]
+                for k, f in turns:
+                    turned = np.rot90(piece, k)
+                    pieces[(turned[:, ::-1] if f else turned).tobytes()] = (path.name, k, f)
+    crops = loaded.crops(200, 16, np.random.default_rng(), slice(None)).numpy()
+    seen = {pieces[crop.tobytes()] for crop in crops}  # KeyError: no such piece
+    assert {name for name, *_ in seen} == {"0.png", "1.png", "2.png"}
+    assert {(k, f) for _, k, f in seen} == set(turns)
+
+
+def test_random_resize_shrinks_larger_crops(pictures):
+    loaded = Pictures(DataConfig([str(pictures)], [0.5, 1.0]), 16, CPU)
+    assert (loaded.sides.min(), loaded.sides.max()) == (16, 32)
+    crop = torch.randint(0, UNIT, (1, 32, 32), dtype=torch.int16)
+    share = loaded._share(2, 1, crop)
+    expected = imresize(crop[0].float() / UNIT, scale=0.5).clamp(0, 1)
+    torch.testing.assert_close(share.targets[-1][0, 0], expected, rtol=0, atol=1e-6)
+    only_largest = loaded.crops(50, 32, np.random.default_rng(), slice(None))  # one picture has 32 pixels both ways
+    assert only_largest.shape == (50, 32, 32)
+
+
+def test_luma_is_studio_range_and_gray_stays_as_it_is(tmp_path):
+    rgb = np.random.randint(0, 256, (5, 6, 3), dtype=np.uint8)
+    Image.fromarray(rgb).save(tmp_path / "rgb.png")
+    expected = (rgb @ [65.481, 128.553, 24.966] / 255 + 16) / 255
+    np.testing.assert_allclose(read_luma(tmp_path / "rgb.png"), expected, rtol=1e-12)
+    Image.fromarray(rgb[..., 0]).save(tmp_path / "gray.png")
+    np.testing.assert_array_equal(read_luma(tmp_path / "gray.png"), rgb[..., 0] / 255)
+    Image.fromarray(rgb[..., 0].astype(np.uint16) * 257).save(tmp_path / "gray16.png")
+    np.testing.assert_allclose(read_luma(tmp_path / "gray16.png"), rgb[..., 0] / 255, rtol=1e-12)
+
+
+def test_small_pictures_are_left_out_by_name(pictures, capsys):
+    loaded = Pictures(DataConfig([str(pictures)]), 32, CPU)
+    assert len(loaded) == 1
+    said = capsys.readouterr().err
+    assert "2 image(s) smaller than the 32-pixel patch" in said
+    assert "0.png" in said
+    assert "1.png" in said
+    with pytest.raises(DataError, match=r"no image of at least 64x64 pixels, the patch, in .*pictures"):
+        Pictures(DataConfig([str(pictures)]), 64, CPU)
+
+
+def test_folders_that_cannot_be(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere: no such folder"):
+        find_pictures([str(tmp_path / "nowhere")])
+    (tmp_path / "notes.txt").write_text("no picture")
+    with pytest.raises(DataError, match="no images in it"):
+        find_pictures([str(tmp_path)])
+
+
+def test_split_gives_the_rest_to_the_largest_scales():
+    assert split(16, [2, 4, 8]) == {2: 5, 4: 5, 8: 6}
+    assert split(17, [8, 2, 4]) == {8: 6, 2: 5, 4: 6}

@@ -1,0 +1,47 @@
+"""Two processes under torchrun train as one does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from cmslap.interop.checkpoint import load_model
+from cmslap.training.loop import train
+
+
+def losses(out):
+    return [json.loads(line)["losses"] for line in (Path(out) / "log.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_follow_one(configure, table, environment, tmp_path):
+    """Three images a step: the 2x image belongs to one process, the two 4x images to one each."""
+    settings = {"batch": 3, "optimizer": {"lr": 1e-3, "clip": 0.1}}
+    alone = configure(**settings)
+    train(alone)
+    out = tmp_path / "two"
+    file = tmp_path / "two.toml"
+    file.write_text(
+        f'out = "{out}"\nsteps = 12\nbatch = 3\npatch = 16\nscales = [2, 4]\nlog_every = 1\ncheckpoint_every = 5\n'
+        f"[model]\n{toml(table['model'])}[data]\n{toml(table['data'])}[optimizer]\nlr = 1e-3\nclip = 0.1\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, "-m", "cmslap", "train", str(file)], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("trained 12 steps") == 1  # one process speaks
+    assert json.loads((out / "record.json").read_text())["processes"] == 2
+    for ours, theirs in zip(losses(out), losses(alone.out), strict=True):
+        for scale in theirs:
+            assert abs(ours[scale] - theirs[scale]) < 1e-6
+    expected = load_model(Path(alone.out) / "last.safetensors").state_dict()
+    for name, tensor in load_model(out / "last.safetensors").state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-6)
+
+
+def toml(table):
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())

@@ -1,0 +1,415 @@
+"""Whole runs: what they leave behind, and what survives kills, signals and full disks."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import errno
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cmslap import CMSLapSRN, cli
+from cmslap.interop.checkpoint import load_model, save_model
+from cmslap.training import checkpoint, loop
+from cmslap.training.checkpoint import CheckpointError
+from cmslap.training.config import from_dict
+from cmslap.training.data import Pictures
+from cmslap.training.distributed import DeviceError, Workers
+from cmslap.training.learner import Learner
+from cmslap.training.log import Log
+from cmslap.training.loop import RunError, train
+
+CPU = torch.device("cpu")
+TIMINGS = ("images_per_second", "data_share")
+
+
+def lines(config):
+    """The log without what depends on the clock."""
+    text = (Path(config.out) / "log.jsonl").read_text()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMINGS} for line in text.splitlines()]
+
+
+def weights(config, name="last"):
+    return load_model(Path(config.out) / f"{name}.safetensors").state_dict()
+
+
+def assert_equal_runs(left, right):
+    assert lines(left) == lines(right)
+    for name, tensor in weights(left).items():
+        assert torch.equal(tensor, weights(right)[name]), name
+
+
+@pytest.fixture
+def validation(tmp_path, picture):
+    folder = tmp_path / "holdout"
+    folder.mkdir()
+    picture(32, 40).save(folder / "a.png")
+    return {"data": [str(folder)], "every": 4}
+
+
+def test_a_run_leaves_log_weights_record_and_curves(configure, validation):
+    config = configure(validation=validation, log_every=5)
+    assert train(config) == 0
+    out = Path(config.out)
+    names = {"last.pt", "last.safetensors", "best.safetensors", "log.jsonl", "record.json", "curves.png"}
+    assert {path.name for path in out.iterdir()} == names
+
+    entries = lines(config)
+    assert [e["step"] for e in entries if "loss" in e] == [5, 10, 12]
+    assert [e["step"] for e in entries if "psnr" in e] == [4, 8, 12]
+    assert all(set(e["losses"]) == {"2x", "4x"} for e in entries if "loss" in e)
+    for entry in map(json.loads, (out / "log.jsonl").read_text().splitlines()):
+        assert "psnr" in entry or (0 <= entry["data_share"] < 1 and entry["images_per_second"] > 0)
+
+    record = json.loads((out / "record.json").read_text())
+    assert (record["step"], record["images"], record["processes"]) == (12, 3, 1)
+    assert record["config"]["data"]["train"] == ["pictures"]  # a name and no path
+    assert [e["step"] for e in record["loss"]] == [5, 10, 12]
+    assert [e["step"] for e in record["validation"]] == [4, 8, 12]
+    assert record["provenance"]["torch"] == torch.__version__
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_training_lowers_the_loss(configure):
+    config = configure(steps=60, batch=8, optimizer={"lr": 5e-3, "clip": 1.0}, checkpoint_every=60, log_every=10)
+    train(config)
+    losses = [e["loss"] for e in lines(config)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_best_is_the_export_of_the_best_validation(configure, validation, monkeypatch):
+    means = iter([30.0, 32.0, 31.0])
+    exported = {}
+    monkeypatch.setattr(loop.ValidationSets, "measure", lambda self, model, device: {"x 2x": next(means)})
+    export = loop.Run._export
+
+    def spy(run, name):
+        export(run, name)
+        exported.setdefault(name, []).append(run.step)
+
+    monkeypatch.setattr(loop.Run, "_export", spy)
+    config = configure(validation=validation)
+    train(config)
+    assert exported["best"] == [4, 8]
+    assert checkpoint.load(Path(config.out) / "last.pt", CPU)["best"] == 32.0
+    best = weights(config, "best")
+    assert any(not torch.equal(tensor, best[name]) for name, tensor in weights(config).items())
+
+
+def test_validation_is_psnr_of_the_averaged_weights_without_the_border(configure, validation, tmp_path):
+    from cmslap.evaluation.metrics import psnr
+    from cmslap.imaging.resize import imresize
+    from cmslap.training.data import read_luma
+
+    config = configure(validation={**validation, "scales": [4]})
+    train(config)
+    high = read_luma(tmp_path / "holdout" / "a.png")
+    with torch.no_grad():
+        model = load_model(Path(config.out) / "last.safetensors")
+        output = model(imresize(high, scale=1 / 4).float()[None, None], 4)[-1][0, 0].double().clamp(0, 1)
+    expected = psnr(output, high, border=4).item()
+    assert lines(config)[-1]["psnr"] == {"holdout 4x": pytest.approx(expected, abs=1e-6)}
+
+
+def test_average_is_the_moving_average_of_the_weights(configure):
+    config = configure(ema=0.9)
+    learner = Learner(config, Workers(0, 1, CPU))
+    data = Pictures(config.data, config.patch, CPU, announce=False)
+    expected = copy.deepcopy(learner.model.state_dict())
+    for step in range(12):
+        learner.learn(step, data.batch(step, 0, {2: 2, 4: 3}))
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = {k: decay * v + (1 - decay) * learner.model.state_dict()[k] for k, v in expected.items()}
+    for name, tensor in learner.average.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-7)
+
+
+def test_a_step_is_the_gradient_of_the_mean_loss_over_the_batch(configure):
+    config = configure(optimizer={"name": "adamw", "lr": 1e-3, "weight_decay": 0.1, "clip": 0.01})
+    learner, reference = (Learner(config, Workers(0, 1, CPU)) for _ in range(2))
+    shares = Pictures(config.data, config.patch, CPU, announce=False).batch(0, 0, {2: 2, 4: 3})
+    losses = learner.learn(0, shares)
+
+    model = reference.model
+    each = []
+    for share in shares:
+        pairs = zip(model(share.low, share.scale), share.targets, strict=True)
+        each.append(sum(((x - y) ** 2 + 1e-6).sqrt().mean((1, 2, 3)) for x, y in pairs))
+    torch.testing.assert_close(losses, torch.stack([x.mean() for x in each]))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
+    optimizer.zero_grad()
+    torch.cat(each).mean().backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+    optimizer.step()
+    for ours, theirs in zip(learner.parameters, model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_autocast_trains(configure, precision):
+    config = configure(precision=precision, steps=3)
+    train(config)
+    full = configure(steps=3, out=config.out + "-full")
+    train(full)
+    for low, high in zip(lines(config), lines(full), strict=True):
+        assert low["loss"] != high["loss"]
+        assert low["loss"] == pytest.approx(high["loss"], rel=0.05)
+
+
+def test_compiled_network_is_called_with_fixed_shapes(configure, monkeypatch):
+    compiler = torch.compile
+    asked = []
+
+    def eager(model, **options):
+        asked.append(options)
+        return compiler(model, backend="eager", **options)
+
+    monkeypatch.setattr(torch, "compile", eager)
+    config, plain = configure(compile=True, steps=3), configure(steps=3, out=configure().out + "-plain")
+    train(config)
+    train(plain)
+    assert asked == [{"dynamic": False}]
+    for left, right in zip(lines(config), lines(plain), strict=True):
+        assert left["loss"] == pytest.approx(right["loss"], rel=1e-5)
+
+
+def test_init_starts_from_given_weights(configure, tmp_path):
+    start = CMSLapSRN(scale=2, depth=2, recursions=1, channels=8, shared_conv=2)
+    save_model(start, tmp_path / "start.safetensors")
+    learner = Learner(configure(init=str(tmp_path / "start.safetensors")), Workers(0, 1, CPU))
+    for name, tensor in start.state_dict().items():
+        assert torch.equal(learner.model.state_dict()[name], tensor)
+        assert torch.equal(learner.average.state_dict()[name], tensor)
+    save_model(CMSLapSRN(depth=2, channels=4, shared_conv=2), tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match=r"init = .*other.safetensors': a CMSLapSRN .*'channels': 4"):
+        Learner(configure(init=str(tmp_path / "other.safetensors")), Workers(0, 1, CPU))
+
+
+def test_kill_and_resume_is_bitwise_the_uninterrupted_run(configure, table, validation, environment, tmp_path):
+    """Twice killed with SIGKILL at a random moment, then resumed to the end."""
+    settings = {"steps": 150, "checkpoint_every": 4, "log_every": 1, "validation": {**validation, "every": 40}}
+    whole = configure(**settings)
+    train(whole)
+
+    killed = {**table, **settings, "out": str(tmp_path / "killed")}
+    (tmp_path / "killed.json").write_text(json.dumps(killed))
+    code = (
+        "import json, sys, torch; torch.set_num_threads(1)\n"
+        "from cmslap.training.config import from_dict; from cmslap.training.loop import train\n"
+        "train(from_dict(json.load(open(sys.argv[1]))), resume=len(sys.argv) > 2)"
+    )
+    log = tmp_path / "killed" / "log.jsonl"
+    for part, resume in enumerate([[], ["resume"]]):
+        wanted = int(np.random.randint(10, 60)) + 60 * part  # lines of 154
+        command = [sys.executable, "-c", code, str(tmp_path / "killed.json"), *resume]
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while (not log.exists() or log.read_bytes().count(b"\n") < wanted) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    resumed = from_dict(killed)
+    assert len(lines(resumed)) < len(lines(whole))
+    assert train(resumed, resume=True) == 0
+    assert_equal_runs(whole, resumed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_saves_and_says_how_to_resume(configure, monkeypatch, capsys, number):
+    whole = configure(log_every=4)
+    train(whole)
+    stopped = configure(log_every=4, out=whole.out + "-stopped", checkpoint_every=1000)
+    learn = Learner.learn
+
+    def learn_and_be_asked(learner, step, *rest):
+        if step == 6:  # inside a log interval
+            os.kill(os.getpid(), number)
+        return learn(learner, step, *rest)
+
+    monkeypatch.setattr(Learner, "learn", learn_and_be_asked)
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    assert train(stopped, resume_hint="cmslap train some.toml --resume") == 128 + number
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert "stopped after step 7; go on with: cmslap train some.toml --resume" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert train(stopped, resume=True) == 0
+    assert_equal_runs(whole, stopped)
+
+
+def test_an_existing_directory_is_left_alone(configure):
+    config = configure()
+    train(config)
+    before = {path: path.read_bytes() for path in Path(config.out).iterdir()}
+    with pytest.raises(RunError, match=r"run exists already: go on with its run with --resume, or choose another out"):
+        train(config)
+    assert {path: path.read_bytes() for path in Path(config.out).iterdir()} == before
+
+
+def test_resume_needs_a_run_of_the_same_network(configure, table):
+    with pytest.raises(RunError, match=r"nothing to resume: .*last.pt does not exist"):
+        train(configure(), resume=True)
+    assert not Path(table["out"]).exists()
+    train(configure())
+    with pytest.raises(RunError, match=r"model = .*: the run in .* has .*'recursions': 2"):
+        train(configure(model={**table["model"], "recursions": 1}), resume=True)
+
+
+def test_resume_announces_changed_settings_and_follows_them(configure, capsys):
+    train(configure())
+    longer = configure(steps=20, optimizer={"lr": 5e-4, "weight_decay": 0.1}, schedule={"name": "constant"})
+    train(longer, resume=True)
+    said = capsys.readouterr().err
+    for change in ("optimizer.lr = 0.0005, was 0.001", "optimizer.weight_decay = 0.1, was 0.0", "steps = 20, was 12"):
+        assert f"resuming with {change}" in said
+    assert lines(longer)[-1]["lr"] == 5e-4
+    state = checkpoint.load(Path(longer.out) / "last.pt", CPU)
+    assert state["optimizer"]["param_groups"][0]["weight_decay"] == 0.1
+
+
+def test_a_damaged_checkpoint_is_one_line(configure):
+    config = configure()
+    train(config)
+    last = Path(config.out) / "last.pt"
+    last.write_bytes(last.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"last.pt: cannot be read as a training checkpoint") as caught:
+        train(config, resume=True)
+    assert "\n" not in str(caught.value)
+    torch.save({"weights": torch.zeros(2)}, last)
+    with pytest.raises(CheckpointError, match=r"last.pt: not a training checkpoint"):
+        train(config, resume=True)
+
+
+@contextlib.contextmanager
+def largest_file(size):
+    """Writing beyond ``size`` bytes fails, as on a full disk."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+
+def test_a_file_that_cannot_be_written_leaves_the_previous_one(tmp_path):
+    path = tmp_path / "last.pt"
+    checkpoint.save(path, {"step": 1, "optimizer": {}})
+    with (
+        largest_file(1000),
+        pytest.raises(CheckpointError, match=r"cannot write .*last.pt: .*; the previous one is in"),
+    ):
+        checkpoint.save(path, {"step": 2, "optimizer": {}, "model": torch.zeros(10000)})
+    assert checkpoint.load(path, CPU)["step"] == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_disk_full_in_a_run(configure, monkeypatch):
+    whole = configure()
+    train(whole)
+    config = configure(out=whole.out + "-full")
+    write = Path.write_bytes
+
+    def full(path, data):
+        if "last" in path.name and lines(config)[-1:] and lines(config)[-1]["step"] >= 10:
+            write(path, data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(CheckpointError, match=r"last.pt: No space left on device; the previous one is intact"):
+        train(config)
+    monkeypatch.undo()
+    assert checkpoint.load(Path(config.out) / "last.pt", CPU)["step"] == 5
+    assert train(config, resume=True) == 0
+    assert_equal_runs(whole, config)
+
+
+def test_a_diverged_run_ends_and_keeps_its_checkpoint(configure):
+    config = configure(optimizer={"lr": 1e30}, log_every=100, checkpoint_every=2)
+    with pytest.raises(RunError, match="no longer finite at step 2; go on from the last checkpoint"):
+        train(config)
+    assert checkpoint.load(Path(config.out) / "last.pt", CPU)["step"] == 0
+
+
+def test_log_drops_later_and_cut_lines(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    log = Log(path, after=2, tensorboard=False)
+    log.write({"step": 3, "loss": 0.5})
+    assert log.read() == [{"step": 1}, {"step": 2}, {"step": 3, "loss": 0.5}]
+
+
+def test_tensorboard_is_an_extra(configure, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(
+        ImportError, match=r"tensorboard = true: it is not installed; pip install cmslap\[tensorboard\]"
+    ):
+        train(configure(tensorboard=True))
+
+
+def test_tensorboard_has_the_numbers_of_the_log(configure, validation):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = configure(tensorboard=True, validation=validation)
+    train(config)
+    events = EventAccumulator(str(Path(config.out) / "tensorboard"))
+    events.Reload()
+    logged = [(e["step"], e["losses"]["4x"]) for e in lines(config) if "loss" in e]
+    assert [(e.step, pytest.approx(e.value)) for e in events.Scalars("losses/4x")] == logged
+    assert [e.step for e in events.Scalars("psnr/holdout 4x")] == [4, 8, 12]
+
+
+def test_without_matplotlib_a_run_says_so(configure, monkeypatch, capsys):
+    monkeypatch.setattr(loop.curves, "available", lambda: False)
+    config = configure()
+    assert train(config) == 0
+    assert "no curves.png: matplotlib is not installed; pip install cmslap[plot]" in capsys.readouterr().err
+    assert not (Path(config.out) / "curves.png").exists()
+
+
+def test_devices_that_are_not_there(configure):
+    with pytest.raises(DeviceError, match="device = 'tpu': expected auto, cpu, cuda or cuda:N"):
+        train(configure(device="tpu"))
+    if not torch.cuda.is_available():
+        with pytest.raises(DeviceError, match="device = 'cuda': no CUDA device is available here; use cpu or auto"):
+            train(configure(device="cuda"))
+
+
+def test_unusable_validation_pictures_are_named(configure, picture, tmp_path):
+    folder = tmp_path / "holdout"
+    folder.mkdir()
+    picture(8, 40).save(folder / "small.png")
+    with pytest.raises(ValueError, match=r"small.png: 8x40 pixels, validation needs 12x12"):
+        train(configure(validation={"data": [str(folder)]}))
+    with pytest.raises(ValueError, match=r"validation.data: two folders are named 'holdout'"):
+        train(configure(validation={"data": [str(folder)] * 2, "scales": [2]}))
+
+
+def test_command_line(table, tmp_path, capsys):
+    run = str(tmp_path / "run")
+    settings = ["model.channels=8", "model.depth=2", "patch=16", "steps=6", "schedule.warmup=2", f"out={run}"]
+    command = ["train", "tiny", *settings, f"data.train={table['data']['train'][0]}"]
+    assert cli.main(command) == 0
+    assert cli.main(command) == 1
+    assert "cmslap train: error: " in capsys.readouterr().err
+    assert cli.main([*command, "--resume"]) == 0
+    assert cli.main(["train", "tiny", "--resume", *command[2:], "steps=8"]) == 0
+    assert "trained 8 steps" in capsys.readouterr().err
+    assert cli.main(["train", "tiny", "steps=x"]) == 1
+    assert "steps = 'x': expected an integer" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["train", "--help"])
+    assert caught.value.code == 0
+    assert "paper, reference, tiny" in capsys.readouterr().out

@@ -64,21 +64,22 @@ class _RecursivePyramid(nn.Module):
         so a model trained for 8x also runs 2x, 4x and 16x.
         """
         levels = check_scale(self.scale if scale is None else scale).bit_length() - 1
-        u, image, images = self.conv_in(y), y, []
-        for _ in range(levels):
-            u = ops.lapsrn_level(
-                u,
-                self.embedding_weight,
-                self.embedding_bias,
-                self.shared_conv,
-                self.upsample_bias,
-                self.recursions,
-                self.negative_slope,
-                self.recompute,
-                self.upsample_weight,
-            )
-            image = ops.residual_head(u, image, self.conv_res.weight, self.conv_res.bias, self.image_weight)
+        level = (
+            self.embedding_weight,
+            self.embedding_bias,
+            self.shared_conv,
+            self.upsample_bias,
+            self.recursions,
+        )
+        options = (self.negative_slope, self.recompute, self.upsample_weight)
+        head = (self.conv_res.weight, self.conv_res.bias, self.image_weight)
+        u = ops.conv2d_lrelu(y, self.conv_in.weight, self.conv_in.bias, negative_slope=1.0)
+        image, images = y, []
+        for _ in range(levels - 1):
+            u = ops.lapsrn_level(u, *level, *options)
+            image = ops.residual_head(u, image, *head)
             images.append(image)
+        images.append(ops.lapsrn_last_level(u, image, *level, *head, *options))
         return images
 
 

@@ -5,6 +5,7 @@ from cmslap.ops.choice import BackendError, use_backend
 from cmslap.ops.explain import Explanation, explain
 from cmslap.ops.interface import (
     conv2d_lrelu,
+    lapsrn_last_level,
     lapsrn_level,
     recursive_embedding,
     residual_head,
@@ -17,6 +18,7 @@ __all__ = [
     "Explanation",
     "conv2d_lrelu",
     "explain",
+    "lapsrn_last_level",
     "lapsrn_level",
     "recursive_embedding",
     "residual_head",

@@ -230,6 +230,29 @@ def _residual_head_backward(
     return gradients
 
 
+def _lapsrn_last_level(
+    u: Tensor,
+    image: Tensor,
+    weights: Tensor,
+    biases: Tensor,
+    shared_conv: int | None,
+    upsample_bias: Tensor,
+    recursions: int,
+    residual_weight: Tensor,
+    residual_bias: Tensor,
+    image_weight: Tensor,
+    negative_slope: float,
+    recompute: bool,
+    upsample_weight: Tensor | None,
+) -> Tensor:
+    out = _new_image(image, 1, factor=2)
+    kernel = upsample_weight if shared_conv is None else weights[shared_conv - 1]
+    block = _array(weights), _array(biases), _array(kernel), _array(upsample_bias), recursions, negative_slope
+    head = _array(residual_weight), _array(residual_bias), _array(image_weight)
+    _kernels.lapsrn_last_level(_image(u), _image(image), *block, *head, out)
+    return out.to(u.dtype)
+
+
 CPU = Backend(
     "cpu",
     MISSING,
@@ -240,6 +263,7 @@ CPU = Backend(
         "tied_conv_transpose2d": _tied_conv_transpose2d,
         "lapsrn_level": _lapsrn_level,
         "residual_head": _residual_head,
+        "lapsrn_last_level": _lapsrn_last_level,
     },
     backward={
         "conv2d_lrelu": _conv2d_lrelu_backward,

@@ -32,7 +32,7 @@ class Explanation:
 def explain(operation: str | Callable[..., Tensor], *args: object, **kwargs: object) -> Explanation:
     """Which backend would run ``operation(*args, **kwargs)`` here and now, and why no other.
 
-    ``operation`` is one of this package's five or its name. Raises what the call would: ArgumentError, BackendError.
+    ``operation`` is one of this package's or its name. Raises what the call would: ArgumentError, BackendError.
 
     >>> print(cmslap.ops.explain("tied_conv_transpose2d", a, weight))
     """

@@ -92,6 +92,38 @@ def residual_head(
     return _run("residual_head", f, image, residual_weight, residual_bias, image_weight)
 
 
+def lapsrn_last_level(
+    u: Tensor,  # [N, C, H, W]
+    image: Tensor,  # [N, 1, H, W]
+    weights: Tensor | Sequence[Tensor],  # [D, C, C, 3, 3], or D kernels
+    biases: Tensor | Sequence[Tensor],  # [D, C], or D biases
+    shared_conv: int | None,
+    upsample_bias: Tensor,  # [C]
+    recursions: int,
+    residual_weight: Tensor,  # [1, C, 3, 3]
+    residual_bias: Tensor,  # [1]
+    image_weight: Tensor,  # [1, 1, 4, 4]
+    negative_slope: float = 0.2,
+    recompute: bool = False,
+    upsample_weight: Tensor | None = None,  # [C, C, 3, 3] when shared_conv is None
+) -> Tensor:  # [N, 1, 2H, 2W]
+    """I' of a level whose features nobody else needs: :func:`residual_head` of :func:`lapsrn_level`.
+
+    Without gradients a backend may fold upsampling and residual convolution into one, so that the features at twice
+    the resolution never exist. Otherwise this is those two operations.
+    """
+    level = (weights, biases, shared_conv, upsample_bias, recursions)
+    head = (residual_weight, residual_bias, image_weight)
+    options = (negative_slope, recompute, upsample_weight)
+    values = (u, image, *level, *head, *options)
+    arguments, needs_grad = prepare(OPERATIONS["lapsrn_last_level"], values)
+    unfolded = OPERATIONS["lapsrn_level"]
+    backend = choose(unfolded, {name: arguments[name] for name in unfolded.arguments}, needs_grad)
+    if needs_grad or "lapsrn_last_level" not in backend.forward:
+        return residual_head(lapsrn_level(u, *level, *options), image, *head)
+    return _run("lapsrn_last_level", *values)
+
+
 def _run(name: str, *values: object) -> Tensor:
     operation = OPERATIONS[name]
     arguments, needs_grad = prepare(operation, values)

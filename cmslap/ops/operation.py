@@ -1,4 +1,4 @@
-"""The five operations as data: their arguments, how these are shaped, and what backward needs.
+"""The operations as data: their arguments, how these are shaped, and what backward needs.
 
 Argument checks, schemas, fake tensors and gradients (interface.py, registration.py) are all read from this table.
 """
@@ -75,6 +75,8 @@ def memory_format(tensor: Tensor) -> torch.memory_format:
 
 
 _BLOCK = {"u": "N C H W", "weights": "D C C 3 3", "biases": "D C"}
+_LEVEL = {**_BLOCK, "upsample_bias": "C", "upsample_weight": "C C 3 3"}
+_HEAD = {"residual_weight": "1 C 3 3", "residual_bias": "1", "image_weight": "1 1 4 4"}
 
 OPERATIONS = {
     operation.name: operation
@@ -104,20 +106,22 @@ OPERATIONS = {
             reference.lapsrn_level,
             "Tensor u, Tensor weights, Tensor biases, int? shared_conv, Tensor upsample_bias, int recursions, "
             "float negative_slope, bool recompute, Tensor? upsample_weight",
-            {**_BLOCK, "upsample_bias": "C", "upsample_weight": "C C 3 3"},
+            _LEVEL,
             output="N C 2H 2W",
             saves=True,
         ),
         Operation(
             reference.residual_head,
             "Tensor f, Tensor image, Tensor residual_weight, Tensor residual_bias, Tensor image_weight",
-            {
-                "image": "N 1 H W",
-                "f": "N C 2H 2W",
-                "residual_weight": "1 C 3 3",
-                "residual_bias": "1",
-                "image_weight": "1 1 4 4",
-            },
+            {"image": "N 1 H W", "f": "N C 2H 2W", **_HEAD},
+            output="N 1 2H 2W",
+        ),
+        Operation(
+            reference.lapsrn_last_level,
+            "Tensor u, Tensor image, Tensor weights, Tensor biases, int? shared_conv, Tensor upsample_bias, "
+            "int recursions, Tensor residual_weight, Tensor residual_bias, Tensor image_weight, float negative_slope, "
+            "bool recompute, Tensor? upsample_weight",
+            {**_LEVEL, "image": "N 1 H W", **_HEAD},
             output="N 1 2H 2W",
         ),
     )

@@ -103,3 +103,25 @@ def residual_head(
     """I' = K ⋆ᵀ I + (W_res ⋆ f + b_res): the upsampled image plus the sub-band residual."""
     upsampled = F.conv_transpose2d(image, image_weight, stride=2, padding=1)
     return upsampled + F.conv2d(f, residual_weight, residual_bias, padding=1)
+
+
+def lapsrn_last_level(
+    u: Tensor,  # [N, C, H, W]
+    image: Tensor,  # [N, 1, H, W]
+    weights: Tensor,  # [D, C, C, 3, 3]
+    biases: Tensor,  # [D, C]
+    shared_conv: int | None,
+    upsample_bias: Tensor,  # [C]
+    recursions: int,
+    residual_weight: Tensor,  # [1, C, 3, 3]
+    residual_bias: Tensor,  # [1]
+    image_weight: Tensor,  # [1, 1, 4, 4]
+    negative_slope: float = 0.2,
+    recompute: bool = False,
+    upsample_weight: Tensor | None = None,  # [C, C, 3, 3] when shared_conv is None
+) -> Tensor:  # [N, 1, 2H, 2W]
+    """I' of a level whose features nobody else needs: the residual head of :func:`lapsrn_level`."""
+    f = lapsrn_level(
+        u, weights, biases, shared_conv, upsample_bias, recursions, negative_slope, recompute, upsample_weight
+    )
+    return residual_head(f, image, residual_weight, residual_bias, image_weight)

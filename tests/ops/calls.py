@@ -35,7 +35,7 @@ def random_call(
             arguments[argument] = random.choice([0.0, 0.2, 1.0])
         elif argument == "recompute":
             arguments[argument] = False
-    if name == "lapsrn_level":
+    if "shared_conv" in operation.arguments:
         tied = not optional or random.random() < 0.5
         arguments["shared_conv"] = random.randint(1, dimensions["D"]) if tied else None
         if tied:

@@ -1,4 +1,5 @@
 # make install   .venv with the package (editable) and all that its tests need
+# make demo      enlarges photographs, trains a small network for a minute; results in demo/
 # make test      the tests; those that need a CUDA GPU skip themselves without one
 # make lint      style
 # make dist      sdist and wheel in dist/
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: install test lint dist clean
+.PHONY: install demo test lint dist clean
 
 install: $(VENV)/installed
 
@@ -19,6 +20,9 @@ $(VENV)/installed: setup.py pyproject.toml constraints.txt $(shell find csrc -ty
 	$(PIP_INSTALL) torch setuptools ninja
 	$(PIP_INSTALL) --no-build-isolation --editable '.[dev]'
 	touch $@
+
+demo: install
+	$(BIN)/python examples/demo.py --out demo
 
 test: install
 	$(BIN)/python -m pytest

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import matplotlib as mpl
@@ -93,6 +94,7 @@ def train_a_little(out: Path) -> None:
         if file.stem in TRAINING_PICTURES:
             Image.open(file).convert("RGB").save(pictures / f"{file.stem}.png")
     run = out / "run"
+    shutil.rmtree(run, ignore_errors=True)  # an earlier demo's
     print("Training a small network for about a minute")
     status = cli.main(["train", "tiny", f'data.train=["{pictures}"]', f'out="{run}"'])
     if status:

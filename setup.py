@@ -33,6 +33,7 @@ class Wheel(bdist_wheel):
 setup(
     packages=[*find_packages(include=["cmslap", "cmslap.*"]), "cmslap.kernels"],
     package_dir={"cmslap.kernels": "kernels"},
+    include_package_data=False,  # the data below and no more
     package_data={"cmslap": ["training/configs/*.toml", "weights/*"]},
     ext_modules=[extension],
     cmdclass={"build_ext": BuildExtension.with_options(no_python_abi_suffix=True), "bdist_wheel": Wheel},

@@ -15,7 +15,8 @@ def _load(library: Path) -> str | None:
     try:
         torch.ops.load_library(library)
     except OSError as error:
-        return f"the C++ extension does not load: {str(error).splitlines()[0]}"
+        reason = error.__cause__ or error  # load_library's own message leaves the loader's words out
+        return f"the C++ extension does not load: {str(reason).splitlines()[0]}"
     return None
 
 

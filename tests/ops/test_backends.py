@@ -58,11 +58,10 @@ def test_forced_backend_takes_its_gradients_from_the_reference():
 
 
 @needs_extension
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_forced_backend_compiles(backend):
+def test_forced_backend_compiles():
     torch._dynamo.reset()
     arguments = upsampling_call(requires_grad=True)
-    compiled = torch.compile(ops.tied_conv_transpose2d, fullgraph=True, backend=backend)
+    compiled = torch.compile(ops.tied_conv_transpose2d, fullgraph=True, backend="aot_eager")
     for name in ("cpu", "reference", "cpu"):
         with ops.use_backend(name):
             eager, result = ops.tied_conv_transpose2d(**arguments), compiled(**arguments)
@@ -101,7 +100,7 @@ def test_unknown_backend():
         pass
 
 
-@pytest.mark.parametrize(("value", "expected"), [("reference", "reference"), ("", "cpu"), ("gpu", "CMSLAP_BACKEND")])
+@pytest.mark.parametrize(("value", "expected"), [("reference", "reference"), ("gpu", "CMSLAP_BACKEND")])
 @needs_extension
 def test_environment_variable(value, expected):
     code = (
@@ -129,7 +128,9 @@ def test_explain_refuses_what_is_no_operation():
 def test_broken_extension_is_a_reason_not_a_traceback(tmp_path):
     assert extension._load(tmp_path / "_C.so") == "the C++ extension is not built"
     (tmp_path / "_C.so").write_bytes(b"not a library")
-    assert extension._load(tmp_path / "_C.so").startswith("the C++ extension does not load: ")
+    reason = extension._load(tmp_path / "_C.so")
+    assert reason.startswith("the C++ extension does not load: ")
+    assert "Could not load this library" not in reason  # PyTorch's words; the loader's say why
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import pytest
 import torch
 from calls import NAMES, convert, random_call, tensors
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import cmslap
 from cmslap.ops import choice
@@ -26,14 +27,13 @@ def output(name, result):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_opcheck(name, dtype, channels_last):
+@pytest.mark.parametrize(
+    ("dtype", "layout"), [(torch.float32, torch.channels_last), (torch.float64, torch.contiguous_format)], ids=str
+)
+def test_opcheck(name, dtype, layout):
     arguments = random_call(name, dtype, requires_grad=True, **SMALL)
-    if channels_last:
-        first = next(iter(OPERATIONS[name].shapes))
-        lying = arguments[first].detach().contiguous(memory_format=torch.channels_last).requires_grad_()
-        arguments[first] = lying
+    first = next(iter(OPERATIONS[name].shapes))
+    arguments[first] = arguments[first].detach().contiguous(memory_format=layout).requires_grad_()
     torch.library.opcheck(operator(name).default, inputs(name, arguments))
 
 
@@ -78,6 +78,15 @@ def test_one_tensor_as_two_arguments():
 
     assert torch.autograd.gradcheck(function, (x, weight))
     assert torch.autograd.gradgradcheck(function, (x, weight))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_under_a_dispatch_mode(name):
+    """As the counters and profilers built on one see them."""
+    arguments = random_call(name, torch.float64, requires_grad=True, **SMALL)
+    with FlopCounterMode(display=False):
+        output(name, operator(name)(*inputs(name, arguments))).sum().backward()
+    assert all(tensor.grad is not None for tensor in tensors(arguments))
 
 
 @pytest.mark.parametrize("name", NAMES)

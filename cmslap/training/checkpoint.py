@@ -47,11 +47,10 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
     """Read what :func:`save` wrote; runs no code from the file."""
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{path}: cannot be read as a training checkpoint ({reason})") from error
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise CheckpointError(f"{path}: damaged, or not a training checkpoint") from error
     if not isinstance(state, dict) or "optimizer" not in state:
-        raise CheckpointError(f"{path}: not a training checkpoint; to start from weights, use init")
+        raise CheckpointError(f"{path}: not a training checkpoint; to start from weights, set init")
     return state
 
 

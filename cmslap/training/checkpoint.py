@@ -22,7 +22,8 @@ class CheckpointError(UserError, OSError):
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """Turn what goes wrong with writing ``path`` through ``replacing`` into a :class:`CheckpointError`."""
     try:
         yield
     except OSError as error:
@@ -32,7 +33,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 def write(path: Path, data: bytes) -> None:
     """Replace the file whole. Raises :class:`CheckpointError`; the previous file then survives."""
-    with _writing(path), replacing(path) as temporary:
+    with writing(path), replacing(path) as temporary:
         temporary.write_bytes(data)
 
 
@@ -56,7 +57,7 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
 
 def export(path: Path, model: nn.Module, metadata: dict[str, str]) -> None:
     """Write the model's weights as safetensors. Raises as :func:`save`."""
-    with _writing(path):
+    with writing(path):
         save_model(model, path, metadata)
 
 

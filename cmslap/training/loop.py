@@ -199,7 +199,8 @@ class Run:
         made = record.build(self.config, self.origins, len(self.pictures), self.step, self.seconds, entries)
         checkpoint.write(self.out / "record.json", (json.dumps(made, indent=1) + "\n").encode())
         if curves.available() and (ending or now - self.drawn > CURVES_EVERY):
-            curves.draw(self.out / "curves.png", entries)
+            with checkpoint.writing(self.out / "curves.png"):
+                curves.draw(self.out / "curves.png", entries)
             self.drawn = now
 
     def _state(self) -> dict[str, Any]:

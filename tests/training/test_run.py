@@ -361,6 +361,12 @@ def test_log_drops_later_and_cut_lines(tmp_path):
     assert log.read() == [{"step": 1}, {"step": 2}, {"step": 3, "loss": 0.5}]
 
 
+def test_a_log_that_cannot_be_written_is_named(tmp_path):
+    log = Log(tmp_path / "log.jsonl", after=0, tensorboard=False)
+    with largest_file(100), pytest.raises(OSError, match=r"log.jsonl"):
+        log.write({"step": 1, "note": "x" * 200})
+
+
 def test_tensorboard_is_an_extra(configure, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(

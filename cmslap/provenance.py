@@ -21,7 +21,7 @@ def provenance(device: torch.device | str = "cpu") -> dict[str, str | int | None
         "commit": _commit(),
         "cmslap": cmslap.__version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a subclass of str, which safe unpickling refuses
         "numpy": np.__version__,
         "pillow": PIL.__version__,
         "device": name,

@@ -22,7 +22,8 @@ class CheckpointError(UserError, OSError):
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """Turn what goes wrong with writing ``path`` through ``replacing`` into a :class:`CheckpointError`."""
     try:
         yield
     except OSError as error:
@@ -32,7 +33,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 def write(path: Path, data: bytes) -> None:
     """Replace the file whole. Raises :class:`CheckpointError`; the previous file then survives."""
-    with _writing(path), replacing(path) as temporary:
+    with writing(path), replacing(path) as temporary:
         temporary.write_bytes(data)
 
 
@@ -47,17 +48,16 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
     """Read what :func:`save` wrote; runs no code from the file."""
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{path}: cannot be read as a training checkpoint ({reason})") from error
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise CheckpointError(f"{path}: damaged, or not a training checkpoint") from error
     if not isinstance(state, dict) or "optimizer" not in state:
-        raise CheckpointError(f"{path}: not a training checkpoint; to start from weights, use init")
+        raise CheckpointError(f"{path}: not a training checkpoint; to start from weights, set init")
     return state
 
 
 def export(path: Path, model: nn.Module, metadata: dict[str, str]) -> None:
     """Write the model's weights as safetensors. Raises as :func:`save`."""
-    with _writing(path):
+    with writing(path):
         save_model(model, path, metadata)
 
 

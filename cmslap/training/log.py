@@ -32,8 +32,11 @@ class Log:
             temporary.write_text("".join(kept), encoding="utf-8")
 
     def write(self, entry: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+        except OSError as error:  # a full disk's names no file
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         if self.events:
             for name, value in _scalars(entry):
                 self.events.add_scalar(name, value, entry["step"])

@@ -56,7 +56,7 @@ class Run:
         self.learner = Learner(config, workers)
         self.pictures = Pictures(config.data, config.patch, self.device, announce=workers.first)
         self.validation = ValidationSets(config.validation.data if workers.first else [], config.validation_scales)
-        self.origin = record.origin(config, workers, len(self.pictures))
+        self.origins = [record.origin(workers)]
         if resume:
             self._resume()
         if workers.first:
@@ -77,6 +77,7 @@ class Run:
         self.learner.load(state)
         for name in ("step", "best", "seconds", "losses", "summed"):
             setattr(self, name, state[name])
+        self.origins = [origin for origin in state.get("origins", []) if origin not in self.origins] + self.origins
         self._say(f"resumed after step {self.step}")
 
     def train(self, resume_hint: str) -> int:
@@ -195,10 +196,11 @@ class Run:
         checkpoint.save(self.out / LAST, {**self._state(), **self.learner.state()})
         self._export("last")
         entries = self.log.read()
-        made = {**self.origin, **record.progress(self.step, self.seconds, entries)}
+        made = record.build(self.config, self.origins, len(self.pictures), self.step, self.seconds, entries)
         checkpoint.write(self.out / "record.json", (json.dumps(made, indent=1) + "\n").encode())
         if curves.available() and (ending or now - self.drawn > CURVES_EVERY):
-            curves.draw(self.out / "curves.png", entries)
+            with checkpoint.writing(self.out / "curves.png"):
+                curves.draw(self.out / "curves.png", entries)
             self.drawn = now
 
     def _state(self) -> dict[str, Any]:
@@ -210,6 +212,7 @@ class Run:
             "summed": self.summed,
             "config": to_dict(self.config),
             "pictures": self.pictures.fingerprint,
+            "origins": self.origins,
         }
 
     def _say(self, text: str) -> None:

@@ -28,21 +28,31 @@ def _published(config: Config) -> dict[str, Any]:
     return table
 
 
-def origin(config: Config, workers: Workers, images: int) -> dict[str, Any]:
-    """The part known when a run starts; ``images`` is how many pictures it trains on."""
-    return {
-        "provenance": provenance(workers.device),
-        "processes": workers.world,
-        "config": _published(config),
-        "images": images,
-    }
+def origin(workers: Workers) -> dict[str, Any]:
+    """Code, versions and machine that a run, or one resumed part of it, is computed with."""
+    return {**provenance(workers.device), "processes": workers.world}
 
 
-def progress(step: int, seconds: float, log: list[dict[str, Any]]) -> dict[str, Any]:
-    """The part that grows: after ``step`` steps in ``seconds``, from the lines of the log."""
+def build(
+    config: Config,
+    origins: list[dict[str, Any]],
+    images: int,
+    step: int,
+    seconds: float,
+    log: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """The record of a run after ``step`` steps in ``seconds``.
+
+    ``origins`` are those of the run's parts where they differ, the latest last; ``images`` is how many pictures it
+    trains on, ``log`` are its lines.
+    """
     training = [entry for entry in log if "loss" in entry]
     speeds = [entry["images_per_second"] for entry in training]
     return {
+        **origins[-1],
+        "earlier": origins[:-1],
+        "config": _published(config),
+        "images": images,
         "step": step,
         "seconds": round(seconds, 1),  # with decoding, validating and saving
         "images_per_second": statistics.median(speeds) if speeds else None,  # of the training steps alone

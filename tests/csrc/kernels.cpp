@@ -1,0 +1,176 @@
+// Runs every CPU kernel under a sanitizer (make sanitize), without PyTorch: random shapes, each tensor in memory of exactly its
+// size, results compared with plain loops in double. Exits 1 at the first difference; the sanitizers end it at theirs.
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "cpu/team.h"
+
+namespace cmslap::cpu {
+
+int64_t thread_count() { return 3; }
+
+void on_threads(int64_t workers, void (*body)(const void* context, int64_t worker), const void* context) {
+  std::vector<std::thread> threads;
+  for (int64_t worker = 0; worker < workers; ++worker) threads.emplace_back(body, context, worker);
+  for (std::thread& thread : threads) thread.join();
+}
+
+}  // namespace cmslap::cpu
+
+namespace {
+
+using namespace cmslap::cpu;
+using Floats = std::vector<float>;
+
+std::mt19937 engine{std::random_device{}()};
+
+int64_t between(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(engine); }
+
+Floats random_floats(int64_t count, float scale = 1) {
+  std::normal_distribution<float> normal(0, scale);
+  Floats values(count);
+  for (float& value : values) value = normal(engine);
+  return values;
+}
+
+Floats poison(int64_t count) { return Floats(count, NAN); }
+
+void compare(const char* what, const Floats& result, const std::vector<double>& expected) {
+  double error = 0, norm = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    error += (result[i] - expected[i]) * (result[i] - expected[i]);
+    norm += expected[i] * expected[i];
+  }
+  if (!(std::sqrt(error) <= 1e-5 * std::sqrt(norm))) {
+    std::printf("%s: relative error %g\n", what, std::sqrt(error / norm));
+    std::exit(1);
+  }
+}
+
+// out[coarse, out] of in[fine, in], stride 1 with padding 1 or stride 2 without: body(fine, coarse, tap) for every pair that meets.
+template <class Body>
+void for_taps(Size coarse, int64_t stride, Body&& body) {
+  const int64_t height = coarse.height * stride, width = coarse.width * stride, pad = stride == 1;
+  for (int64_t n = 0; n < coarse.batch; ++n)
+    for (int64_t i = 0; i < coarse.height; ++i)
+      for (int64_t j = 0; j < coarse.width; ++j)
+        for (int64_t k = 0; k < 3; ++k)
+          for (int64_t l = 0; l < 3; ++l) {
+            const int64_t y = stride * i + k - pad, x = stride * j + l - pad;
+            if (y >= 0 && y < height && x >= 0 && x < width)
+              body((n * height + y) * width + x, (n * coarse.height + i) * coarse.width + j, 3 * k + l);
+          }
+}
+
+void test_conv(Size size, int64_t in, int64_t out) {
+  const Floats weight = random_floats(out * in * 9, 0.3f), bias = random_floats(out), x = random_floats(size.pixels() * in);
+  const Floats skip = random_floats(size.pixels() * out), grad = random_floats(size.pixels() * out);
+  const Conv conv{in, out, weight.data(), bias.data(), 1.0f};
+
+  Floats y = poison(size.pixels() * out), grad_x = poison(size.pixels() * in), grad_skip = poison(size.pixels() * out);
+  Floats grad_weight(weight.size()), grad_bias(out);
+  kernels().conv(conv, size, x.data(), skip.data(), y.data());
+  kernels().conv_backward(conv, size, x.data(), y.data(), grad.data(), grad_x.data(), grad_weight.data(), grad_bias.data(),
+                          grad_skip.data());
+
+  std::vector<double> y_(y.size()), grad_x_(grad_x.size()), grad_weight_(weight.size()), grad_bias_(out);
+  for (size_t i = 0; i < y.size(); ++i) {
+    y_[i] = bias[i % out] + skip[i];
+    grad_bias_[i % out] += grad[i];
+  }
+  for_taps(size, 1, [&](int64_t fine, int64_t coarse, int64_t tap) {
+    for (int64_t o = 0; o < out; ++o)
+      for (int64_t i = 0; i < in; ++i) {
+        const int64_t w = (o * in + i) * 9 + tap;
+        y_[coarse * out + o] += double(weight[w]) * x[fine * in + i];
+        grad_x_[fine * in + i] += double(weight[w]) * grad[coarse * out + o];
+        grad_weight_[w] += double(grad[coarse * out + o]) * x[fine * in + i];
+      }
+  });
+  compare("conv", y, y_);
+  compare("conv, gradient of x", grad_x, grad_x_);
+  compare("conv, gradient of the weight", grad_weight, grad_weight_);
+}
+
+void test_upsampling(Size size, int64_t in, int64_t out) {
+  const Floats weight = random_floats(in * out * 9, 0.3f), bias = random_floats(out), a = random_floats(size.pixels() * in);
+  const Floats grad = random_floats(4 * size.pixels() * out);
+  const Upsampling up{in, out, weight.data(), bias.data()};
+
+  Floats f = poison(grad.size()), grad_a = poison(a.size()), grad_weight(weight.size()), grad_bias(out);
+  kernels().upsampling(up, size, a.data(), f.data());
+  kernels().upsampling_backward(up, size, a.data(), grad.data(), grad_a.data(), grad_weight.data(), grad_bias.data());
+
+  std::vector<double> f_(f.size()), grad_a_(a.size()), grad_weight_(weight.size());
+  for (size_t i = 0; i < f.size(); ++i) f_[i] = bias[i % out];
+  for_taps(size, 2, [&](int64_t fine, int64_t coarse, int64_t tap) {
+    for (int64_t i = 0; i < in; ++i)
+      for (int64_t o = 0; o < out; ++o) {
+        const int64_t w = (i * out + o) * 9 + tap;
+        f_[fine * out + o] += double(weight[w]) * a[coarse * in + i];
+        grad_a_[coarse * in + i] += double(weight[w]) * grad[fine * out + o];
+        grad_weight_[w] += double(a[coarse * in + i]) * grad[fine * out + o];
+      }
+  });
+  compare("upsampling", f, f_);
+  compare("upsampling, gradient of a", grad_a, grad_a_);
+  compare("upsampling, gradient of the weight", grad_weight, grad_weight_);
+}
+
+// The composed operations, against the parts they are made of (which the tests above compare with plain loops).
+void test_level(Size size, int64_t channels, int64_t depth, int64_t recursions) {
+  const int64_t floats = size.pixels() * channels;
+  const Floats weights = random_floats(depth * channels * channels * 9, 0.1f), biases = random_floats(depth * channels);
+  const Floats bias = random_floats(channels), u = random_floats(floats), grad = random_floats(4 * floats);
+  const Floats head_weight = random_floats(channels * 9), image_weight = random_floats(16), image = random_floats(size.pixels());
+  const float head_bias = 0.5f;
+  const Upsampling up{channels, channels, weights.data(), bias.data()};
+  const ResidualHead head{channels, head_weight.data(), &head_bias, image_weight.data()};
+
+  std::vector<double> f_, grad_weights_;
+  for (Save save : {Save::kNothing, Save::kRecursions, Save::kConvolutions}) {
+    const Embedding op{channels, depth, recursions, weights.data(), biases.data(), 1.0f, save};
+    Floats saved = poison(op.saved_images() * floats), a = poison(floats), f = poison(4 * floats);
+    kernels().level(op, up, size, u.data(), saved.data(), a.data(), f.data());
+    if (f_.empty()) f_.assign(f.begin(), f.end());
+    compare("level", f, f_);
+    if (save == Save::kNothing) continue;
+    Floats grad_u = poison(floats), grad_weights(weights.size()), grad_biases(biases.size()), grad_bias(channels);
+    kernels().level_backward(op, up, size, saved.data(), a.data(), grad.data(), grad_u.data(), grad_weights.data(),
+                             grad_biases.data(), grad_weights.data(), grad_bias.data());
+    if (grad_weights_.empty()) grad_weights_.assign(grad_weights.begin(), grad_weights.end());
+    compare("level, gradient of the weights", grad_weights, grad_weights_);
+  }
+
+  const Floats f(f_.begin(), f_.end());
+  Floats out = poison(4 * size.pixels()), folded = poison(4 * size.pixels());
+  kernels().residual_head(head, size, f.data(), image.data(), out.data());
+  const Embedding op{channels, depth, recursions, weights.data(), biases.data(), 1.0f, Save::kNothing};
+  kernels().last_level(op, up, head, size, u.data(), image.data(), folded.data());
+  compare("last level", folded, {out.begin(), out.end()});
+
+  const Floats grad_out = random_floats(out.size());
+  Floats grad_f = poison(f.size()), grad_image = poison(image.size()), grad_head(head_weight.size()), grad_bias(1), grad_k(16);
+  kernels().residual_head_backward(head, size, f.data(), image.data(), grad_out.data(), grad_f.data(), grad_image.data(),
+                                   grad_head.data(), grad_bias.data(), grad_k.data());
+}
+
+}  // namespace
+
+int main() {
+  for (int round = 0; round < 6; ++round) {
+    const Size size{between(1, 2), between(1, 21), between(1, 30)};
+    test_conv(size, between(1, 40), between(1, 40));
+    test_upsampling(size, between(1, 20), between(1, 20));
+    test_level(size, between(1, 24), between(1, 3), between(1, 2));
+  }
+  test_conv({1, 9, 110}, 64, 64);
+  test_upsampling({1, 2, 110}, 64, 64);
+  std::printf("%s kernels: no difference\n", kernels().name);
+}

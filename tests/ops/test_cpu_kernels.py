@@ -1,0 +1,165 @@
+"""The CPU kernels against the float64 reference: shapes drawn at random, memory of every kind, every instruction set."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from calls import convert, random_call, relative_error, tensors
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from cmslap import ops
+from cmslap.ops import extension, reference
+from cmslap.ops.operation import OPERATIONS
+
+pytestmark = pytest.mark.skipif(extension.MISSING is not None, reason=str(extension.MISSING))
+
+NAMES = tuple(OPERATIONS)
+CHANNELS = st.sampled_from([1, 2, 3, 5, 8, 13, 16, 17, 31, 32, 33, 48, 64, 65, 80])
+HEIGHTS = st.one_of(st.integers(1, 9), st.integers(1, 30))
+WIDTHS = st.one_of(st.integers(1, 9), st.integers(1, 70))
+quick = settings(
+    max_examples=8,
+    deadline=None,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+def contiguous(tensor):
+    return tensor.contiguous()
+
+
+def channels_last(tensor):
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+
+def strided(tensor):
+    """Every second element of a larger tensor, dimensions reversed."""
+    wide = torch.full([2 * size for size in reversed(tensor.shape)], float("nan"))
+    view = wide[tuple(slice(1, None, 2) for _ in tensor.shape)].permute(*reversed(range(tensor.ndim)))
+    return view.copy_(tensor)
+
+
+def misaligned(tensor):
+    """Dense, but one float past any boundary a vector load could like."""
+    lying = channels_last(tensor)
+    storage = torch.full([tensor.numel() + 1], float("nan"))
+    return storage[1:].as_strided(lying.shape, lying.stride(), 1).copy_(tensor)
+
+
+LAYOUTS = (contiguous, channels_last, strided, misaligned)
+
+
+@pytest.fixture
+def poisoned():
+    """Fresh memory holds NaN, so that an element nobody writes shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def smallest(monkeypatch):
+    """A list of the smallest |x| of every φ(x) the reference computes."""
+    values, leaky_relu = [], reference.leaky_relu
+
+    def recording(x, negative_slope):
+        values.append(x.detach().abs().min().item())
+        return leaky_relu(x, negative_slope)
+
+    monkeypatch.setattr(reference, "leaky_relu", recording)
+    return values
+
+
+def draw_call(draw, name):
+    sizes = {"N": draw(st.integers(1, 3)), "H": draw(HEIGHTS), "W": draw(WIDTHS), "D": draw(st.integers(1, 3))}
+    sizes |= {channels: draw(CHANNELS) for channels in ("C", "Cin", "Cout")}
+    torch.manual_seed(draw(st.integers(0, 2**31)))
+    arguments = random_call(name, optional=draw(st.booleans()), **sizes)
+    if "recompute" in arguments:
+        arguments["recompute"] = draw(st.booleans())
+    return arguments
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("name", NAMES)
+@quick
+@given(data=st.data())
+def test_values_and_gradients(name, data, smallest):
+    arguments, layout = draw_call(data.draw, name), data.draw(st.sampled_from(LAYOUTS))
+    smallest.clear()
+    exact = convert(arguments, dtype=torch.float64)
+    OPERATIONS[name].reference(**exact)
+    if smallest and min(smallest) < 1e-5:  # its sign, and so a gradient, is up to rounding
+        arguments["negative_slope"] = exact["negative_slope"] = 1.0
+    given_as = {n: layout(v) if isinstance(v, torch.Tensor) else v for n, v in arguments.items()}
+
+    with ops.use_backend("cpu"):
+        value = getattr(ops, name)(**given_as)  # without gradients nothing is saved
+        for tensor in tensors(given_as):
+            tensor.requires_grad_()
+        result = getattr(ops, name)(**given_as)
+        grad = torch.randn_like(result)
+        gradients = torch.autograd.grad(result, tensors(given_as), grad)
+
+    for tensor in tensors(exact):
+        tensor.requires_grad_()
+    expected = OPERATIONS[name].reference(**exact)
+    assert relative_error(value, expected) < 1e-5
+    assert relative_error(result, expected) < 1e-5
+    expected_gradients = torch.autograd.grad(expected, tensors(exact), grad.double())
+    for gradient, reference_gradient in zip(gradients, expected_gradients, strict=True):
+        # Of a single number, which may nearly cancel, the error is measured against what was summed.
+        scale = grad.double().norm() if gradient.numel() == 1 else reference_gradient.norm()
+        assert (gradient.double() - reference_gradient).norm() <= 1e-4 * scale
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_thread_counts_and_runs_give_the_same_bits(name):
+    arguments = random_call(name, requires_grad=True, N=2, C=20, Cin=20, Cout=17, D=2, H=30, W=33)
+    before = torch.get_num_threads()
+    runs = []
+    try:
+        for threads in (1, 2, 3, 3):
+            torch.set_num_threads(threads)
+            with ops.use_backend("cpu"):
+                result = getattr(ops, name)(**arguments)
+                runs.append([result, *torch.autograd.grad(result.square().sum(), tensors(arguments))])
+    finally:
+        torch.set_num_threads(before)
+    for run in runs[1:]:
+        assert all(torch.equal(*pair) for pair in zip(run, runs[0], strict=True))
+
+
+@pytest.mark.parametrize("frozen", ["x", "weight"])
+def test_gradients_nobody_wants_are_not_needed(frozen):
+    arguments = random_call("conv2d_lrelu", requires_grad=True, N=1, Cin=8, Cout=8, H=20, W=20)
+    arguments[frozen].requires_grad_(False)
+    wanted = [tensor for tensor in tensors(arguments) if tensor.requires_grad]
+    gradients = torch.autograd.grad(ops.conv2d_lrelu(**arguments).sum(), wanted)
+    expected = torch.autograd.grad(OPERATIONS["conv2d_lrelu"].reference(**arguments).sum(), wanted)
+    for gradient, reference in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("isa", ["avx2", "portable"])
+def test_every_instruction_set(isa):
+    """The same tests with what this processor would not choose, in a process of its own, as the choice is made once."""
+    if "CMSLAP_ISA" in os.environ:
+        pytest.skip("runs under one instruction set already")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", "test_values_and_gradients", __file__]
+    result = subprocess.run(command, env={**os.environ, "CMSLAP_ISA": isa}, capture_output=True, text=True)
+    if "on this processor, got" in result.stdout:
+        pytest.skip(f"this processor has no {isa}")
+    assert result.returncode == 0, result.stdout
+
+
+def test_unknown_instruction_set():
+    code = "import torch; from cmslap import ops; ops.conv2d_lrelu(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 3, 3))"
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, env={**os.environ, "CMSLAP_ISA": "sse9"}, capture_output=True, text=True)
+    assert "CMSLAP_ISA must be one of" in result.stderr
+    assert "got sse9" in result.stderr

@@ -84,13 +84,8 @@ def tied_conv_transpose2d_backward(
     return gradients
 
 
-def kept_maps(name: str, depth: int, recursions: int, recompute: bool) -> int:
-    """Activations a forward pass saves: a_0, every convolution's (or recursion's), the last only for a level."""
-    return recursions * (1 if recompute else depth) + (name == "lapsrn_level")
-
-
-def _room(name: str, u: Tensor, depth: int, recursions: int, recompute: bool, save: bool) -> Tensor | None:
-    return u.new_empty(kept_maps(name, depth, recursions, recompute), *u.shape) if save else None
+def _room(maps: int, u: Tensor, save: bool) -> Tensor | None:
+    return u.new_empty(maps, *u.shape) if save else None
 
 
 def recursive_embedding(
@@ -98,8 +93,8 @@ def recursive_embedding(
 ) -> tuple[Tensor, Tensor | None]:
     """See ``cmslap.ops.recursive_embedding``."""
     u, depth = nhwc(u), weights.shape[0]
-    saved = _room("recursive_embedding", u, depth, recursions, recompute, save)
     packed, step = pack_weights(weights, u.dtype), depth if recompute else 1
+    saved = _room(recursions * depth // step, u, save)
     return nchw(level.embedding(u, packed, biases, recursions, negative_slope, saved, step)), saved
 
 
@@ -135,8 +130,8 @@ def lapsrn_level(
 ) -> tuple[Tensor, Tensor | None]:
     """See ``cmslap.ops.lapsrn_level``."""
     u, depth = nhwc(u), weights.shape[0]
-    saved = _room("lapsrn_level", u, depth, recursions, recompute, save)
     packed, step = pack_weights(weights, u.dtype), depth if recompute else 1
+    saved = _room(recursions * depth // step + 1, u, save)
     upsample = packed[shared_conv - 1] if shared_conv else pack_weights(upsample_weight, u.dtype)
     f = level.level(u, packed, biases, upsample, upsample_bias, recursions, negative_slope, saved, step)
     return nchw(f), saved

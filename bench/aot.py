@@ -1,6 +1,6 @@
 """Compile every Triton kernel ahead of time, without a GPU, and write down what the compiler made of it.
 
-``python bench/aot.py`` records the launches of the public entry points on small CPU tensors (nothing runs), compiles
+``python -m bench.aot`` records the launches of the public entry points on small CPU tensors (nothing runs), compiles
 each with every tuner configuration for each architecture, and writes ``bench/results/aot/sm_<arch>.json``: registers
 and spilled bytes a thread, shared memory, and how many tensor-core and asynchronous-copy instructions the machine code
 has. A configuration that needs more shared memory than a device has is dropped by the tuner when it runs there.
@@ -26,7 +26,7 @@ from triton.compiler import ASTSource
 from triton.runtime.autotuner import Autotuner
 
 from cmslap.files import replacing
-from cmslap.kernels import conv, tiles, transposed_conv, weight_gradient
+from cmslap.kernels import conv, transposed_conv, weight_gradient
 
 NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 INSTRUCTIONS = {
@@ -103,7 +103,7 @@ def compile_kernel(tuner: Autotuner, arguments: dict[str, Any], config: triton.C
 
 
 def resources(cubin: bytes) -> dict[str, int]:
-    """Registers a thread, and bytes of local memory a thread: what was spilled, since no kernel has arrays of its own."""
+    """Registers and bytes of local memory a thread; all of the latter are spills, since no kernel has local arrays."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()

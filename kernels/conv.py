@@ -7,11 +7,14 @@ One kernel serves three passes:
   sums over pixels that are the bias gradient, and the source skip's gradient;
 - data gradient of the transposed convolution: stride 2 without padding, the kernel read as it lies.
 
-A program makes one tile of pixels × one block of output channels. It walks over the nine taps (and blocks of input
-channels), loading a shifted tile of pixels and one matrix of weights for each product; no im2col buffer exists. The
-product is oriented ``[Cout, pixels]``: weights are the left operand, of 64 rows, and pixels the right one, of up to
-256 columns. On Hopper that asks shared memory for 80 bytes a cycle where ``[pixels, Cout]`` would ask for 128, its
-limit. The eight re-reads of a pixel come from the L1 cache, so a 16×16 tile reads each pixel from L2 1.27 times.
+A program makes one tile of pixels × one block of output channels; no im2col buffer exists. Loading a shifted tile for
+each of the nine taps would move 1152 B a pixel from L2 for 64 bf16 channels, 64 B a cycle and multiprocessor at full
+rate, which no GPU delivers (Triton's asynchronous copies of 16 bytes pass L1 by). So the rows of a tile are taken in
+pairs: for each column of the window, four shifted loads serve six products, 768 B a pixel.
+
+The products are oriented ``[Cout, pixels]``: weights are the left operand, of 64 rows, pixels the right one, of 128 or
+more columns. On Hopper that asks shared memory for 96 bytes a cycle where ``[pixels, Cout]`` would ask for 128, its
+limit.
 
 A pixel of a 64→64 convolution: 73,728 FLOP; in bf16 128 B read and 128 B written, 128 B more for a skip or for the
 saved activation of the data gradient, 256 B more where a recursion ends and the skip's gradient is summed. At
@@ -25,62 +28,56 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiles import (
-    INTERPRETED,
-    channel_block,
-    load_pixels,
-    load_tap,
-    multiply,
-    precision,
-    size_bucket,
-    tile_count,
-    tile_origin,
-)
+from .tiles import channel_block, load_pixels, load_tap, multiply, tile_count, tile_origin
+from .tuning import Configurations, precision, size_bucket
+
 
 def _config(tile_h: int, tile_w: int, block_k: int, warps: int, stages: int) -> triton.Config:
     tiles = {"TILE_H": tile_h, "TILE_W": tile_w, "BLOCK_K": block_k}
     return triton.Config(tiles, num_warps=warps, num_stages=stages)
 
 
-# 16-bit operands. A stage holds BLOCK_K × (pixels + 64) values: 40 KiB for the first two, 24 for the third, 12 for
-# the last. So one program a multiprocessor with long products and deep prefetch, against two or three that hide each
-# other's latency and fill small images better.
-_HALF = [_config(16, 16, 64, 8, 3), _config(16, 16, 64, 4, 2), _config(8, 16, 64, 4, 3), _config(8, 16, 32, 4, 4)]
-# Four-byte operands on tensor cores: the same bytes a stage with half the channels.
-_TF32 = [_config(16, 16, 32, 8, 3), _config(8, 16, 32, 4, 3)]
-# Exact float32 has no tensor core; small blocks keep the unrolled multiply-adds few.
-_IEEE = [_config(8, 8, 16, 4, 2)]
-CONFIGS = [_config(4, 8, 64, 4, 2)] if INTERPRETED else [*_HALF, *_TF32, *_IEEE]
+# A tile has 2·TILE_H × TILE_W pixels and keeps 64 float32 sums for each: 128 registers a thread at 256 pixels.
+# A stage holds four loads of pixels and three of weights, 44 KiB at that size, so that two programs share a Hopper
+# multiprocessor and hide each other's waits and epilogue. The other configurations prefetch deeper at one program a
+# multiprocessor, and cut small images into more programs.
+CONFIGURATIONS = Configurations(
+    operand="source",
+    half=[_config(8, 16, 32, 4, 2), _config(8, 16, 32, 4, 3), _config(4, 16, 32, 4, 3)],
+    # the same bytes a stage with half the channels
+    tf32=[_config(8, 16, 16, 4, 2), _config(4, 16, 16, 4, 3)],
+    # no tensor core multiplies exact float32; small blocks keep the unrolled multiply-adds few
+    ieee=[_config(4, 8, 16, 4, 2)],
+    interpreted=_config(2, 8, 64, 4, 2),
+)
 
 
-def configs_for(dtype: torch.dtype, dot_precision: str) -> list[triton.Config]:
-    """The tile shapes worth trying for operands of ``dtype``."""
-    if INTERPRETED:
-        return CONFIGS
-    if dtype != torch.float32:
-        return _HALF
-    return _TF32 if dot_precision == "tf32" else _IEEE
+@triton.jit
+def _matrix(weight, tap, cout, cin, COUT: tl.constexpr, CIN: tl.constexpr, FLIPPED: tl.constexpr):
+    """[Cout, K] weights of a tap."""
+    if FLIPPED:
+        return tl.trans(load_tap(weight, 8 - tap, cin, cout, CIN, COUT))
+    else:
+        return load_tap(weight, tap, cout, cin, COUT, CIN)
 
 
-def prune(configs: list[triton.Config], arguments: dict, **constants: object) -> list[triton.Config]:
-    """For the tuner."""
-    return configs_for(arguments["x"].dtype, constants["PRECISION"])
+@triton.jit
+def _pixels(corner, row, column, top, left, height, width, cin, CIN: tl.constexpr):
+    """[K, P] input values of a tile."""
+    return tl.trans(load_pixels(corner, row, column, top, left, height, width, cin, CIN))
 
 
-@triton.autotune(
-    CONFIGS, key=["bucket", "CIN", "COUT", "STRIDE", "PRECISION"], prune_configs_by={"early_config_prune": prune},
-    cache_results=True,
-)  # fmt: skip
+@CONFIGURATIONS.tuned("bucket", "CIN", "COUT", "STRIDE", "PRECISION")
 @triton.jit(do_not_specialize=["bucket", "height_in", "width_in", "height", "width"])
 def conv_kernel(
-    x,  # [N, height_in, width_in, CIN]
+    source,  # [N, height_in, width_in, CIN]
     weight,  # [9, COUT, CIN], or [9, CIN, COUT] to be read flipped and transposed
     out,  # [N, height, width, COUT], or None
     bias,  # [COUT] or None
     skip,  # as out, or None
     saved,  # as out: the activation whose sign gives φ', or None in the forward pass
     total,  # as out: gradient + skip, or None
-    sums,  # [tiles, COUT] float32: each tile's sums of the gradient, or None
+    sums,  # [2 · tiles, COUT] float32: the sums of the gradient over half a tile each, or None
     slope,
     height_in,
     width_in,
@@ -102,45 +99,61 @@ def conv_kernel(
     K: tl.constexpr = MAX_BLOCK_K if MAX_BLOCK_K < BLOCK_K else BLOCK_K
     K_BLOCKS: tl.constexpr = (CIN + K - 1) // K
     tile = tl.program_id(0)
-    image, top, left = tile_origin(tile, height, width, TILE_H, TILE_W)
+    image, top, left = tile_origin(tile, height, width, 2 * TILE_H, TILE_W)
     pixel = tl.arange(0, TILE_H * TILE_W)
-    row, column = pixel // TILE_W, pixel % TILE_W
+    row, column = pixel // TILE_W * 2, pixel % TILE_W  # of the upper pixels of the pairs, from the tile's corner
     cout = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
 
-    x += ((image * height_in + top * STRIDE) * width_in + left * STRIDE) * CIN
-    product = tl.zeros([BLOCK_M, TILE_H * TILE_W], tl.float32)
-    for step in range(9 * K_BLOCKS):
-        tap = step // K_BLOCKS
+    y, x = row * STRIDE - PAD, column * STRIDE - PAD
+    top_in, left_in = top * STRIDE, left * STRIDE
+    corner_in = source + ((image * height_in + top_in) * width_in + left_in) * CIN
+    upper = tl.zeros([BLOCK_M, TILE_H * TILE_W], tl.float32)
+    lower = tl.zeros([BLOCK_M, TILE_H * TILE_W], tl.float32)
+    for step in range(3 * K_BLOCKS):
+        tap = step // K_BLOCKS  # of the window's top row
         cin = step % K_BLOCKS * K + tl.arange(0, K)
-        y_in, x_in = row * STRIDE + tap // 3 - PAD, column * STRIDE + tap % 3 - PAD
-        pixels = load_pixels(x, y_in, x_in, top * STRIDE, left * STRIDE, height_in, width_in, cin, CIN)  # [P, K]
-        if FLIPPED:
-            matrix = tl.trans(load_tap(weight, 8 - tap, cin, cout, CIN, COUT))  # [Cout, K]
+        w0 = _matrix(weight, tap, cout, cin, COUT, CIN, FLIPPED)  # [Cout, K]
+        w1 = _matrix(weight, tap + 3, cout, cin, COUT, CIN, FLIPPED)
+        w2 = _matrix(weight, tap + 6, cout, cin, COUT, CIN, FLIPPED)
+        x0 = _pixels(corner_in, y, x + tap, top_in, left_in, height_in, width_in, cin, CIN)  # [K, P]
+        x1 = _pixels(corner_in, y + 1, x + tap, top_in, left_in, height_in, width_in, cin, CIN)
+        x2 = _pixels(corner_in, y + 2, x + tap, top_in, left_in, height_in, width_in, cin, CIN)
+        x3 = _pixels(corner_in, y + 3, x + tap, top_in, left_in, height_in, width_in, cin, CIN)
+        upper = multiply(w0, x0, upper, PRECISION)
+        upper = multiply(w1, x1, upper, PRECISION)
+        upper = multiply(w2, x2, upper, PRECISION)
+        if STRIDE == 1:
+            lower = multiply(w0, x1, lower, PRECISION)
+            lower = multiply(w1, x2, lower, PRECISION)
+            lower = multiply(w2, x3, lower, PRECISION)
         else:
-            matrix = load_tap(weight, tap, cout, cin, COUT, CIN)
-        product = multiply(matrix, tl.trans(pixels), product, PRECISION)
+            x4 = _pixels(corner_in, y + 4, x + tap, top_in, left_in, height_in, width_in, cin, CIN)
+            lower = multiply(w0, x2, lower, PRECISION)
+            lower = multiply(w1, x3, lower, PRECISION)
+            lower = multiply(w2, x4, lower, PRECISION)
 
-    value = tl.trans(product)  # [P, Cout]
-    inside = (row + top < height) & (column + left < width)
-    mask = inside[:, None] & (cout < COUT)[None, :]
     corner = ((image * height + top) * width + left) * COUT
-    offset = (row * width + column)[:, None] * COUT + cout[None, :]  # from the tile's corner
-    if bias is not None:
-        value += tl.load(bias + cout, mask=cout < COUT, other=0.0).to(tl.float32)[None, :]
-    if saved is None:
-        if skip is not None:
-            value += tl.load(skip + corner + offset, mask=mask, other=0.0).to(tl.float32)
-        value = tl.where(value > 0, value, value * slope)
-    else:
-        value = tl.where(tl.load(saved + corner + offset, mask=mask, other=0.0) > 0, value, value * slope)
-    if sums is not None:
-        of_tile = tl.sum(tl.where(inside[:, None], value, 0.0), axis=0)
-        tl.store(sums + tile * COUT + cout, of_tile, mask=cout < COUT)
-    if total is not None:
-        skipped = tl.load(skip + corner + offset, mask=mask, other=0.0).to(tl.float32)
-        tl.store(total + corner + offset, (value + skipped).to(total.dtype.element_ty), mask=mask)
-    if out is not None:
-        tl.store(out + corner + offset, value.to(out.dtype.element_ty), mask=mask)
+    for below in tl.static_range(2):
+        value = tl.trans(lower if below else upper)  # [P, Cout]
+        inside = (row + below + top < height) & (column + left < width)
+        mask = inside[:, None] & (cout < COUT)[None, :]
+        offset = ((row + below) * width + column)[:, None] * COUT + cout[None, :]  # from the tile's corner
+        if bias is not None:
+            value += tl.load(bias + cout, mask=cout < COUT, other=0.0).to(tl.float32)[None, :]
+        if saved is None:
+            if skip is not None:
+                value += tl.load(skip + corner + offset, mask=mask, other=0.0).to(tl.float32)
+            value = tl.where(value > 0, value, value * slope)
+        else:
+            value = tl.where(tl.load(saved + corner + offset, mask=mask, other=0.0) > 0, value, value * slope)
+        if sums is not None:
+            of_half = tl.sum(tl.where(inside[:, None], value, 0.0), axis=0)
+            tl.store(sums + (2 * tile + below) * COUT + cout, of_half, mask=cout < COUT)
+        if total is not None:
+            skipped = tl.load(skip + corner + offset, mask=mask, other=0.0).to(tl.float32)
+            tl.store(total + corner + offset, (value + skipped).to(total.dtype.element_ty), mask=mask)
+        if out is not None:
+            tl.store(out + corner + offset, value.to(out.dtype.element_ty), mask=mask)
 
 
 def launch_conv(
@@ -159,12 +172,12 @@ def launch_conv(
     total: Tensor | None = None,
     sums: Tensor | None = None,
 ) -> None:
-    """Launch :func:`conv_kernel`, whose comments say what the tensors are; it writes ``out``, ``total`` and ``sums``."""
+    """Launch :func:`conv_kernel`, whose comments say what the tensors are; writes ``out``, ``total`` and ``sums``."""
     images, height, width, cout = shape
     cin, block = x.shape[-1], channel_block(cout)
 
     def grid(tile: dict[str, int]) -> tuple[int, int]:
-        return tile_count(shape, tile["TILE_H"], tile["TILE_W"]), triton.cdiv(cout, block)
+        return tile_count(shape, 2 * tile["TILE_H"], tile["TILE_W"]), triton.cdiv(cout, block)
 
     conv_kernel[grid](
         x, weight, out, bias, skip, saved, total, sums, slope,
@@ -176,8 +189,8 @@ def launch_conv(
 
 def sums_rows(shape: tuple[int, ...], dtype: torch.dtype) -> int:
     """Rows a ``sums`` buffer needs for a [N, H, W, C] gradient, whichever tile the tuner chose."""
-    tiles = [config.kwargs for config in configs_for(dtype, precision(dtype))]
-    return max(tile_count(shape, tile["TILE_H"], tile["TILE_W"]) for tile in tiles)
+    tiles = [config.kwargs for config in CONFIGURATIONS.fitting(dtype, precision(dtype))]
+    return 2 * max(tile_count(shape, 2 * tile["TILE_H"], tile["TILE_W"]) for tile in tiles)
 
 
 def conv_lrelu(

@@ -1,4 +1,4 @@
-"""What all kernels share: which pixels a program works on, the matrix product, and the tuner's settings.
+"""What all kernels share: which pixels a program works on, and the matrix product.
 
 Feature maps are NHWC: ``[N, H, W, C]`` contiguous, so that a pixel's channels are one run of memory and a tile of
 pixels under one filter tap is a ``[pixels, channels]`` matrix. Kernels are packed ``[9, Cout, Cin]``, one matrix a
@@ -7,14 +7,13 @@ tap (row-major over the 3×3 window).
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-INTERPRETED = triton.knobs.runtime.interpret
+from .tuning import INTERPRETED
+
 _INTERPRETED = tl.constexpr(INTERPRETED)
 
 
@@ -77,11 +76,6 @@ def unpack_weights(matrices: Tensor) -> Tensor:
     return matrices.movedim(-3, -1).unflatten(-1, (3, 3))
 
 
-def precision(dtype: torch.dtype) -> str:
-    """How ``tl.dot`` multiplies float32: as cuDNN's convolutions are allowed to."""
-    return "tf32" if dtype == torch.float32 and torch.backends.cudnn.allow_tf32 else "ieee"
-
-
 def channel_block(channels: int) -> int:
     """Rows of a matrix product for this many channels: at least the 16 a tensor core takes, at most 64."""
     return min(64, max(16, triton.next_power_of_2(channels)))
@@ -91,13 +85,3 @@ def tile_count(shape: tuple[int, ...], tile_h: int, tile_w: int) -> int:
     """Tiles that cover a [N, H, W, ...] map."""
     images, height, width = shape[:3]
     return images * triton.cdiv(height, tile_h) * triton.cdiv(width, tile_w)
-
-
-def size_bucket(pixels: int) -> int:
-    """The tuner's size class: powers of four, so varying sizes share one choice; all large sizes are one class."""
-    return min(max(pixels, 1).bit_length() // 2, 10)
-
-
-@functools.cache
-def multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2

@@ -19,14 +19,28 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .conv import CONFIGS, launch_conv, prune
-from .tiles import channel_block, load_pixels, load_tap, multiply, precision, size_bucket, tile_count, tile_origin
+from .conv import launch_conv
+from .tiles import channel_block, load_pixels, load_tap, multiply, tile_count, tile_origin
+from .tuning import Configurations, precision, size_bucket
 
 
-@triton.autotune(
-    CONFIGS, key=["bucket", "CIN", "COUT", "PRECISION"], prune_configs_by={"early_config_prune": prune},
-    cache_results=True,
-)  # fmt: skip
+def _config(tile_h: int, tile_w: int, block_k: int, warps: int, stages: int) -> triton.Config:
+    tiles = {"TILE_H": tile_h, "TILE_W": tile_w, "BLOCK_K": block_k}
+    return triton.Config(tiles, num_warps=warps, num_stages=stages)
+
+
+# A stage holds BLOCK_K × (pixels + 64) values, 12 to 40 KiB: several programs a multiprocessor, whose loads, products
+# and stores overlap.
+CONFIGURATIONS = Configurations(
+    operand="x",
+    half=[_config(8, 16, 64, 4, 2), _config(8, 16, 32, 4, 4), _config(16, 16, 64, 8, 3)],
+    tf32=[_config(8, 16, 32, 4, 3), _config(16, 16, 32, 8, 3)],
+    ieee=[_config(8, 8, 16, 4, 2)],
+    interpreted=_config(4, 8, 64, 4, 2),
+)
+
+
+@CONFIGURATIONS.tuned("bucket", "CIN", "COUT", "PRECISION")
 @triton.jit(do_not_specialize=["bucket", "height", "width"])
 def transposed_conv_kernel(
     x,  # [N, height, width, COUT]: the channels the convolution puts out are the ones read here

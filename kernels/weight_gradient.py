@@ -8,14 +8,15 @@
 
 Pixels are the reduction. They are split over programs, and each program writes the float32 sum over its own share of
 tiles, whatever the buffer held before; the caller adds the shares in a fixed order. So results don't vary from run to
-run, there are no atomics, and the tuner may repeat a launch. A program makes the three taps of one row of the window,
-which share the load of ``left``: four loaded tiles for three products.
+run, there are no atomics, and the tuner may repeat a launch. A program makes the three taps of one column of the
+window and takes the rows of ``left`` in pairs, so that six loaded tiles serve six products: 1152 B a pixel from L2 for
+64 bf16 channels, where a tap a program would load 2304.
 
 A launch takes D maps at once, the D convolutions of one recursion: their products run side by side, which fills the
 device with D times fewer shares than launches of their own would need.
 
 A pixel of a 64→64 convolution: 73,728 FLOP, bf16 memory 256 B read: 93 ps of arithmetic against 60 ps of memory at
-790 TFLOP/s and 4.3 TB/s; the nine re-reads come from the L1 and L2 caches. A share costs 9·Cout·Cin·4 B written and
+790 TFLOP/s and 4.3 TB/s; re-reads come from the L2 cache. A share costs 9·Cout·Cin·4 B written and
 read once, 147 kB at 64 channels.
 """
 
@@ -26,48 +27,26 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiles import (
-    INTERPRETED,
-    channel_block,
-    load_pixels,
-    multiply,
-    multiprocessors,
-    precision,
-    size_bucket,
-    tile_count,
-    tile_origin,
-)
+from .tiles import channel_block, load_pixels, multiply, tile_count, tile_origin
+from .tuning import Configurations, multiprocessors, precision, size_bucket
 
 
 def _config(tile_h: int, tile_w: int, warps: int, stages: int) -> triton.Config:
     return triton.Config({"TILE_H": tile_h, "TILE_W": tile_w}, num_warps=warps, num_stages=stages)
 
 
-# Reduction blocks of 32 or 64 pixels; a stage holds four tiles of that many pixels × 64 channels: 32 KiB at 64 pixels
-# of 16 bit. Wide tiles waste little where a row ends, square ones reuse the L1 cache more.
-_HALF = [_config(8, 8, 4, 3), _config(4, 16, 4, 3), _config(8, 8, 8, 3), _config(2, 16, 4, 4)]
-_TF32 = [_config(2, 16, 4, 3), _config(2, 16, 8, 3)]
-_IEEE = [_config(1, 16, 8, 2)]
-_CONFIGS = [_config(4, 8, 4, 2)] if INTERPRETED else [*_HALF, *_TF32, *_IEEE]
+# A stage holds six tiles of TILE_H·TILE_W pixels × 64 channels: 24 KiB at 32 pixels of 16 bit, so that two or three
+# programs share a multiprocessor, or 48 KiB for longer products.
+CONFIGURATIONS = Configurations(
+    operand="left",
+    half=[_config(2, 16, 4, 3), _config(2, 16, 4, 4), _config(4, 16, 4, 2)],
+    tf32=[_config(2, 16, 4, 2), _config(2, 16, 8, 3)],
+    ieee=[_config(1, 16, 8, 2)],
+    interpreted=_config(2, 8, 4, 2),
+)
 
 
-def _prune(configs: list[triton.Config], arguments: dict, **constants: object) -> list[triton.Config]:
-    return configs_for(arguments["left"].dtype, constants["PRECISION"])
-
-
-def configs_for(dtype: torch.dtype, dot_precision: str) -> list[triton.Config]:
-    """The tile shapes worth trying for operands of ``dtype``."""
-    if INTERPRETED:
-        return _CONFIGS
-    if dtype != torch.float32:
-        return _HALF
-    return _TF32 if dot_precision == "tf32" else _IEEE
-
-
-@triton.autotune(
-    _CONFIGS, key=["bucket", "CIN", "COUT", "STRIDE", "PRECISION"], prune_configs_by={"early_config_prune": _prune},
-    cache_results=True,
-)  # fmt: skip
+@CONFIGURATIONS.tuned("bucket", "CIN", "COUT", "STRIDE", "PRECISION")
 @triton.jit(do_not_specialize=["images", "height", "width", "height_right", "width_right", "bucket"])
 def weight_gradient_kernel(
     left,  # [D, images, height, width, COUT]
@@ -89,39 +68,50 @@ def weight_gradient_kernel(
     TILE_H: tl.constexpr,
     TILE_W: tl.constexpr,
 ):
-    share, conv, window_row = tl.program_id(0), tl.program_id(1) // 3, tl.program_id(1) % 3
+    share, conv, window_column = tl.program_id(0), tl.program_id(1) // 3, tl.program_id(1) % 3
     cin_blocks: tl.constexpr = (CIN + BLOCK_CIN - 1) // BLOCK_CIN
     cout = tl.program_id(2) // cin_blocks * BLOCK_COUT + tl.arange(0, BLOCK_COUT)
     cin = tl.program_id(2) % cin_blocks * BLOCK_CIN + tl.arange(0, BLOCK_CIN)
     pixel = tl.arange(0, TILE_H * TILE_W)
-    row, column = pixel // TILE_W, pixel % TILE_W
+    row, column = pixel // TILE_W * 2, pixel % TILE_W  # of the upper pixels of the pairs, from the tile's corner
+    y, x = row * STRIDE - PAD, column * STRIDE - PAD + window_column
 
     first = conv.to(tl.int64) * images
-    tap_0 = tl.zeros([BLOCK_COUT, BLOCK_CIN], tl.float32)
-    tap_1 = tl.zeros([BLOCK_COUT, BLOCK_CIN], tl.float32)
-    tap_2 = tl.zeros([BLOCK_COUT, BLOCK_CIN], tl.float32)
-    tiles = images * tl.cdiv(height, TILE_H) * tl.cdiv(width, TILE_W)
+    top_tap = tl.zeros([BLOCK_COUT, BLOCK_CIN], tl.float32)
+    centre_tap = tl.zeros([BLOCK_COUT, BLOCK_CIN], tl.float32)
+    bottom_tap = tl.zeros([BLOCK_COUT, BLOCK_CIN], tl.float32)
+    tiles = images * tl.cdiv(height, 2 * TILE_H) * tl.cdiv(width, TILE_W)
     for tile in range(share, tiles, tl.num_programs(0)):
-        image, top, across = tile_origin(tile, height, width, TILE_H, TILE_W)
+        image, top, across = tile_origin(tile, height, width, 2 * TILE_H, TILE_W)
         image += first
         corner = left + ((image * height + top) * width + across) * COUT
-        factor = tl.trans(load_pixels(corner, row, column, top, across, height, width, cout, COUT))  # [Cout, P]
+        upper = tl.trans(load_pixels(corner, row, column, top, across, height, width, cout, COUT))  # [Cout, P]
+        lower = tl.trans(load_pixels(corner, row + 1, column, top, across, height, width, cout, COUT))
         top, across = top * STRIDE, across * STRIDE
         corner = right + ((image * height_right + top) * width_right + across) * CIN
-        y, x = row * STRIDE + window_row - PAD, column * STRIDE - PAD
-        pixels = load_pixels(corner, y, x, top, across, height_right, width_right, cin, CIN)  # [P, Cin]
-        tap_0 = multiply(factor, pixels, tap_0, PRECISION)
-        pixels = load_pixels(corner, y, x + 1, top, across, height_right, width_right, cin, CIN)
-        tap_1 = multiply(factor, pixels, tap_1, PRECISION)
-        pixels = load_pixels(corner, y, x + 2, top, across, height_right, width_right, cin, CIN)
-        tap_2 = multiply(factor, pixels, tap_2, PRECISION)
+        x0 = load_pixels(corner, y, x, top, across, height_right, width_right, cin, CIN)  # [P, Cin]
+        x1 = load_pixels(corner, y + 1, x, top, across, height_right, width_right, cin, CIN)
+        x2 = load_pixels(corner, y + 2, x, top, across, height_right, width_right, cin, CIN)
+        x3 = load_pixels(corner, y + 3, x, top, across, height_right, width_right, cin, CIN)
+        top_tap = multiply(upper, x0, top_tap, PRECISION)
+        centre_tap = multiply(upper, x1, centre_tap, PRECISION)
+        bottom_tap = multiply(upper, x2, bottom_tap, PRECISION)
+        if STRIDE == 1:
+            top_tap = multiply(lower, x1, top_tap, PRECISION)
+            centre_tap = multiply(lower, x2, centre_tap, PRECISION)
+            bottom_tap = multiply(lower, x3, bottom_tap, PRECISION)
+        else:
+            x4 = load_pixels(corner, y + 4, x, top, across, height_right, width_right, cin, CIN)
+            top_tap = multiply(lower, x2, top_tap, PRECISION)
+            centre_tap = multiply(lower, x3, centre_tap, PRECISION)
+            bottom_tap = multiply(lower, x4, bottom_tap, PRECISION)
 
     mask = (cout < COUT)[:, None] & (cin < CIN)[None, :]
-    matrix = (conv * tl.num_programs(0) + share).to(tl.int64) * 9 + window_row * 3
+    matrix = (conv * tl.num_programs(0) + share).to(tl.int64) * 9 + window_column
     shares += matrix * COUT * CIN + cout[:, None] * CIN + cin[None, :]
-    tl.store(shares, tap_0, mask=mask)
-    tl.store(shares + COUT * CIN, tap_1, mask=mask)
-    tl.store(shares + 2 * COUT * CIN, tap_2, mask=mask)
+    tl.store(shares, top_tap, mask=mask)
+    tl.store(shares + 3 * COUT * CIN, centre_tap, mask=mask)
+    tl.store(shares + 6 * COUT * CIN, bottom_tap, mask=mask)
 
 
 def share_count(left_shape: tuple[int, ...], right_channels: int, device: torch.device) -> int:

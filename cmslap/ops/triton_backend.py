@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cmslap.ops.backend import Backend
 from cmslap.ops.operation import OPERATIONS, Arguments, Operation
@@ -43,7 +44,7 @@ def _saved_shape(operation: Operation, arguments: Arguments) -> tuple[int, ...]:
 
 
 def _kernel(name: str) -> Callable[..., Any]:
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run(*args: object, **kwargs: object) -> Tensor | tuple[Tensor, Tensor | None] | dict[str, Tensor]:
         from cmslap.kernels import operations  # imports Triton, which takes a moment: not before the first launch
 
         return getattr(operations, name)(*args, **kwargs)

@@ -129,14 +129,14 @@ def compile_all(arch: int, dtypes: list[str], channels: int, first_only: bool) -
     return rows
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90], help="compute capabilities (default: 80 90)")
     parser.add_argument("--operands", nargs="+", default=["bf16", "fp16", "tf32", "fp32"], metavar="TYPE")
     parser.add_argument("--channels", type=int, default=64)
     parser.add_argument("--first-only", action="store_true", help="only each kernel's first configuration")
     parser.add_argument("-o", "--output", type=Path, default=Path("bench/results/aot"))
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     for arch in options.arch:
         rows = compile_all(arch, options.operands, options.channels, options.first_only)
         record = {

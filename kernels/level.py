@@ -60,20 +60,21 @@ def embedding_gradient(
     """Gradients of u [N, H, W, C], and in float32 of the packed weights [D, 9, C, C] and of the biases [D, C]."""
     depth, channels, shape = weights.shape[0], grad.shape[-1], grad.shape
     grads = grad.new_empty(depth, *shape)  # of one recursion's convolutions
-    grads[-1].copy_(grad)
+    grads[-1] = grad
     float32 = {"dtype": torch.float32, "device": grad.device}
     sums = torch.zeros(recursions, depth, sums_rows(shape, grad.dtype), channels, **float32)
     sums[-1, -1, 0] = grad.sum((0, 1, 2), dtype=torch.float32)
     count = share_count(grads.shape, channels, grad.device)
     shares = torch.empty(recursions, depth, count, 9, channels, channels, **float32)
     skip = grad
+    del grad  # so that its memory goes with ``skip``
     for r in reversed(range(recursions)):
         inputs = saved[r * depth : (r + 1) * depth] if step == 1 else _recompute(saved[r], weights, biases, slope)
         for d in reversed(range(1, depth)):
             below = {"saved": inputs[d], "out": grads[d - 1], "sums": sums[r, d - 1]}
             launch_conv(grads[d], weights[d], shape, slope, flipped=True, **below)
         weight_gradient_shares(grads, inputs, 1, shares[r])
-        first, total = grads[0], torch.empty_like(grad)
+        first, total = grads[0], torch.empty_like(skip)
         if depth == 1:
             grads = torch.empty_like(grads)  # the launch below must not write what it reads
         below = {"out": grads[-1], "sums": sums[r - 1, -1]} if r > 0 else {}
@@ -119,8 +120,9 @@ def level_gradient(
     step: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of u, and in float32 of the packed weights, biases, packed upsampling weight and its bias."""
-    last = saved[-1]
-    g = transposed_conv_data_gradient(grad, upsample_weight, last, slope)
-    upsample = weight_gradient_shares(last[None], grad[None], 2).sum(1)[0]
-    block = embedding_gradient(g, saved, weights, biases, recursions, slope, step)
+    upsample = weight_gradient_shares(saved[-1:], grad[None], 2).sum(1)[0]
+    block = embedding_gradient(
+        transposed_conv_data_gradient(grad, upsample_weight, saved[-1], slope),
+        saved, weights, biases, recursions, slope, step,
+    )  # fmt: skip
     return *block, upsample, grad.sum((0, 1, 2), dtype=torch.float32)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import re
 import subprocess
 import tempfile
@@ -139,15 +138,19 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     for arch in options.arch:
         rows = compile_all(arch, options.operands, options.channels, options.first_only)
-        record = {
+        header = {
             "note": "compiled ahead of time; these kernels have not run on a GPU",
             "triton": triton.__version__,
-            "python": platform.python_version(),
             "channels": options.channels,
-            "kernels": rows,
         }
         with replacing(options.output / f"sm_{arch}.json") as path:
-            path.write_text(json.dumps(record, indent=1) + "\n")
+            path.write_text(one_row_a_line(header, rows))
+
+
+def one_row_a_line(header: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """JSON that a diff shows well."""
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    return json.dumps(header, indent=1)[:-2] + f',\n "kernels": [\n{lines}\n]}}\n'
 
 
 if __name__ == "__main__":

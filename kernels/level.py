@@ -7,9 +7,9 @@ of the g_k of all recursions' ends, which the same epilogue adds up.
 
 Launches for D convolutions and R recursions (D5R8 in brackets):
 forward 3 + R·D [43]: packing, φ(u), the convolutions, U;
-backward 9 + R·(D + 1) [57]: packing, two gradients of U, its bias gradient, a copy and a sum of g_RD, R·D data
-gradients, R weight gradients of D convolutions each, and the last sums, which read a few percent of a map;
-``recompute`` adds R·D [40] to backward.
+backward 12 + R·(D + 5) [92]: R·D data gradients, and a recursion one weight gradient of all its D convolutions and
+four sums over the shares and tiles, a few percent of a map each; around them packing, the two gradients of U and its
+bias's, and small copies and sums. ``recompute`` adds R·D [40] to backward.
 
 No launch waits for the host and all memory comes from PyTorch's allocator, so a CUDA graph can capture either pass
 once every kernel has run, and so been compiled and tuned, for that size class.
@@ -62,26 +62,30 @@ def embedding_gradient(
     grads = grad.new_empty(depth, *shape)  # of one recursion's convolutions
     grads[-1] = grad
     float32 = {"dtype": torch.float32, "device": grad.device}
-    sums = torch.zeros(recursions, depth, sums_rows(shape, grad.dtype), channels, **float32)
-    sums[-1, -1, 0] = grad.sum((0, 1, 2), dtype=torch.float32)
-    count = share_count(grads.shape, channels, grad.device)
-    shares = torch.empty(recursions, depth, count, 9, channels, channels, **float32)
+    grad_weights = torch.zeros(depth, 9, channels, channels, **float32)
+    grad_biases = torch.zeros(depth, channels, **float32)
+    grad_biases[-1] = grad.sum((0, 1, 2), dtype=torch.float32)
+    shares = torch.empty(depth, share_count(grads.shape, channels, grad.device), *grad_weights.shape[1:], **float32)
+    sums = torch.zeros(depth, sums_rows(shape, grad.dtype), channels, **float32)
     skip = grad
     del grad  # so that its memory goes with ``skip``
     for r in reversed(range(recursions)):
         inputs = saved[r * depth : (r + 1) * depth] if step == 1 else _recompute(saved[r], weights, biases, slope)
         for d in reversed(range(1, depth)):
-            below = {"saved": inputs[d], "out": grads[d - 1], "sums": sums[r, d - 1]}
+            below = {"saved": inputs[d], "out": grads[d - 1], "sums": sums[d - 1]}
             launch_conv(grads[d], weights[d], shape, slope, flipped=True, **below)
-        weight_gradient_shares(grads, inputs, 1, shares[r])
+        grad_weights += weight_gradient_shares(grads, inputs, 1, shares).sum(1)
         first, total = grads[0], torch.empty_like(skip)
         if depth == 1:
             grads = torch.empty_like(grads)  # the launch below must not write what it reads
-        below = {"out": grads[-1], "sums": sums[r - 1, -1]} if r > 0 else {}
+        # What the first convolution reads is where the recursion before ended, or φ(u); u's skip joins there.
+        below = {"out": grads[-1], "sums": sums[-1]} if r > 0 else {}
         below |= {"saved": inputs[0], "skip": skip, "total": total}
         launch_conv(first, weights[0], shape, slope, flipped=True, **below)
+        written = depth if r > 0 else depth - 1
+        grad_biases[:written].add_(sums[:written].sum(1))
         skip = total
-    return skip, shares.sum((0, 2)), sums.sum((0, 2))
+    return skip, grad_weights, grad_biases
 
 
 def _recompute(a: Tensor, weights: Tensor, biases: Tensor, slope: float) -> Tensor:  # [D, N, H, W, C]

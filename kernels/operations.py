@@ -159,7 +159,7 @@ def lapsrn_level_backward(
     )
     gradients = {"u": nchw(grad_u), "biases": sums, "upsample_bias": upsample_sums}
     if shared_conv:
-        matrices[shared_conv - 1] += upsample_matrices
+        matrices[shared_conv - 1].add_(upsample_matrices)
     else:
         gradients["upsample_weight"] = unpack_weights(upsample_matrices)
     return gradients | {"weights": unpack_weights(matrices)}

@@ -57,10 +57,8 @@ def test_a_network_through_autograd(device, recompute):
 @pytest.mark.parametrize("recompute", [False, True])
 def test_opcheck(device, recompute):
     """Fake tensors, and so torch.compile and export, know the shapes of what the kernels return and save."""
-    u, weights, biases = (torch.randn(*shape, device=device, requires_grad=True) for shape in SHAPES)
+    shapes = ((1, 16, 2, 3), (1, 16, 16, 3, 3), (1, 16))
+    u, weights, biases = (torch.randn(*shape, device=device, requires_grad=True) for shape in shapes)
     with ops.use_backend("triton"):
-        inputs = (u, weights, biases, 1, 0.2, recompute, True)
+        inputs = (u, weights, biases, 1, 0.2, recompute, True, "")
         torch.library.opcheck(torch.ops.cmslap.recursive_embedding.default, inputs)
-
-
-SHAPES = ((1, 16, 2, 3), (1, 16, 16, 3, 3), (1, 16))

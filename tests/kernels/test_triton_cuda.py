@@ -86,7 +86,7 @@ def test_training_curve():
 
 @pytest.mark.parametrize(("recompute", "share"), [(False, 0.55), (True, 0.3)])
 def test_peak_memory(recompute, share):
-    full, small = pictures(4, 256)
+    full, small = pictures(4, 512)
     peaks = []
     for backend, model in (("reference", network()), ("triton", network(recompute))):
         gradients(model, full, small, backend, torch.bfloat16)  # tunes, and allocates the gradients

@@ -10,13 +10,14 @@ from cmslap.errors import UserError
 from cmslap.ops.backend import Backend
 from cmslap.ops.cpu import CPU
 from cmslap.ops.operation import OPERATIONS, Arguments, Operation
+from cmslap.ops.triton_backend import TRITON
 
 REFERENCE = Backend("reference", forward={name: operation.reference for name, operation in OPERATIONS.items()})
 
 # Best first.
 BACKENDS = (
     Backend("cuda", missing="this version has no CUDA kernels"),
-    Backend("triton", missing="this version has no Triton kernels"),
+    TRITON,
     CPU,
     REFERENCE,
 )

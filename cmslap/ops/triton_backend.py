@@ -1,0 +1,62 @@
+"""The Triton backend: the kernels of kernels/, for CUDA tensors, and for CPU tensors in Triton's interpreter."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cmslap.ops.backend import Backend
+from cmslap.ops.operation import OPERATIONS, Arguments, Operation
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+CHANNELS = range(16, 257, 16)
+ONE_CHANNEL = ("conv2d_lrelu", "residual_head")  # from or to a picture
+
+
+def _unsupported(operation: Operation, arguments: Arguments) -> str | None:
+    activation = operation.activation(arguments)
+    device = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"  # which Triton itself reads
+    if activation.device.type != device:
+        return f"runs on {device}, not on {activation.device.type}"
+    if activation.dtype not in DTYPES:
+        return f"bfloat16, float16 or float32 only, not {str(activation.dtype).removeprefix('torch.')}"
+    weight = next(arguments[name] for name in ("weight", "weights", "residual_weight") if name in arguments)
+    for channels in weight.shape[-4:-2]:
+        if channels not in CHANNELS and not (channels == 1 and operation.name in ONE_CHANNEL):
+            return f"channels must be a multiple of 16 up to 256, got {channels}"
+    return None
+
+
+def _saved_shape(operation: Operation, arguments: Arguments) -> tuple[int, ...]:
+    """[K, N, H, W, C]: φ(u) and what each convolution, or with ``recompute`` each recursion, made of it.
+
+    The last activation is the output of ``recursive_embedding``, so that one leaves it out.
+    """
+    images, channels, height, width = arguments["u"].shape
+    steps = 1 if arguments["recompute"] else arguments["weights"].shape[0]
+    maps = arguments["recursions"] * steps + (not operation.keeps_output)
+    return maps, images, height, width, channels
+
+
+def _kernel(name: str) -> Callable[..., Any]:
+    def run(*args: object, **kwargs: object) -> Tensor | tuple[Tensor, Tensor | None] | dict[str, Tensor]:
+        from cmslap.kernels import operations  # imports Triton, which takes a moment: not before the first launch
+
+        return getattr(operations, name)(*args, **kwargs)
+
+    return run
+
+
+TRITON = Backend(
+    "triton",
+    missing="Triton is not installed" if importlib.util.find_spec("triton") is None else None,
+    unsupported=_unsupported,
+    forward={name: _kernel(name) for name in OPERATIONS},
+    backward={name: _kernel(f"{name}_backward") for name in OPERATIONS},
+    saved_shape=_saved_shape,
+)

@@ -1,0 +1,37 @@
+"""Where the kernel tests run: natively on a CUDA GPU, and on CPU tensors in Triton's interpreter."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import cmslap
+
+pytest.importorskip("triton")
+
+if importlib.util.find_spec("cmslap.kernels") is None:  # a source tree that is not installed
+    cmslap.__path__.append(str(Path(__file__).resolve().parents[2]))
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@pytest.fixture(params=[pytest.param("cuda", marks=pytest.mark.cuda), "interpreter"])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The device of the test's tensors. The interpreter has a process of its own, see test_interpreter.py."""
+    if request.param == "cuda":
+        if INTERPRETED or not torch.cuda.is_available():
+            pytest.skip("needs a CUDA GPU")
+        return torch.device("cuda")
+    if not INTERPRETED:
+        pytest.skip("runs in the process that test_interpreter.py starts")
+    return torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def poisoned() -> None:
+    """Fill fresh memory with NaN, so that an element nobody wrote shows, and refuse what varies from run to run."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -18,7 +18,9 @@ def find_device(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise DeviceError(f"device must be auto, cpu, cuda or one like cuda:1, got {str(name)!r}") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"device must be auto, cpu, cuda or one like cuda:1, got {str(name)!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DeviceError(f"device {device} does not exist here: {torch.cuda.device_count()} CUDA GPUs found")
     return device

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from cmslap.errors import UserError
 from cmslap.imaging.colour import rgb_to_ycbcr
-from cmslap.imaging.files import READABLE, read_image
+from cmslap.imaging.files import find_pictures, read_image
 from cmslap.imaging.resize import imresize
 from cmslap.training.config import DataConfig
 
@@ -33,19 +33,6 @@ RESIZE_FACTORS = 16  # so many, evenly spread: each has its own table of bicubic
 
 class DataError(UserError, ValueError):
     """A folder or picture that training cannot use."""
-
-
-def find_pictures(folders: Iterable[str]) -> list[Path]:
-    """Every picture under the folders, in a fixed order."""
-    paths = []
-    for folder in map(Path, folders):
-        if not folder.is_dir():
-            raise DataError(f"{folder}: no such folder of images")
-        found = [p for p in folder.rglob("*") if p.suffix.lower() in READABLE and not p.name.startswith(".")]
-        if not found:
-            raise DataError(f"{folder}: no images in it (looked for {', '.join(READABLE)})")
-        paths += sorted(found)
-    return paths
 
 
 def read_luma(path: Path) -> Tensor:  # [H, W] float64 in [0, 1]
@@ -84,7 +71,7 @@ class Pictures:
 
     def __init__(self, config: DataConfig, patch: int, device: torch.device, announce: bool = True) -> None:
         self.config, self.patch, self.device = config, patch, device
-        paths = find_pictures(config.train)
+        paths = [path for folder in config.train for path in find_pictures(folder, recursive=True)]
         with ThreadPoolExecutor() as pool:
             decoded = pool.map(_stored, paths)
             lumas = list(tqdm(decoded, "decoding", len(paths), unit="image", disable=not announce, leave=False))

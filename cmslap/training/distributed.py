@@ -9,11 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cmslap.errors import UserError
-
-
-class DeviceError(UserError, RuntimeError):
-    """A device that is not there."""
+from cmslap.devices import find_device
 
 
 @dataclass
@@ -39,28 +35,12 @@ class Workers:
             tensor.copy_(total.view_as(tensor))
 
 
-def _device(name: str, local_rank: int) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise DeviceError(f"device = {name!r}: expected auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise DeviceError(f"device = {name!r}: no CUDA device is available here; use cpu or auto")
-        device = torch.device("cuda", local_rank if device.index is None else device.index)
-        if device.index >= torch.cuda.device_count():
-            raise DeviceError(f"device = {str(device)!r}: there are {torch.cuda.device_count()} CUDA devices")
-    elif device.type != "cpu":
-        raise DeviceError(f"device = {name!r}: expected auto, cpu, cuda or cuda:N")
-    return device
-
-
 def start(device_name: str) -> Workers:
     """Join the other processes where ``torchrun`` started this one (NCCL on CUDA, Gloo on the CPU)."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = _device(device_name, int(os.environ.get("LOCAL_RANK", 0)))
+    device = find_device(device_name)
+    if device == torch.device("cuda"):
+        device = find_device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world > 1:

@@ -1,4 +1,4 @@
-"""The CPU kernels against the float64 reference: shapes drawn at random, memory of every kind, every instruction set."""
+"""The CPU kernels against the float64 reference: random shapes, memory of every kind, every instruction set."""
 
 import os
 import subprocess
@@ -141,8 +141,8 @@ def test_gradients_nobody_wants_are_not_needed(frozen):
     wanted = [tensor for tensor in tensors(arguments) if tensor.requires_grad]
     gradients = torch.autograd.grad(ops.conv2d_lrelu(**arguments).sum(), wanted)
     expected = torch.autograd.grad(OPERATIONS["conv2d_lrelu"].reference(**arguments).sum(), wanted)
-    for gradient, reference in zip(gradients, expected, strict=True):
-        torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-4)
+    for gradient, wanted_gradient in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, wanted_gradient, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("isa", ["avx2", "portable"])

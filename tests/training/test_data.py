@@ -5,9 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
+from cmslap.imaging import ImageError, find_pictures
 from cmslap.imaging.resize import imresize
 from cmslap.training.config import DataConfig
-from cmslap.training.data import UNIT, DataError, Pictures, find_pictures, read_luma, split
+from cmslap.training.data import UNIT, DataError, Pictures, read_luma, split
 
 CPU = torch.device("cpu")
 COUNTS = {2: 3, 4: 2, 8: 4}
@@ -62,7 +63,7 @@ def test_crops_are_pieces_of_the_pictures_turned_as_asked(pictures, rotate, flip
     loaded = Pictures(DataConfig([str(pictures)], [1.0, 1.0], rotate, flip), 16, CPU)
     turns = [(k, f) for k in (range(4) if rotate else [0]) for f in ([0, 1] if flip else [0])]
     pieces = {}
-    for path in find_pictures([str(pictures)]):
+    for path in find_pictures(pictures):
         luma = (read_luma(path) * UNIT).round().to(torch.int16).numpy()
         for top in range(luma.shape[0] - 15):
             for left in range(luma.shape[1] - 15):
@@ -110,11 +111,11 @@ def test_small_pictures_are_left_out_by_name(pictures, capsys):
 
 
 def test_folders_that_cannot_be(tmp_path):
-    with pytest.raises(DataError, match=r"nowhere: no such folder"):
-        find_pictures([str(tmp_path / "nowhere")])
+    with pytest.raises(ImageError, match=r"nowhere: no such folder"):
+        Pictures(DataConfig([str(tmp_path / "nowhere")]), 64, CPU)
     (tmp_path / "notes.txt").write_text("no picture")
-    with pytest.raises(DataError, match="no images in it"):
-        find_pictures([str(tmp_path)])
+    with pytest.raises(ImageError, match="no pictures in this folder"):
+        Pictures(DataConfig([str(tmp_path)]), 64, CPU)
 
 
 def test_split_gives_the_rest_to_the_largest_scales():

@@ -20,13 +20,14 @@ import torch
 from torch import nn
 
 from cmslap import CMSLapSRN, cli
+from cmslap.devices import DeviceError
 from cmslap.interop.checkpoint import load_model, save_model
 from cmslap.provenance import provenance
 from cmslap.training import checkpoint, loop, record
 from cmslap.training.checkpoint import CheckpointError
 from cmslap.training.config import from_dict
 from cmslap.training.data import Pictures
-from cmslap.training.distributed import DeviceError, Workers
+from cmslap.training.distributed import Workers
 from cmslap.training.learner import Learner
 from cmslap.training.log import Log
 from cmslap.training.loop import RunError, train
@@ -397,10 +398,10 @@ def test_without_matplotlib_a_run_says_so(configure, monkeypatch, capsys):
 
 
 def test_devices_that_are_not_there(configure):
-    with pytest.raises(DeviceError, match="device = 'tpu': expected auto, cpu, cuda or cuda:N"):
+    with pytest.raises(DeviceError, match="device must be auto, cpu, cuda or one like cuda:1, got 'tpu'"):
         train(configure(device="tpu"))
     if not torch.cuda.is_available():
-        with pytest.raises(DeviceError, match="device = 'cuda': no CUDA device is available here; use cpu or auto"):
+        with pytest.raises(DeviceError, match="device cuda does not exist here"):
             train(configure(device="cuda"))
 
 

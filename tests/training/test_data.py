@@ -63,7 +63,7 @@ def test_crops_are_pieces_of_the_pictures_turned_as_asked(pictures, rotate, flip
     loaded = Pictures(DataConfig([str(pictures)], [1.0, 1.0], rotate, flip), 16, CPU)
     turns = [(k, f) for k in (range(4) if rotate else [0]) for f in ([0, 1] if flip else [0])]
     pieces = {}
-    for path in find_pictures(pictures):
+    for path in find_pictures(pictures, recursive=True):
         luma = (read_luma(path) * UNIT).round().to(torch.int16).numpy()
         for top in range(luma.shape[0] - 15):
             for left in range(luma.shape[1] - 15):

@@ -43,5 +43,5 @@ def _devices() -> Iterator[tuple[str, str]]:
 
 def _backends() -> Iterator[tuple[str, str]]:
     for backend in BACKENDS:
-        kernels = ", ".join(sorted({*backend.forward, *backend.backward}))
-        yield f"backend {backend.name}", f"no: {backend.missing}" if backend.missing else f"ready: {kernels}"
+        kernels = f"ready: {', '.join(backend.forward)}" + (f" ({backend.only_forced})" if backend.only_forced else "")
+        yield f"backend {backend.name}", f"no: {backend.missing}" if backend.missing else kernels

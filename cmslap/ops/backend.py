@@ -31,6 +31,7 @@ class Backend:
             memory format will do; the caller casts to the argument's.
         saved_shape: ``(operation, arguments) -> shape`` of ``saved``: a contiguous tensor of the activations' dtype
             whose content is this backend's own affair.
+        only_forced: why it runs only where the user forces it, or None.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Backend:
     forward: Mapping[str, Callable[..., Tensor | tuple[Tensor, Tensor | None]]] = field(default_factory=dict)
     backward: Mapping[str, Callable[..., dict[str, Tensor]]] = field(default_factory=dict)
     saved_shape: Callable[[Operation, Arguments], tuple[int, ...]] | None = None
+    only_forced: str | None = None
 
     def objection(self, operation: Operation, arguments: Arguments) -> str | None:
         """Why this backend can't run the forward pass of a checked call, or None."""

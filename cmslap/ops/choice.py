@@ -66,8 +66,8 @@ def choose(operation: Operation, arguments: Arguments, needs_grad: bool) -> Back
 
 
 def objection_by_default(backend: Backend, operation: Operation, arguments: Arguments, needs_grad: bool) -> str | None:
-    """Why ``backend`` is not chosen unless forced: it can't run the call, or would not run its gradient."""
-    reason = backend.objection(operation, arguments)
+    """Why ``backend`` is not chosen unless forced: it can't run the call, should not, or would not run its gradient."""
+    reason = backend.objection(operation, arguments) or backend.only_forced
     if reason is None and needs_grad and backend is not REFERENCE and operation.name not in backend.backward:
         return f"no {operation.name} backward kernel, and this call needs gradients"
     return reason

@@ -55,6 +55,7 @@ def _kernel(name: str) -> Callable[..., Any]:
 TRITON = Backend(
     "triton",
     missing="Triton is not installed" if importlib.util.find_spec("triton") is None else None,
+    only_forced="never run on a GPU yet; CMSLAP_BACKEND=triton runs it",
     unsupported=_unsupported,
     forward={name: _kernel(name) for name in OPERATIONS},
     backward={name: _kernel(f"{name}_backward") for name in OPERATIONS},

@@ -31,7 +31,7 @@ from matplotlib.patches import Rectangle
 SCALE = 4
 PHOTOGRAPHS = {  # name -> (left, top, size) of the crop to look at
     "astronaut": (168, 60, 120),
-    "coffee": (220, 120, 120),
+    "coffee": (300, 255, 120),
     "chelsea": (140, 80, 120),
 }
 TRAINING_PICTURES = ["astronaut", "coffee", "chelsea", "rocket", "motorcycle_left", "retina"]

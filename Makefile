@@ -1,6 +1,7 @@
 # make install   .venv with the package (editable) and all that its tests need
 # make demo      enlarges photographs, trains a small network for a minute; results in demo/
 # make test      the tests; those that need a CUDA GPU skip themselves without one
+# make sanitize  the CPU kernels under the address, undefined behaviour and thread sanitizers
 # make lint      style
 # make dist      sdist and wheel in dist/
 # make clean     removes what the others made, .venv included
@@ -10,7 +11,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: install demo test lint dist clean
+KERNEL_TEST := tests/csrc/kernels.cpp $(filter-out %/bindings.cpp,$(wildcard csrc/cpu/*.cpp))
+
+.PHONY: install demo test sanitize lint dist clean
 
 install: $(VENV)/installed
 
@@ -26,6 +29,14 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
+
+sanitize:
+	mkdir -p build
+	set -e; for sanitizer in address,undefined thread; do \
+		$(CXX) -std=c++17 -O1 -g -Wno-psabi -fsanitize=$$sanitizer -fno-sanitize-recover=all -Icsrc \
+			$(KERNEL_TEST) -pthread -o build/kernel_test; \
+		for isa in avx512 avx2 portable; do CMSLAP_ISA=$$isa build/kernel_test; done; \
+	done
 
 lint: install
 	$(BIN)/ruff check .

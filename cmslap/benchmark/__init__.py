@@ -1,0 +1,1 @@
+"""Fused operations against what a user would otherwise run."""

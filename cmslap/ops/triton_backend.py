@@ -47,7 +47,9 @@ def _kernel(name: str) -> Callable[..., Any]:
     def run(*args: object, **kwargs: object) -> Tensor | tuple[Tensor, Tensor | None] | dict[str, Tensor]:
         from cmslap.kernels import operations  # imports Triton, which takes a moment: not before the first launch
 
-        return getattr(operations, name)(*args, **kwargs)
+        first = (*args, *kwargs.values())[0]
+        with torch.cuda.device_of(first):  # Triton launches on the current device
+            return getattr(operations, name)(*args, **kwargs)
 
     return run
 

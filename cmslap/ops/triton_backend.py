@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from cmslap.ops.backend import Backend
-from cmslap.ops.operation import OPERATIONS, Arguments, Operation
+from cmslap.ops.operation import Arguments, Operation
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 CHANNELS = range(16, 257, 16)
+NAMES = ("conv2d_lrelu", "recursive_embedding", "tied_conv_transpose2d", "lapsrn_level", "residual_head")
 ONE_CHANNEL = ("conv2d_lrelu", "residual_head")  # from or to a picture
 
 
@@ -47,7 +48,9 @@ def _kernel(name: str) -> Callable[..., Any]:
     def run(*args: object, **kwargs: object) -> Tensor | tuple[Tensor, Tensor | None] | dict[str, Tensor]:
         from cmslap.kernels import operations  # imports Triton, which takes a moment: not before the first launch
 
-        return getattr(operations, name)(*args, **kwargs)
+        first = (*args, *kwargs.values())[0]
+        with torch.cuda.device_of(first):  # Triton launches on the current device
+            return getattr(operations, name)(*args, **kwargs)
 
     return run
 
@@ -57,7 +60,7 @@ TRITON = Backend(
     missing="Triton is not installed" if importlib.util.find_spec("triton") is None else None,
     only_forced="never run on a GPU yet; CMSLAP_BACKEND=triton runs it",
     unsupported=_unsupported,
-    forward={name: _kernel(name) for name in OPERATIONS},
-    backward={name: _kernel(f"{name}_backward") for name in OPERATIONS},
+    forward={name: _kernel(name) for name in NAMES},
+    backward={name: _kernel(f"{name}_backward") for name in NAMES},
     saved_shape=_saved_shape,
 )

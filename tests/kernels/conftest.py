@@ -9,7 +9,8 @@ import torch
 
 import cmslap
 
-pytest.importorskip("triton")
+if importlib.util.find_spec("triton") is None:
+    collect_ignore_glob = ["test_aot.py", "test_triton_*.py"]  # test_interpreter.py skips with the reason
 
 if importlib.util.find_spec("cmslap.kernels") is None:  # a source tree that is not installed
     cmslap.__path__.append(str(Path(__file__).resolve().parents[2]))

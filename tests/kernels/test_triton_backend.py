@@ -54,6 +54,18 @@ def test_a_network_through_autograd(device, recompute):
         assert (value - target).norm() < 1e-5 * target.norm()
 
 
+def test_a_network_at_inference(device):
+    """The last level has no kernel of its own here: it runs as a level and a head."""
+    model = cmslap.CMSLapSRN(scale=2, depth=1, recursions=1, channels=16, shared_conv=1).to(device)
+    y = torch.rand(1, 1, 2, 3, device=device)
+    with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
+        with ops.use_backend("triton"):
+            (image,) = model(y)
+        with ops.use_backend("reference"):
+            (expected,) = model(y)
+    assert (image - expected).norm() < 1e-5 * expected.norm()
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 def test_opcheck(device, recompute):
     """Fake tensors, and so torch.compile and export, know the shapes of what the kernels return and save."""

@@ -4,14 +4,14 @@
 #include <optional>
 
 #include "direct_conv.h"
-#include "winograd_conv.h"
+#include "fast_conv.h"
 
 namespace cmslap::cpu::CMSLAP_ISA {
 
 // Winograd multiplies 36 times a tile where the direct way multiplies 9 times a pixel, and pays for its transforms (measured:
 // some 300 multiplications' time a channel). So it loses on a few channels and on tiles that are mostly outside the image.
 inline bool winograd_pays(Size size, int64_t in, int64_t out) {
-  return TileGrid(size).tiles() * (36 * in * out + 300 * (in + out)) < 9 * in * out * size.pixels();
+  return TileGrid<SameConv>(size).tiles() * (36 * in * out + 300 * (in + out)) < 9 * in * out * size.pixels();
 }
 
 class Convolution {
@@ -19,14 +19,14 @@ class Convolution {
   Convolution(Team& team, Size size, KernelView kernel)
       : size_(size),
         winograd_(winograd_pays(size, kernel.in, kernel.out)),
-        kernel_(winograd_ ? pack_winograd(team, kernel) : pack_taps(team, kernel)) {}
+        kernel_(winograd_ ? pack_kernel<SameConv>(team, kernel) : pack_taps(team, kernel)) {}
 
   template <class Epilogue>
   void run(Team& team, const float* in, const Epilogue& epilogue, float* out) const {
     if (winograd_)
-      winograd_conv(team, in, size_, kernel_, epilogue, out);
+      fast_conv<SameConv>(team, in, size_, kernel_, epilogue, out);
     else
-      direct_conv(team, in, size_, kSame, kernel_, epilogue, out);
+      direct_conv(team, in, size_, kernel_, epilogue, out);
   }
 
  private:
@@ -48,8 +48,8 @@ class KernelGradient {
   }
 
   void add(Team& team, const float* in, const float* out_gradient) {
-    if (transformed_) return transformed_->add(team, in, out_gradient, size_, bias_gradient_);
-    direct_weight_gradient(team, in, size_, in_, kSame, out_gradient, out_, weight_gradient_);
+    if (transformed_) return transformed_->add(team, in, size_, out_gradient, bias_gradient_);
+    direct_weight_gradient(team, in, size_, in_, out_gradient, out_, weight_gradient_);
     sum_pixels(team, out_gradient, size_.pixels(), out_, bias_gradient_);
   }
   void finish(Team& team) const {
@@ -59,7 +59,7 @@ class KernelGradient {
  private:
   Size size_;
   int64_t in_, out_;
-  std::optional<WinogradWeightGradient> transformed_;
+  std::optional<FastWeightGradient<SameConv>> transformed_;
   float *weight_gradient_, *bias_gradient_;
 };
 

@@ -1,7 +1,5 @@
-// Strided 3×3 convolution as nine matrix products a row, and its weight gradient.
-//
-// Output row i, tap (k, l) reads pixels (stride·i + k - pad, stride·j + l - pad). Stride 1, pad 1 is a convolution too small for
-// Winograd's tiles; stride 2, pad 0 is the data gradient of the tied transposed convolution.
+// 3×3 convolution, stride 1, padding 1, as nine matrix products a row, and its weight gradient: for images and channels too few
+// for Winograd's tiles.
 #pragma once
 
 #include "image.h"
@@ -10,16 +8,7 @@ namespace cmslap::cpu::CMSLAP_ISA {
 
 constexpr int64_t kSegment = 96;  // pixels of a row at once: their input and output stay in L2
 
-struct Stride {
-  int64_t step, pad;
-};
-constexpr Stride kSame{1, 1}, kHalving{2, 0};
-
-inline Size strided(Size fine, Stride stride) { return {fine.batch, fine.height / stride.step, fine.width / stride.step}; }
-
-inline Size doubled(Size size) { return {size.batch, 2 * size.height, 2 * size.width}; }
-
-// A part of a row of the output (for a transposed convolution, of the input): the unit of work.
+// A part of a row: the unit of work.
 struct Segment {
   int64_t image, y, x, width;
 
@@ -47,13 +36,12 @@ inline void copy_row(const float* images, Size size, int64_t channels, int64_t i
   }
 }
 
-// Stores rows of sums (pitch padded) through the epilogue; pixel_pitch 2 fills every other pixel.
+// Stores a segment's sums [pixels, padded channels] through the epilogue.
 template <class Epilogue>
-void store_row(const float* sums, int64_t width, int64_t channels, int64_t first_pixel, int64_t pixel_pitch,
-               const Epilogue& epilogue, float* out) {
+void store_row(const float* sums, int64_t width, int64_t channels, int64_t first_pixel, const Epilogue& epilogue, float* out) {
   for (int64_t j = 0; j < width; ++j)
     for_channels(channels, [&](int64_t c, auto part) {
-      const int64_t pixel = (first_pixel + j * pixel_pitch) * channels;
+      const int64_t pixel = (first_pixel + j) * channels;
       store(out + pixel + c, epilogue(load(sums + j * padded(channels) + c), pixel, c, part), part);
     });
 }
@@ -63,13 +51,11 @@ struct Rows {
   float* data;
   int64_t pitch, width;
 
-  static int64_t pixels(Stride stride) { return stride.step * (kSegment - 1) + 3; }
-  static int64_t floats(int64_t channels, Stride stride) { return 3 * pixels(stride) * padded(channels); }
-  Rows(float* data, const float* images, Size size, int64_t channels, const Segment& segment, Stride stride)
-      : data(data), pitch(padded(channels)), width(stride.step * (segment.width - 1) + 3) {
+  static int64_t floats(int64_t channels) { return 3 * (kSegment + 2) * padded(channels); }
+  Rows(float* data, const float* images, Size size, int64_t channels, const Segment& segment)
+      : data(data), pitch(padded(channels)), width(segment.width + 2) {
     for (int64_t k = 0; k < 3; ++k)
-      copy_row(images, size, channels, segment.image, stride.step * segment.y + k - stride.pad,
-               stride.step * segment.x - stride.pad, width, data + k * width * pitch);
+      copy_row(images, size, channels, segment.image, segment.y + k - 1, segment.x - 1, width, data + k * width * pitch);
   }
   const float* tap(int64_t t) const { return data + (t / 3 * width + t % 3) * pitch; }
 };
@@ -84,40 +70,36 @@ inline PackedKernel pack_taps(Team& team, KernelView kernel) {
 }
 
 template <class Epilogue>
-void direct_conv(Team& team, const float* in, Size in_size, Stride stride, const PackedKernel& kernel, const Epilogue& epilogue,
-                 float* out) {
-  const Size size = strided(in_size, stride);
-  const int64_t row_floats = Rows::floats(kernel.in, stride);
+void direct_conv(Team& team, const float* in, Size size, const PackedKernel& kernel, const Epilogue& epilogue, float* out) {
+  const int64_t row_floats = Rows::floats(kernel.in);
   for_blocks(team, Segment::count(size), row_floats + kSegment * padded(kernel.out), [&](int64_t s, float* scratch) {
     const Segment segment(size, s);
-    const Rows rows(scratch, in, in_size, kernel.in, segment, stride);
+    const Rows rows(scratch, in, size, kernel.in, segment);
     float* sums = scratch + row_floats;
     for (int64_t t = 0; t < 9; ++t)
-      gemm({rows.tap(t), stride.step * rows.pitch, 1}, kernel.matrix(t), {sums, padded(kernel.out)}, segment.width, kernel.out,
-           kernel.in, t > 0);
-    store_row(sums, segment.width, kernel.out, (segment.image * size.height + segment.y) * size.width + segment.x, 1, epilogue,
-              out);
+      gemm({rows.tap(t), rows.pitch, 1}, kernel.matrix(t), {sums, padded(kernel.out)}, segment.width, kernel.out, kernel.in,
+           t > 0);
+    store_row(sums, segment.width, kernel.out, (segment.image * size.height + segment.y) * size.width + segment.x, epilogue, out);
   });
 }
 
 constexpr int64_t kSlices = 16;  // partial sums of a weight gradient: fixed, so that thread counts do not matter
 
-// Adds Σ over pixels of out_gradient [coarse, out] ⊗ in [fine, in] to weight_gradient [out, in, 3, 3].
-inline void direct_weight_gradient(Team& team, const float* in, Size in_size, int64_t in_channels, Stride stride,
-                                   const float* out_gradient, int64_t out_channels, float* weight_gradient) {
-  const Size size = strided(in_size, stride);
+// Adds Σ over pixels of out_gradient [out] ⊗ in [in], shifted by each tap, to weight_gradient [out, in, 3, 3].
+inline void direct_weight_gradient(Team& team, const float* in, Size size, int64_t in_channels, const float* out_gradient,
+                                   int64_t out_channels, float* weight_gradient) {
   const int64_t segments = Segment::count(size), slices = least(kSlices, segments);
   const int64_t slice_floats = 9 * out_channels * padded(in_channels);
   const Buffer sums(slices * slice_floats);
-  for_blocks(team, slices, Rows::floats(in_channels, stride), [&](int64_t slice, float* scratch) {
+  for_blocks(team, slices, Rows::floats(in_channels), [&](int64_t slice, float* scratch) {
     float* sum = sums.data() + slice * slice_floats;
     for (int64_t s = slice * segments / slices; s < (slice + 1) * segments / slices; ++s) {
       const Segment segment(size, s);
-      const Rows rows(scratch, in, in_size, in_channels, segment, stride);
+      const Rows rows(scratch, in, size, in_channels, segment);
       const float* gradient =
           out_gradient + ((segment.image * size.height + segment.y) * size.width + segment.x) * out_channels;
       for (int64_t t = 0; t < 9; ++t)
-        gemm({gradient, 1, out_channels}, {rows.tap(t), stride.step * rows.pitch, kPanel},
+        gemm({gradient, 1, out_channels}, {rows.tap(t), rows.pitch, kPanel},
              {sum + t * out_channels * padded(in_channels), padded(in_channels)}, out_channels, in_channels, segment.width,
              s > slice * segments / slices);
     }

@@ -102,7 +102,7 @@ inline void last_level(const Embedding& op, const Upsampling& up, const Residual
   embedding_forward(team, op, size, u, Activations(op, size, nullptr, a.data()));
 
   const FoldedUpsampling folded(team, up, head);
-  const Size fine = doubled(size);
+  const Size fine = Doubling::output_size(size);
   const int64_t bands = ceil_div(size.height, kBandRows), columns = ceil_div(size.width, kBandColumns);
   for_blocks(team, size.batch * bands * columns, BandProducts::kFloats, [&](int64_t block, float* scratch) {
     const int64_t n = block / (bands * columns);

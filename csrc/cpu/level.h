@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "conv.h"
-#include "transposed_conv.h"
 
 namespace cmslap::cpu::CMSLAP_ISA {
 
@@ -119,11 +118,12 @@ inline void embedding_backward(const Embedding& op, Size size, const float* save
                      std::move(gradient), grad_u, grad_weights, grad_biases);
 }
 
-// U's kernel [in, out, 3, 3] read as a convolution's that maps f to a.
+// U's kernel [in, out, 3, 3] is that of the stride-2 convolution, from f to a, whose transpose U is.
 inline KernelView upsampling_kernel(const Upsampling& op) { return KernelView::plain(op.weight, op.out, op.in); }
 
 inline void upsampling(Team& team, const Upsampling& op, Size size, const float* a, float* f) {
-  transposed_conv(team, a, size, pack_taps(team, upsampling_kernel(op).transposed()), op.bias, f);
+  const PackedKernel kernel = pack_kernel<Doubling>(team, upsampling_kernel(op).transposed());
+  fast_conv<Doubling>(team, a, size, kernel, Activate{op.bias, nullptr, 1.0f}, f);
 }
 inline void upsampling(const Upsampling& op, Size size, const float* a, float* f) {
   Team team;
@@ -132,14 +132,18 @@ inline void upsampling(const Upsampling& op, Size size, const float* a, float* f
 
 inline void upsampling_parameter_gradients(Team& team, const Upsampling& op, Size size, const float* a, const float* grad_f,
                                            float* grad_weight, float* grad_bias) {
-  direct_weight_gradient(team, grad_f, doubled(size), op.out, kHalving, a, op.in, grad_weight);
-  sum_pixels(team, grad_f, doubled(size).pixels(), op.out, grad_bias);
+  const Size fine = Doubling::output_size(size);
+  FastWeightGradient<Halving> gradient(op.out, op.in);
+  gradient.add(team, grad_f, fine, a, nullptr);
+  gradient.finish(team, grad_weight);
+  sum_pixels(team, grad_f, fine.pixels(), op.out, grad_bias);
 }
 
 template <class Epilogue>
 void upsampling_data_gradient(Team& team, const Upsampling& op, Size size, const float* grad_f, const Epilogue& epilogue,
                               float* grad_a) {
-  direct_conv(team, grad_f, doubled(size), kHalving, pack_taps(team, upsampling_kernel(op)), epilogue, grad_a);
+  const PackedKernel kernel = pack_kernel<Halving>(team, upsampling_kernel(op));
+  fast_conv<Halving>(team, grad_f, Doubling::output_size(size), kernel, epilogue, grad_a);
 }
 
 inline void upsampling_backward(const Upsampling& op, Size size, const float* a, const float* grad_f, float* grad_a,

@@ -1,0 +1,272 @@
+// Convolutions and their weight gradients by a scheme of fast_schemes.h.
+//
+// A group of tiles goes through input transform, matrix products and output transform while it lies in L2: 24 tiles of Winograd's
+// with 64 channels take 2 · 216 KiB beside the kernel's 576 KiB, and make each 16 KiB matrix of the kernel, once in L1, worth
+// 6000 cycles.
+#pragma once
+
+#include "fast_schemes.h"
+#include "image.h"
+
+namespace cmslap::cpu::CMSLAP_ISA {
+
+template <class Scheme>
+constexpr int kMatrices = Scheme::kPositions * Scheme::kPositions;
+
+// The images of a batch cut into tiles, numbered row by row.
+template <class Scheme>
+struct TileGrid {
+  int64_t batch, rows, columns;
+
+  explicit TileGrid(Size in)
+      : batch(in.batch),
+        rows(ceil_div(Scheme::output_size(in).height, Scheme::kOutputs)),
+        columns(ceil_div(Scheme::output_size(in).width, Scheme::kOutputs)) {}
+  int64_t tiles() const { return batch * rows * columns; }
+};
+
+// A square of pixels, which may reach beyond the image.
+struct Square {
+  int64_t image, y, x;
+
+  template <class Scheme>
+  static Square window(const TileGrid<Scheme>& grid, int64_t tile) {  // what a tile is made of
+    return at(grid, tile, Scheme::kInputs, Scheme::kOffset);
+  }
+  template <class Scheme>
+  static Square new_inputs(const TileGrid<Scheme>& grid, int64_t tile) {  // its part that no tile before it needed
+    return at(grid, tile, Scheme::kInputs, Scheme::kOffset + Scheme::kWindow - Scheme::kInputs);
+  }
+  template <class Scheme>
+  static Square outputs(const TileGrid<Scheme>& grid, int64_t tile) {
+    return at(grid, tile, Scheme::kOutputs, 0);
+  }
+
+ private:
+  template <class Grid>
+  static Square at(const Grid& grid, int64_t tile, int64_t step, int64_t offset) {
+    return {tile / (grid.rows * grid.columns), tile / grid.columns % grid.rows * step + offset,
+            tile % grid.columns * step + offset};
+  }
+};
+
+// Pointers to a square's pixels; those outside the image point to zeros.
+template <int kSide>
+struct Pixels {
+  const float* at[kSide][kSide];
+
+  CMSLAP_INLINE Pixels(const float* images, Size size, int64_t channels, const Square& square, const float* zeros) {
+    for (int i = 0; i < kSide; ++i) {
+      const int64_t y = square.y + i;
+      const bool inside = y >= 0 && y < size.height;
+      const float* row = images + (square.image * size.height + y) * size.width * channels;
+      for (int j = 0; j < kSide; ++j) {
+        const int64_t x = square.x + j;
+        at[i][j] = inside && x >= 0 && x < size.width ? row + x * channels : zeros;
+      }
+    }
+  }
+};
+
+// Transformed tiles: a matrix [tiles, channels] for each position. One vector more than needed lies between two of them, or
+// all stores of a tile would fall into the same few sets of L1.
+template <class Scheme>
+struct TransformedTiles {
+  float* data;
+  int64_t row_stride, matrix_stride;
+
+  TransformedTiles(float* data, int64_t tiles, int64_t channels)
+      : data(data), row_stride(padded(channels)), matrix_stride(floats(tiles, channels) / kMatrices<Scheme>) {}
+  static int64_t floats(int64_t tiles, int64_t channels) { return kMatrices<Scheme> * (tiles * padded(channels) + kLanes); }
+  float* at(int64_t matrix, int64_t tile) const { return data + matrix * matrix_stride + tile * row_stride; }
+};
+
+template <class Scheme>
+PackedKernel pack_kernel(Team& team, KernelView kernel) {
+  constexpr int kPositions = Scheme::kPositions;
+  PackedKernel packed(kMatrices<Scheme>, kernel);
+  for_blocks(team, kernel.in, 0, [&](int64_t i, float*) {
+    for (int64_t o = 0; o < kernel.out; o += kLanes)
+      transform_2d<3, kPositions, Scheme::kernel>(
+          [&](int k, int l) { return kernel.tap(3 * k + l, i, o); },
+          [&](int p, int q, Vec u) { store(packed.at(kPositions * p + q, i, o), u); });
+  });
+  return packed;
+}
+
+// V = Bᵀ d B of one tile.
+template <class Scheme>
+void transform_inputs(const Pixels<Scheme::kWindow>& window, int64_t channels, const TransformedTiles<Scheme>& to, int64_t tile) {
+  for_channels(channels, [&](int64_t c, auto part) {
+    transform_2d<Scheme::kWindow, Scheme::kPositions, Scheme::input>(
+        [&](int i, int j) { return load(window.at[i][j] + c, part); },
+        [&](int p, int q, Vec v) { store(to.at(Scheme::kPositions * p + q, tile) + c, v); });
+  });
+}
+
+// Aᵀ M A of one tile, through the epilogue, to those of its pixels that lie inside the image.
+template <class Scheme, class Epilogue>
+void store_outputs(const TransformedTiles<Scheme>& products, int64_t tile, const Square& square, Size size, int64_t channels,
+                   const Epilogue& epilogue, float* out) {
+  constexpr int kSide = Scheme::kOutputs;
+  const int64_t height = least(kSide, size.height - square.y), width = least(kSide, size.width - square.x);
+  const int64_t first = ((square.image * size.height + square.y) * size.width + square.x) * channels;
+  const int64_t pitch = size.width * channels;
+  for_channels(channels, [&](int64_t c, auto part) {
+    Vec y[kSide][kSide];
+    transform_2d<Scheme::kPositions, kSide, Scheme::output>(
+        [&](int p, int q) { return load(products.at(Scheme::kPositions * p + q, tile) + c); },
+        [&](int i, int j, Vec value) { y[i][j] = value; });
+    const auto store_pixel = [&](int i, int j) {
+      const int64_t pixel = first + i * pitch + j * channels;
+      store(out + pixel + c, epilogue(y[i][j], pixel, c, part), part);
+    };
+    if (height == kSide && width == kSide) {
+#pragma GCC unroll 4
+      for (int i = 0; i < kSide; ++i)
+#pragma GCC unroll 4
+        for (int j = 0; j < kSide; ++j) store_pixel(i, j);
+    } else {
+      for (int i = 0; i < height; ++i)
+        for (int j = 0; j < width; ++j) store_pixel(i, j);
+    }
+  });
+}
+
+// Asks for the part of a square that lies inside the image to be in L2 soon.
+template <int kSide>
+CMSLAP_INLINE void prefetch(const float* images, Size size, int64_t channels, const Square& square) {
+  const int64_t width = least(kSide, size.width - square.x) * channels;
+  for (int64_t y = square.y; y < least(square.y + kSide, size.height); ++y) {
+    const float* row = images + ((square.image * size.height + y) * size.width + square.x) * channels;
+    for (int64_t i = 0; i < width; i += kCacheLine) __builtin_prefetch(row + i, 0, 2);
+  }
+}
+
+// The convolution of one group of tiles after the other; the memory idles during the matrix products, so that is when the
+// pixels of the coming transforms are asked for.
+template <class Scheme, class Epilogue>
+void fast_conv(Team& team, const float* in, Size in_size, const PackedKernel& kernel, const Epilogue& epilogue, float* out) {
+  constexpr int64_t kGroupFloats = 36 * 24 * (64 + 64);  // inputs and products of a group
+  const Size out_size = Scheme::output_size(in_size);
+  const TileGrid<Scheme> grid(in_size);
+  const int64_t fitting = kGroupFloats / (kMatrices<Scheme> * (padded(kernel.in) + padded(kernel.out))) / kStrip * kStrip;
+  const int64_t fair = ceil_div(ceil_div(grid.tiles(), team.size()), kStrip) * kStrip;
+  const int64_t group = most(kStrip, least(fitting, fair));
+  const int64_t groups = ceil_div(grid.tiles(), group);
+  const int64_t block = most(1, least(8, groups / (8 * team.size())));  // groups a worker takes at once
+  const int64_t input_floats = TransformedTiles<Scheme>::floats(group, kernel.in);
+  const int64_t product_floats = TransformedTiles<Scheme>::floats(group, kernel.out);
+  const int64_t scratch_floats = input_floats + product_floats + kernel.in;
+
+  for_blocks(team, ceil_div(groups, block), scratch_floats, [&](int64_t b, float* scratch) {
+    const TransformedTiles<Scheme> inputs(scratch, group, kernel.in);
+    const TransformedTiles<Scheme> products(scratch + input_floats, group, kernel.out);
+    float* zeros = scratch + input_floats + product_floats;
+    std::memset(zeros, 0, kernel.in * sizeof(float));
+
+    const int64_t end = least((b + 1) * block * group, grid.tiles());
+    for (int64_t first = b * block * group; first < end; first += group) {
+      const int64_t count = least(group, end - first);
+      for (int64_t t = 0; t < count; ++t)
+        transform_inputs<Scheme>({in, in_size, kernel.in, Square::window(grid, first + t), zeros}, kernel.in, inputs, t);
+      for (int64_t m = 0; m < kMatrices<Scheme>; ++m) {
+        gemm({inputs.at(m, 0), inputs.row_stride, 1}, kernel.matrix(m), {products.at(m, 0), products.row_stride}, count,
+             kernel.out, kernel.in, false);
+        for (int64_t t = m * count / kMatrices<Scheme>; t < (m + 1) * count / kMatrices<Scheme>; ++t) {
+          const auto prefetch_outputs = [&](const float* images) {
+            prefetch<Scheme::kOutputs>(images, out_size, kernel.out, Square::outputs(grid, first + t));
+          };
+          prefetch_outputs(out);
+          epilogue.for_images(prefetch_outputs);
+          const int64_t next = first + group + t;
+          if (next < end) prefetch<Scheme::kInputs>(in, in_size, kernel.in, Square::new_inputs(grid, next));
+        }
+      }
+      for (int64_t t = 0; t < count; ++t)
+        store_outputs(products, t, Square::outputs(grid, first + t), out_size, kernel.out, epilogue, out);
+    }
+  });
+}
+
+// Sums over tiles are taken a chunk at a time: all workers transform it, then each multiplies some of its matrices. So
+// every sum has one owner and one order, whatever the number of threads.
+constexpr int64_t kChunk = 192;  // tiles
+constexpr int64_t kStep = 24;    // tiles a worker transforms at once
+constexpr int64_t kDepth = 48;   // tiles in one matrix product: both its operands stay in L1
+
+// The weight gradient in the transform domain. dW = Gᵀ [ Σ (A dy Aᵀ) ⊙ (Bᵀ x B) ] G is linear in the bracket, so the recursions that
+// share a kernel share the sum, and G is applied once.
+template <class Scheme>
+class FastWeightGradient {
+ public:
+  FastWeightGradient(int64_t in, int64_t out) : in_(in), out_(out), sums_(kMatrices<Scheme> * out * padded(in)) {
+    std::memset(sums_.data(), 0, sums_.size() * sizeof(float));
+  }
+
+  // Adds the gradient of one convolution; and Σ out_gradient to out_sum [out] unless that is null.
+  void add(Team& team, const float* in, Size in_size, const float* out_gradient, float* out_sum) {
+    const TileGrid<Scheme> grid(in_size);
+    const Size out_size = Scheme::output_size(in_size);
+    const int64_t input_floats = TransformedTiles<Scheme>::floats(kChunk, in_);
+    const Buffer tiles(input_floats + TransformedTiles<Scheme>::floats(kChunk, out_));
+    const TransformedTiles<Scheme> inputs(tiles.data(), kChunk, in_), gradients(tiles.data() + input_floats, kChunk, out_);
+    const Buffer partial(ceil_div(kChunk, kStep) * padded(out_));  // out_sum of each step
+
+    for (int64_t chunk = 0; chunk < grid.tiles(); chunk += kChunk) {
+      const int64_t count = least(kChunk, grid.tiles() - chunk), steps = ceil_div(count, kStep);
+      for_blocks(team, steps, most(in_, out_), [&](int64_t step, float* zeros) {
+        std::memset(zeros, 0, most(in_, out_) * sizeof(float));
+        float* sum = partial.data() + step * padded(out_);
+        std::memset(sum, 0, padded(out_) * sizeof(float));
+        for (int64_t t = step * kStep; t < least((step + 1) * kStep, count); ++t) {
+          transform_inputs<Scheme>({in, in_size, in_, Square::window(grid, chunk + t), zeros}, in_, inputs, t);
+          transform_gradient({out_gradient, out_size, out_, Square::outputs(grid, chunk + t), zeros}, gradients, t, sum);
+        }
+      });
+      for_blocks(team, kMatrices<Scheme>, 0, [&](int64_t m, float*) {
+        for (int64_t t = 0; t < count; t += kDepth)
+          gemm({gradients.at(m, t), 1, gradients.row_stride}, {inputs.at(m, t), inputs.row_stride, kPanel},
+               {sums_.data() + m * out_ * padded(in_), padded(in_)}, out_, in_, least(kDepth, count - t), true);
+      });
+      if (out_sum)
+        for (int64_t step = 0; step < steps; ++step)
+          for (int64_t o = 0; o < out_; ++o) out_sum[o] += partial.data()[step * padded(out_) + o];
+    }
+  }
+
+  // Adds Gᵀ sum G to weight_gradient [out, in, 3, 3].
+  void finish(Team& team, float* weight_gradient) const {
+    for_blocks(team, out_, 0, [&](int64_t o, float*) {
+      for (int64_t i = 0; i < in_; i += kLanes)
+        transform_2d<Scheme::kPositions, 3, Scheme::kernel_gradient>(
+            [&](int p, int q) { return load(sums_.data() + ((Scheme::kPositions * p + q) * out_ + o) * padded(in_) + i); },
+            [&](int k, int l, Vec taps) {
+              for (int64_t lane = 0; lane < least(kLanes, in_ - i); ++lane)
+                weight_gradient[(o * in_ + i + lane) * 9 + 3 * k + l] += taps[lane];
+            });
+    });
+  }
+
+ private:
+  // A dy Aᵀ of one tile, and its pixels' sum.
+  void transform_gradient(const Pixels<Scheme::kOutputs>& pixels, const TransformedTiles<Scheme>& to, int64_t tile,
+                          float* sum) const {
+    for_channels(out_, [&](int64_t c, auto part) {
+      Vec total = load(sum + c);
+      transform_2d<Scheme::kOutputs, Scheme::kPositions, Scheme::output_gradient>(
+          [&](int i, int j) {
+            const Vec dy = load(pixels.at[i][j] + c, part);
+            total += dy;
+            return dy;
+          },
+          [&](int p, int q, Vec m) { store(to.at(Scheme::kPositions * p + q, tile) + c, m); });
+      store(sum + c, total);
+    });
+  }
+
+  int64_t in_, out_;
+  Buffer sums_;  // [kMatrices, out, in]
+};
+
+}  // namespace cmslap::cpu::CMSLAP_ISA

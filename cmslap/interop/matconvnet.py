@@ -130,7 +130,7 @@ def _ms_lapsrn(parameters: Mapping[str, Tensor], layers: Mapping[str, dict]) -> 
     tensors = _level(parameters, "", "", channels)
     tensors["conv_in.weight"], tensors["conv_in.bias"] = _convolution(parameters, "input_conv", 1, channels)
     kernels, biases = zip(*(_convolution(parameters, name, channels, channels) for name in block), strict=True)
-    tensors["embedding_weight"], tensors["embedding_bias"] = torch.stack(kernels), torch.stack(biases)
+    tensors["embedding_weight"], tensors["embedding_bias"] = torch.cat(kernels), torch.stack(biases)
     return Weights("MSLapSRN", config, tensors)
 
 

@@ -102,7 +102,8 @@ def infer(tensors: dict[str, Tensor]) -> Weights:
     channels = _length(tensors, "conv_in.weight")
     if "embedding_weight" in tensors:
         architecture = "MSLapSRN" if "upsample_weight" in tensors else "CMSLapSRN"
-        return Weights(architecture, {"depth": _length(tensors, "embedding_weight"), "channels": channels}, tensors)
+        depth = _length(tensors, "embedding_bias")
+        return Weights(architecture, {"depth": depth, "channels": channels}, tensors)
     if "levels.0.image_weight" in tensors:
         levels = sum(re.fullmatch(r"levels\.\d+\.image_weight", name) is not None for name in tensors)
         depth = sum(re.fullmatch(r"levels\.0\.convs\.\d+\.weight", name) is not None for name in tensors)

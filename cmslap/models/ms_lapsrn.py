@@ -30,7 +30,8 @@ class _RecursivePyramid(nn.Module):
         self.recompute = False  # keep one activation a recursion for backward instead of one a convolution
 
         self.conv_in = nn.Conv2d(1, channels, 3, padding=1)
-        self.embedding_weight = nn.Parameter(torch.empty(depth, channels, channels, 3, 3))
+        # The block's D kernels, one below the other: conversion to channels_last refuses five dimensions.
+        self.embedding_weight = nn.Parameter(torch.empty(depth * channels, channels, 3, 3))
         self.embedding_bias = nn.Parameter(torch.empty(depth, channels))
         if shared_conv is None:
             self.upsample_weight = nn.Parameter(torch.empty(channels, channels, 3, 3))
@@ -65,7 +66,7 @@ class _RecursivePyramid(nn.Module):
         """
         levels = check_scale(self.scale if scale is None else scale).bit_length() - 1
         level = (
-            self.embedding_weight,
+            self.embedding_weight.view(self.depth, self.channels, self.channels, 3, 3),
             self.embedding_bias,
             self.shared_conv,
             self.upsample_bias,
@@ -112,6 +113,7 @@ class CMSLapSRN(_RecursivePyramid):
     def __init__(
         self, scale: int = 8, depth: int = 5, recursions: int = 8, channels: int = 64, shared_conv: int = 3
     ) -> None:
+        check_positive("depth", depth)
         if isinstance(shared_conv, bool) or not isinstance(shared_conv, int) or not 1 <= shared_conv <= depth:
             raise ValueError(f"shared_conv must be a convolution of the block, 1 to depth={depth}, got {shared_conv!r}")
         super().__init__(scale, depth, recursions, channels, shared_conv)

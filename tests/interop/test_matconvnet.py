@@ -28,7 +28,8 @@ def ms_lapsrn(model):
     """The parameters and the layers that matter, named as the official models name them."""
     parameters = conv("input_conv", model.conv_in.weight, model.conv_in.bias)
     for d in range(model.depth):
-        parameters |= conv(f"conv{d + 1}", model.embedding_weight[d], model.embedding_bias[d])
+        kernel = model.embedding_weight.chunk(model.depth)[d]
+        parameters |= conv(f"conv{d + 1}", kernel, model.embedding_bias[d])
     parameters |= conv("upconv", model.upsample_weight, model.upsample_bias)
     parameters |= conv("residual_conv", model.conv_res.weight, model.conv_res.bias)
     parameters["img_up_f"] = matlab(model.image_weight)

@@ -60,19 +60,29 @@ def test_scale_chooses_the_levels(network):
         model(y, scale=3)
 
 
+@pytest.mark.parametrize("network", [cmslap.CMSLapSRN, cmslap.MSLapSRN, cmslap.LapSRN])
+def test_a_network_in_channels_last_memory_is_the_same(network):
+    model = small(network).double()
+    y = torch.rand(1, 1, 4, 5, dtype=torch.float64)
+    expected = model(y)
+    model.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(model(y.contiguous(memory_format=torch.channels_last)), expected)
+    sum(image.sum() for image in model(y)).backward()
+
+
 @pytest.mark.parametrize("shared_conv", [1, 3])
 def test_shared_kernel_is_one_parameter_with_the_gradient_of_both_uses(shared_conv):
     tied = small(cmslap.CMSLapSRN, shared_conv=shared_conv).double()
     assert "upsample_weight" not in tied.state_dict()
     untied = small(cmslap.MSLapSRN).double()
-    kernel = tied.embedding_weight[shared_conv - 1].detach().clone()
+    kernel = tied.embedding_weight.chunk(tied.depth)[shared_conv - 1].detach().clone()
     untied.load_state_dict({**tied.state_dict(), "upsample_weight": kernel})
     y = torch.rand(1, 1, 4, 5, dtype=torch.float64)
     for model in (tied, untied):
         sum(image.square().sum() for image in model(y)).backward()
     torch.testing.assert_close(tied(y), untied(y))
     expected = untied.embedding_weight.grad.clone()
-    expected[shared_conv - 1] += untied.upsample_weight.grad
+    expected.view(untied.depth, *kernel.shape)[shared_conv - 1] += untied.upsample_weight.grad
     torch.testing.assert_close(tied.embedding_weight.grad, expected)
 
 

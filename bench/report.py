@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 WEIGHTS = ROOT / "cmslap" / "weights"
 OFFICIAL = ROOT / "bench" / "results" / "evaluation" / "MSLapSRN_D5R8.json"
+CPU_SUITE = ROOT / "bench" / "results" / "cpu" / "bench.json"
 SHIPPED = ALIASES["cms-lapsrn"]
 
 # Hyun et al., 2024, Table 2: CMS-LapSRN (3rd ConV), PSNR in dB and SSIM.
@@ -65,7 +66,23 @@ def weights() -> str:
     )
 
 
-BLOCKS = {"evaluation": evaluation, "weights": weights}
+def speed() -> str:
+    """The CPU suite: milliseconds, and how many times as long every peer took in the same run."""
+    record = json.loads(CPU_SUITE.read_text())
+    lines = ["| on a CPU | `cmslap` | against |", "|---|---|---|"]
+    for case in record["results"]:
+        (_, ours), *peers = case["timings"].items()
+        against = ", ".join(f"{name} {timing['speedup']:.2f}x" for name, timing in peers)
+        lines.append(f"| {case['name']}, {case['size']} | {1e3 * ours['median']:.0f} ms | {against} |")
+    lines.append("")
+    lines.append(
+        f"Medians of {record['rounds']} rounds in turns, {record['threads']} threads of {record['device']}, PyTorch "
+        f"{record['torch']}, commit `{record['commit']}`."
+    )
+    return "\n".join(lines)
+
+
+BLOCKS = {"evaluation": evaluation, "weights": weights, "speed": speed}
 
 
 def render(text: str) -> str:

@@ -326,8 +326,8 @@ def _captured(call: Implementation) -> Implementation:
 CASES: dict[str, Builder] = {
     "conv-forward": _conv_forward,
     "conv-backward": _conv_backward,
-    "training": _training,
-    "block": _block,
     "tied": _tied,
     "inference": _inference,
+    "block": _block,
+    "training": _training,
 }

@@ -82,7 +82,7 @@ def ready(
             with _alarm(deadline):
                 implementation()
         except Exception as error:
-            failed[name] = f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0]
+            failed[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         except TimeLimitError:
             failed[name] = f"not ready within the {limit:.0f} s of this case"
         else:

@@ -61,15 +61,15 @@ def test_what_does_not_return_in_time_is_left_out():
 
 def test_failures_stand_in_the_record(monkeypatch, tmp_path, capsys):
     def broken():
-        raise RuntimeError("illegal address\nand a long explanation")
+        raise RuntimeError("raised:\nillegal address")
 
     case = Case("sums", "3", 1.0, {"cmslap": broken, "eager": lambda: sum(range(3))})
     monkeypatch.setattr("cmslap.benchmark.cpu.CASES", {"sums": lambda: case})
     assert cli.main(["bench", "--case", "sums", "--json", str(tmp_path / "bench.json")]) == 1
     (result,) = json.loads((tmp_path / "bench.json").read_text())["results"]
-    assert result["failed"] == {"cmslap": "RuntimeError: illegal address"}
+    assert result["failed"] == {"cmslap": "RuntimeError: raised: illegal address"}
     assert list(result["timings"]) == ["eager"]
-    assert "failed: RuntimeError: illegal address" in capsys.readouterr().out
+    assert "failed: RuntimeError: raised: illegal address" in capsys.readouterr().out
 
 
 def test_unknown_case(capsys):

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as functorch_config
 
 from cmslap import ops
 from cmslap.benchmark.cpu import CONV_GFLOP
@@ -221,7 +222,7 @@ def _conv_backward(sizes: Sizes, modes: Sequence[str]) -> GpuCase:
 
         def call() -> None:
             nonlocal output
-            with torch._functorch.config.patch(donated_buffer=False):  # compiled code must keep what it saved
+            with functorch_config.patch(donated_buffer=False):  # compiled code must keep what it saved
                 output = function(*inputs) if output is None else output
                 torch.autograd.grad(output, inputs, grad, retain_graph=True)
 

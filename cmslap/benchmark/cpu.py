@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,13 +17,10 @@ CONV_GFLOP = 2 * 9 * 64 * 64 * 1e-9  # of one 64→64 convolution, a pixel
 CONVOLUTIONS = 40  # a level of D5R8
 
 
-def cases() -> Iterator[Case]:
-    """One case after the other, so that only one is in memory."""
-    yield _forward()
-    yield _bfloat16_forward()
-    yield _training_step()
-    yield _operation("tied_conv_transpose2d", CONV_GFLOP * 128**2)
-    yield _operation("conv2d_lrelu", CONV_GFLOP * 128**2)
+def results(rounds: int, limit: float | None, case: str | None, quick: bool) -> Iterator[dict[str, Any]]:
+    """Measure every case, or the one called ``case``; only one is in memory at a time. None is slow to compile."""
+    for name in [case] if case else CASES:
+        yield CASES[name]().measure(rounds, limit)
 
 
 def _network() -> CMSLapSRN:
@@ -65,7 +63,7 @@ def _training_step() -> Case:
         loss.backward()
 
     implementations = {"cmslap": step, "eager": _on_reference(step)}
-    return Case("4x training step, float32", "4×32×32", 3 * _network_gflop(4 * 32**2), implementations, {})
+    return Case("4x training step, float32", "4×32×32", 3 * _network_gflop(4 * 32**2), implementations)
 
 
 def _operation(name: str, gflop: float) -> Case:
@@ -81,7 +79,7 @@ def _operation(name: str, gflop: float) -> Case:
         torch.autograd.grad(result, (a, weight, bias), grad)
 
     implementations = {"cmslap": both, "eager": _on_reference(both)}
-    return Case(f"{name}, forward and backward", "1×64×128×128", 3 * gflop, implementations, {})
+    return Case(f"{name}, forward and backward", "1×64×128×128", 3 * gflop, implementations)
 
 
 def _on_reference(call: Implementation) -> Implementation:
@@ -90,3 +88,12 @@ def _on_reference(call: Implementation) -> Implementation:
             call()
 
     return run
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "forward": _forward,
+    "bfloat16-forward": _bfloat16_forward,
+    "training": _training_step,
+    "tied": lambda: _operation("tied_conv_transpose2d", CONV_GFLOP * 128**2),
+    "conv": lambda: _operation("conv2d_lrelu", CONV_GFLOP * 128**2),
+}

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from cmslap import cli
-from cmslap.benchmark import command, peers
+from cmslap.benchmark import cpu, peers
 from cmslap.benchmark.timing import Case, take_turns
 
 
@@ -31,7 +31,7 @@ def test_command_writes_figures_and_their_origin(monkeypatch, tmp_path, capsys):
     case = Case(
         "sums", "1000", 1e-6, {"ours": lambda: sum(range(1000)), "theirs": lambda: sum(range(9000))}, {"x": "no x"}
     )
-    monkeypatch.setitem(command.SUITES, "cpu", lambda: [case])
+    monkeypatch.setattr(cpu, "CASES", {"sums": lambda: case})
     assert cli.main(["bench", "--rounds", "2", "--json", str(tmp_path / "bench.json")]) == 0
     record = json.loads((tmp_path / "bench.json").read_text())
     assert record["suite"] == "cpu"
@@ -39,7 +39,7 @@ def test_command_writes_figures_and_their_origin(monkeypatch, tmp_path, capsys):
     (result,) = record["results"]
     assert set(result["timings"]) == {"ours", "theirs"}
     assert result["absent"] == {"x": "no x"}
-    assert "x               absent: no x" in capsys.readouterr().out
+    assert "x       absent: no x" in capsys.readouterr().out
 
 
 def test_a_peer_that_is_not_installed_is_absent():

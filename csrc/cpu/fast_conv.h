@@ -114,23 +114,17 @@ void store_outputs(const TransformedTiles& products, int64_t tile, const Square&
   const int64_t first = ((square.image * size.height + square.y) * size.width + square.x) * channels;
   const int64_t pitch = size.width * channels;
   for_channels(channels, [&](int64_t c, auto part) {
-    Vec y[kSide][kSide];
-    transform_2d<Scheme::kProduct.count, kSide, Scheme::output>(
-        [&](int p, int q) { return load(products.at(Scheme::kProduct.count * p + q, tile) + c); },
-        [&](int i, int j, Vec value) { y[i][j] = value; });
-    const auto store_pixel = [&](int i, int j) {
+    const auto product = [&](int p, int q) { return load(products.at(Scheme::kProduct.count * p + q, tile) + c); };
+    const auto store_pixel = [&](int i, int j, Vec value) {
       const int64_t pixel = first + i * pitch + j * channels;
-      store(out + pixel + c, epilogue(y[i][j], pixel, c, part), part);
+      store(out + pixel + c, epilogue(value, pixel, c, part), part);
     };
-    if (height == kSide && width == kSide) {
-#pragma GCC unroll 4
-      for (int i = 0; i < kSide; ++i)
-#pragma GCC unroll 4
-        for (int j = 0; j < kSide; ++j) store_pixel(i, j);
-    } else {
-      for (int i = 0; i < height; ++i)
-        for (int j = 0; j < width; ++j) store_pixel(i, j);
-    }
+    if (height == kSide && width == kSide)
+      transform_2d<Scheme::kProduct.count, kSide, Scheme::output>(product, store_pixel);
+    else
+      transform_2d<Scheme::kProduct.count, kSide, Scheme::output>(product, [&](int i, int j, Vec value) {
+        if (i < height && j < width) store_pixel(i, j, value);
+      });
   });
 }
 

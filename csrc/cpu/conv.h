@@ -59,7 +59,7 @@ class KernelGradient {
  private:
   Size size_;
   int64_t in_, out_;
-  std::optional<FastWeightGradient<SameConv>> transformed_;
+  std::optional<WinogradWeightGradient> transformed_;
   float *weight_gradient_, *bias_gradient_;
 };
 

@@ -68,68 +68,63 @@ struct Pixels {
   }
 };
 
-// Transformed tiles: a matrix [tiles, channels] for each position. One vector more than needed lies between two of them, or
+// Transformed tiles: the matrices [tiles, channels] of an operand. One vector more than needed lies between two of them, or
 // all stores of a tile would fall into the same few sets of L1.
-template <class Scheme>
 struct TransformedTiles {
   float* data;
   int64_t row_stride, matrix_stride;
 
   TransformedTiles(float* data, int64_t tiles, int64_t channels)
-      : data(data), row_stride(padded(channels)), matrix_stride(floats(tiles, channels) / kMatrices<Scheme>) {}
-  static int64_t floats(int64_t tiles, int64_t channels) { return kMatrices<Scheme> * (tiles * padded(channels) + kLanes); }
+      : data(data), row_stride(padded(channels)), matrix_stride(tiles * padded(channels) + kLanes) {}
+  static int64_t floats(const Operand& operand, int64_t tiles, int64_t channels) {
+    return operand.matrices() * (tiles * padded(channels) + kLanes);
+  }
   float* at(int64_t matrix, int64_t tile) const { return data + matrix * matrix_stride + tile * row_stride; }
 };
 
 template <class Scheme>
 PackedKernel pack_kernel(Team& team, KernelView kernel) {
-  constexpr int kPositions = Scheme::kPositions;
-  PackedKernel packed(kMatrices<Scheme>, kernel);
+  constexpr int kCount = Scheme::kKernel.count;
+  PackedKernel packed(Scheme::kKernel.matrices(), kernel);
   for_blocks(team, kernel.in, 0, [&](int64_t i, float*) {
     for (int64_t o = 0; o < kernel.out; o += kLanes)
-      transform_2d<3, kPositions, Scheme::kernel>(
+      transform_2d<3, kCount, Scheme::kernel>(
           [&](int k, int l) { return kernel.tap(3 * k + l, i, o); },
-          [&](int p, int q, Vec u) { store(packed.at(kPositions * p + q, i, o), u); });
+          [&](int p, int q, Vec u) { store(packed.at(kCount * p + q, i, o), u); });
   });
   return packed;
 }
 
 // V = Bᵀ d B of one tile.
 template <class Scheme>
-void transform_inputs(const Pixels<Scheme::kWindow>& window, int64_t channels, const TransformedTiles<Scheme>& to, int64_t tile) {
+void transform_inputs(const Pixels<Scheme::kWindow>& window, int64_t channels, const TransformedTiles& to, int64_t tile) {
   for_channels(channels, [&](int64_t c, auto part) {
-    transform_2d<Scheme::kWindow, Scheme::kPositions, Scheme::input>(
+    transform_2d<Scheme::kWindow, Scheme::kInput.count, Scheme::input>(
         [&](int i, int j) { return load(window.at[i][j] + c, part); },
-        [&](int p, int q, Vec v) { store(to.at(Scheme::kPositions * p + q, tile) + c, v); });
+        [&](int p, int q, Vec v) { store(to.at(Scheme::kInput.count * p + q, tile) + c, v); });
   });
 }
 
 // Aᵀ M A of one tile, through the epilogue, to those of its pixels that lie inside the image.
 template <class Scheme, class Epilogue>
-void store_outputs(const TransformedTiles<Scheme>& products, int64_t tile, const Square& square, Size size, int64_t channels,
+void store_outputs(const TransformedTiles& products, int64_t tile, const Square& square, Size size, int64_t channels,
                    const Epilogue& epilogue, float* out) {
   constexpr int kSide = Scheme::kOutputs;
   const int64_t height = least(kSide, size.height - square.y), width = least(kSide, size.width - square.x);
   const int64_t first = ((square.image * size.height + square.y) * size.width + square.x) * channels;
   const int64_t pitch = size.width * channels;
   for_channels(channels, [&](int64_t c, auto part) {
-    Vec y[kSide][kSide];
-    transform_2d<Scheme::kPositions, kSide, Scheme::output>(
-        [&](int p, int q) { return load(products.at(Scheme::kPositions * p + q, tile) + c); },
-        [&](int i, int j, Vec value) { y[i][j] = value; });
-    const auto store_pixel = [&](int i, int j) {
+    const auto product = [&](int p, int q) { return load(products.at(Scheme::kProduct.count * p + q, tile) + c); };
+    const auto store_pixel = [&](int i, int j, Vec value) {
       const int64_t pixel = first + i * pitch + j * channels;
-      store(out + pixel + c, epilogue(y[i][j], pixel, c, part), part);
+      store(out + pixel + c, epilogue(value, pixel, c, part), part);
     };
-    if (height == kSide && width == kSide) {
-#pragma GCC unroll 4
-      for (int i = 0; i < kSide; ++i)
-#pragma GCC unroll 4
-        for (int j = 0; j < kSide; ++j) store_pixel(i, j);
-    } else {
-      for (int i = 0; i < height; ++i)
-        for (int j = 0; j < width; ++j) store_pixel(i, j);
-    }
+    if (height == kSide && width == kSide)
+      transform_2d<Scheme::kProduct.count, kSide, Scheme::output>(product, store_pixel);
+    else
+      transform_2d<Scheme::kProduct.count, kSide, Scheme::output>(product, [&](int i, int j, Vec value) {
+        if (i < height && j < width) store_pixel(i, j, value);
+      });
   });
 }
 
@@ -150,18 +145,19 @@ void fast_conv(Team& team, const float* in, Size in_size, const PackedKernel& ke
   constexpr int64_t kGroupFloats = 36 * 24 * (64 + 64);  // inputs and products of a group
   const Size out_size = Scheme::output_size(in_size);
   const TileGrid<Scheme> grid(in_size);
-  const int64_t fitting = kGroupFloats / (kMatrices<Scheme> * (padded(kernel.in) + padded(kernel.out))) / kStrip * kStrip;
+  const int64_t tile_floats = Scheme::kInput.matrices() * padded(kernel.in) + Scheme::kProduct.matrices() * padded(kernel.out);
+  const int64_t fitting = kGroupFloats / tile_floats / kStrip * kStrip;
   const int64_t fair = ceil_div(ceil_div(grid.tiles(), team.size()), kStrip) * kStrip;
   const int64_t group = most(kStrip, least(fitting, fair));
   const int64_t groups = ceil_div(grid.tiles(), group);
   const int64_t block = most(1, least(8, groups / (8 * team.size())));  // groups a worker takes at once
-  const int64_t input_floats = TransformedTiles<Scheme>::floats(group, kernel.in);
-  const int64_t product_floats = TransformedTiles<Scheme>::floats(group, kernel.out);
+  const int64_t input_floats = TransformedTiles::floats(Scheme::kInput, group, kernel.in);
+  const int64_t product_floats = TransformedTiles::floats(Scheme::kProduct, group, kernel.out);
   const int64_t scratch_floats = input_floats + product_floats + kernel.in;
 
   for_blocks(team, ceil_div(groups, block), scratch_floats, [&](int64_t b, float* scratch) {
-    const TransformedTiles<Scheme> inputs(scratch, group, kernel.in);
-    const TransformedTiles<Scheme> products(scratch + input_floats, group, kernel.out);
+    const TransformedTiles inputs(scratch, group, kernel.in);
+    const TransformedTiles products(scratch + input_floats, group, kernel.out);
     float* zeros = scratch + input_floats + product_floats;
     std::memset(zeros, 0, kernel.in * sizeof(float));
 
@@ -171,8 +167,9 @@ void fast_conv(Team& team, const float* in, Size in_size, const PackedKernel& ke
       for (int64_t t = 0; t < count; ++t)
         transform_inputs<Scheme>({in, in_size, kernel.in, Square::window(grid, first + t), zeros}, kernel.in, inputs, t);
       for (int64_t m = 0; m < kMatrices<Scheme>; ++m) {
-        gemm({inputs.at(m, 0), inputs.row_stride, 1}, kernel.matrix(m), {products.at(m, 0), products.row_stride}, count,
-             kernel.out, kernel.in, false);
+        gemm({inputs.at(Scheme::kInput.matrix(m), 0), inputs.row_stride, 1}, kernel.matrix(Scheme::kKernel.matrix(m)),
+             {products.at(Scheme::kProduct.matrix(m), 0), products.row_stride}, count, kernel.out, kernel.in,
+             !Scheme::kProduct.first(m));
         for (int64_t t = m * count / kMatrices<Scheme>; t < (m + 1) * count / kMatrices<Scheme>; ++t) {
           const auto prefetch_outputs = [&](const float* images) {
             prefetch<Scheme::kOutputs>(images, out_size, kernel.out, Square::outputs(grid, first + t));
@@ -184,8 +181,50 @@ void fast_conv(Team& team, const float* in, Size in_size, const PackedKernel& ke
         }
       }
       for (int64_t t = 0; t < count; ++t)
-        store_outputs(products, t, Square::outputs(grid, first + t), out_size, kernel.out, epilogue, out);
+        store_outputs<Scheme>(products, t, Square::outputs(grid, first + t), out_size, kernel.out, epilogue, out);
     }
+  });
+}
+
+// A dy Aᵀ of one tile.
+template <class Scheme>
+void transform_gradient(const Pixels<Scheme::kOutputs>& pixels, int64_t channels, const TransformedTiles& to, int64_t tile) {
+  for_channels(channels, [&](int64_t c, auto part) {
+    transform_2d<Scheme::kOutputs, Scheme::kProduct.count, Scheme::output_gradient>(
+        [&](int i, int j) { return load(pixels.at[i][j] + c, part); },
+        [&](int p, int q, Vec m) { store(to.at(Scheme::kProduct.count * p + q, tile) + c, m); });
+  });
+}
+
+// Adds the first kSide rows and columns of pixels to sum.
+template <int kSide, int kWindow>
+void add_pixels(const Pixels<kWindow>& pixels, int64_t channels, float* sum) {
+  for_channels(channels, [&](int64_t c, auto part) {
+    Vec total = load(sum + c);
+    for (int i = 0; i < kSide; ++i)
+      for (int j = 0; j < kSide; ++j) total += load(pixels.at[i][j] + c, part);
+    store(sum + c, total);
+  });
+}
+
+// Adds Gᵀ Σ G to weight_gradient [out, in, 3, 3], for the sum Σ of sums [slices, matrices, out, padded in].
+template <class Scheme>
+void add_weight_gradient(Team& team, const float* sums, int64_t slices, int64_t in, int64_t out, float* weight_gradient) {
+  constexpr Operand kKernel = Scheme::kKernel;
+  for_blocks(team, out, 0, [&](int64_t o, float*) {
+    for (int64_t i = 0; i < in; i += kLanes)
+      transform_2d<kKernel.count, 3, Scheme::kernel_gradient>(
+          [&](int p, int q) {
+            const float* summand = sums + ((kKernel.count * p + q) * out + o) * padded(in) + i;
+            Vec total = load(summand);
+            for (int64_t slice = 1; slice < slices; ++slice)
+              total += load(summand + slice * kKernel.matrices() * out * padded(in));
+            return total;
+          },
+          [&](int k, int l, Vec taps) {
+            for (int64_t lane = 0; lane < least(kLanes, in - i); ++lane)
+              weight_gradient[(o * in + i + lane) * 9 + 3 * k + l] += taps[lane];
+          });
   });
 }
 
@@ -197,20 +236,21 @@ constexpr int64_t kDepth = 48;   // tiles in one matrix product: both its operan
 
 // The weight gradient in the transform domain. dW = Gᵀ [ Σ (A dy Aᵀ) ⊙ (Bᵀ x B) ] G is linear in the bracket, so the recursions that
 // share a kernel share the sum, and G is applied once.
-template <class Scheme>
-class FastWeightGradient {
+class WinogradWeightGradient {
+  using Scheme = SameConv;
+
  public:
-  FastWeightGradient(int64_t in, int64_t out) : in_(in), out_(out), sums_(kMatrices<Scheme> * out * padded(in)) {
+  WinogradWeightGradient(int64_t in, int64_t out) : in_(in), out_(out), sums_(kMatrices<Scheme> * out * padded(in)) {
     std::memset(sums_.data(), 0, sums_.size() * sizeof(float));
   }
 
-  // Adds the gradient of one convolution; and Σ out_gradient to out_sum [out] unless that is null.
+  // Adds the gradient of one convolution, and Σ out_gradient to out_sum [out].
   void add(Team& team, const float* in, Size in_size, const float* out_gradient, float* out_sum) {
     const TileGrid<Scheme> grid(in_size);
     const Size out_size = Scheme::output_size(in_size);
-    const int64_t input_floats = TransformedTiles<Scheme>::floats(kChunk, in_);
-    const Buffer tiles(input_floats + TransformedTiles<Scheme>::floats(kChunk, out_));
-    const TransformedTiles<Scheme> inputs(tiles.data(), kChunk, in_), gradients(tiles.data() + input_floats, kChunk, out_);
+    const int64_t input_floats = TransformedTiles::floats(Scheme::kInput, kChunk, in_);
+    const Buffer tiles(input_floats + TransformedTiles::floats(Scheme::kProduct, kChunk, out_));
+    const TransformedTiles inputs(tiles.data(), kChunk, in_), gradients(tiles.data() + input_floats, kChunk, out_);
     const Buffer partial(ceil_div(kChunk, kStep) * padded(out_));  // out_sum of each step
 
     for (int64_t chunk = 0; chunk < grid.tiles(); chunk += kChunk) {
@@ -221,7 +261,9 @@ class FastWeightGradient {
         std::memset(sum, 0, padded(out_) * sizeof(float));
         for (int64_t t = step * kStep; t < least((step + 1) * kStep, count); ++t) {
           transform_inputs<Scheme>({in, in_size, in_, Square::window(grid, chunk + t), zeros}, in_, inputs, t);
-          transform_gradient({out_gradient, out_size, out_, Square::outputs(grid, chunk + t), zeros}, gradients, t, sum);
+          const Pixels<Scheme::kOutputs> dy(out_gradient, out_size, out_, Square::outputs(grid, chunk + t), zeros);
+          transform_gradient<Scheme>(dy, out_, gradients, t);
+          add_pixels<Scheme::kOutputs>(dy, out_, sum);
         }
       });
       for_blocks(team, kMatrices<Scheme>, 0, [&](int64_t m, float*) {
@@ -229,42 +271,17 @@ class FastWeightGradient {
           gemm({gradients.at(m, t), 1, gradients.row_stride}, {inputs.at(m, t), inputs.row_stride, kPanel},
                {sums_.data() + m * out_ * padded(in_), padded(in_)}, out_, in_, least(kDepth, count - t), true);
       });
-      if (out_sum)
-        for (int64_t step = 0; step < steps; ++step)
-          for (int64_t o = 0; o < out_; ++o) out_sum[o] += partial.data()[step * padded(out_) + o];
+      for (int64_t step = 0; step < steps; ++step)
+        for (int64_t o = 0; o < out_; ++o) out_sum[o] += partial.data()[step * padded(out_) + o];
     }
   }
 
   // Adds Gᵀ sum G to weight_gradient [out, in, 3, 3].
   void finish(Team& team, float* weight_gradient) const {
-    for_blocks(team, out_, 0, [&](int64_t o, float*) {
-      for (int64_t i = 0; i < in_; i += kLanes)
-        transform_2d<Scheme::kPositions, 3, Scheme::kernel_gradient>(
-            [&](int p, int q) { return load(sums_.data() + ((Scheme::kPositions * p + q) * out_ + o) * padded(in_) + i); },
-            [&](int k, int l, Vec taps) {
-              for (int64_t lane = 0; lane < least(kLanes, in_ - i); ++lane)
-                weight_gradient[(o * in_ + i + lane) * 9 + 3 * k + l] += taps[lane];
-            });
-    });
+    add_weight_gradient<Scheme>(team, sums_.data(), 1, in_, out_, weight_gradient);
   }
 
  private:
-  // A dy Aᵀ of one tile, and its pixels' sum.
-  void transform_gradient(const Pixels<Scheme::kOutputs>& pixels, const TransformedTiles<Scheme>& to, int64_t tile,
-                          float* sum) const {
-    for_channels(out_, [&](int64_t c, auto part) {
-      Vec total = load(sum + c);
-      transform_2d<Scheme::kOutputs, Scheme::kPositions, Scheme::output_gradient>(
-          [&](int i, int j) {
-            const Vec dy = load(pixels.at[i][j] + c, part);
-            total += dy;
-            return dy;
-          },
-          [&](int p, int q, Vec m) { store(to.at(Scheme::kPositions * p + q, tile) + c, m); });
-      store(sum + c, total);
-    });
-  }
-
   int64_t in_, out_;
   Buffer sums_;  // [kMatrices, out, in]
 };

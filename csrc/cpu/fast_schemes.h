@@ -11,6 +11,20 @@
 
 namespace cmslap::cpu::CMSLAP_ISA {
 
+// Positions may share a transformed input or kernel, or add to the same product: then there is one matrix for all of them. In
+// one dimension position p uses number of[p] of `count`; in two dimensions this holds for columns and rows.
+struct Operand {
+  int positions, count, of[6];
+
+  constexpr int matrices() const { return count * count; }
+  constexpr int matrix(int position) const { return count * of[position / positions] + of[position % positions]; }
+  constexpr bool first(int position) const {  // to use its matrix
+    for (int earlier = 0; earlier < position; ++earlier)
+      if (matrix(earlier) == matrix(position)) return false;
+    return true;
+  }
+};
+
 // Stride 1, padding 1, by Winograd's F(4×4, 3×3): 36 multiplications a tile and pair of channels in place of 144.
 //
 // A convolution is a product of polynomials: evaluated at 0, ±a, ±b and ∞, multiplied there, and interpolated. The usual points
@@ -18,6 +32,7 @@ namespace cmslap::cpu::CMSLAP_ISA {
 // binary. Points come in pairs, so that each pair shares its even and its odd part.
 struct SameConv {
   static constexpr int kPositions = 6, kWindow = 6, kOffset = -1, kInputs = 4, kOutputs = 4;
+  static constexpr Operand kInput{6, 6, {0, 1, 2, 3, 4, 5}}, kKernel = kInput, kProduct = kInput;
   static constexpr float a = 0.625f, b = 1.5f;
   static constexpr float a2 = a * a, b2 = b * b, a3 = a2 * a, b3 = b2 * b;
   static constexpr float at_0 = 1 / (a2 * b2), at_a = 1 / (2 * a2 * (a2 - b2)), at_b = 1 / (2 * b2 * (b2 - a2));  // G's scales
@@ -82,21 +97,21 @@ struct SameConv {
 // x0 (k0 + k2) and cost three multiplications, the odd ones two: 25 a tile in place of 36, and no zero is ever multiplied.
 struct Doubling {
   static constexpr int kPositions = 5, kWindow = 3, kOffset = -1, kInputs = 2, kOutputs = 4;
+  static constexpr Operand kInput{5, 4, {0, 1, 2, 1, 3}}, kKernel{5, 4, {0, 1, 2, 3, 3}}, kProduct{5, 5, {0, 1, 2, 3, 4}};
 
   static Size output_size(Size in) { return {in.batch, 2 * in.height, 2 * in.width}; }
 
-  CMSLAP_INLINE static void input(const Vec (&x)[3], Vec (&t)[5]) {
+  CMSLAP_INLINE static void input(const Vec (&x)[3], Vec (&t)[4]) {
     t[0] = x[0] - x[1];
     t[1] = x[1];
     t[2] = x[2] - x[1];
-    t[3] = x[1];
-    t[4] = x[2];
+    t[3] = x[2];
   }
-  CMSLAP_INLINE static void kernel(const Vec (&g)[3], Vec (&u)[5]) {
+  CMSLAP_INLINE static void kernel(const Vec (&g)[3], Vec (&u)[4]) {
     u[0] = g[2];
     u[1] = g[0] + g[2];
     u[2] = g[0];
-    u[3] = u[4] = g[1];
+    u[3] = g[1];
   }
   CMSLAP_INLINE static void output(const Vec (&m)[5], Vec (&y)[4]) {
     y[0] = m[0] + m[1];
@@ -110,6 +125,7 @@ struct Doubling {
 // again cost three multiplications for two outputs.
 struct Halving {
   static constexpr int kPositions = 5, kWindow = 5, kOffset = 0, kInputs = 4, kOutputs = 2;
+  static constexpr Operand kInput{5, 5, {0, 1, 2, 3, 4}}, kKernel{5, 4, {0, 1, 2, 3, 3}}, kProduct{5, 3, {0, 1, 2, 0, 2}};
 
   static Size output_size(Size in) { return {in.batch, in.height / 2, in.width / 2}; }
 
@@ -120,24 +136,24 @@ struct Halving {
     t[3] = x[1];
     t[4] = x[3];
   }
-  CMSLAP_INLINE static void kernel(const Vec (&g)[3], Vec (&u)[5]) {
+  CMSLAP_INLINE static void kernel(const Vec (&g)[3], Vec (&u)[4]) {
     u[0] = g[0];
     u[1] = g[0] + g[2];
     u[2] = g[2];
-    u[3] = u[4] = g[1];
+    u[3] = g[1];
   }
-  CMSLAP_INLINE static void output(const Vec (&m)[5], Vec (&y)[2]) {
-    y[0] = m[0] + m[1] + m[3];
-    y[1] = m[1] + m[2] + m[4];
+  CMSLAP_INLINE static void output(const Vec (&m)[3], Vec (&y)[2]) {
+    y[0] = m[0] + m[1];
+    y[1] = m[1] + m[2];
   }
-  CMSLAP_INLINE static void output_gradient(const Vec (&y)[2], Vec (&m)[5]) {
-    m[0] = m[3] = y[0];
+  CMSLAP_INLINE static void output_gradient(const Vec (&y)[2], Vec (&m)[3]) {
+    m[0] = y[0];
     m[1] = y[0] + y[1];
-    m[2] = m[4] = y[1];
+    m[2] = y[1];
   }
-  CMSLAP_INLINE static void kernel_gradient(const Vec (&u)[5], Vec (&g)[3]) {
+  CMSLAP_INLINE static void kernel_gradient(const Vec (&u)[4], Vec (&g)[3]) {
     g[0] = u[0] + u[1];
-    g[1] = u[3] + u[4];
+    g[1] = u[3];
     g[2] = u[1] + u[2];
   }
 };

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "conv.h"
+#include "fast_upsampling.h"
 
 namespace cmslap::cpu::CMSLAP_ISA {
 
@@ -118,39 +119,15 @@ inline void embedding_backward(const Embedding& op, Size size, const float* save
                      std::move(gradient), grad_u, grad_weights, grad_biases);
 }
 
-// U's kernel [in, out, 3, 3] is that of the stride-2 convolution, from f to a, whose transpose U is.
-inline KernelView upsampling_kernel(const Upsampling& op) { return KernelView::plain(op.weight, op.out, op.in); }
-
-inline void upsampling(Team& team, const Upsampling& op, Size size, const float* a, float* f) {
-  const PackedKernel kernel = pack_kernel<Doubling>(team, upsampling_kernel(op).transposed());
-  fast_conv<Doubling>(team, a, size, kernel, Activate{op.bias, nullptr, 1.0f}, f);
-}
 inline void upsampling(const Upsampling& op, Size size, const float* a, float* f) {
   Team team;
   upsampling(team, op, size, a, f);
 }
 
-inline void upsampling_parameter_gradients(Team& team, const Upsampling& op, Size size, const float* a, const float* grad_f,
-                                           float* grad_weight, float* grad_bias) {
-  const Size fine = Doubling::output_size(size);
-  FastWeightGradient<Halving> gradient(op.out, op.in);
-  gradient.add(team, grad_f, fine, a, nullptr);
-  gradient.finish(team, grad_weight);
-  sum_pixels(team, grad_f, fine.pixels(), op.out, grad_bias);
-}
-
-template <class Epilogue>
-void upsampling_data_gradient(Team& team, const Upsampling& op, Size size, const float* grad_f, const Epilogue& epilogue,
-                              float* grad_a) {
-  const PackedKernel kernel = pack_kernel<Halving>(team, upsampling_kernel(op));
-  fast_conv<Halving>(team, grad_f, Doubling::output_size(size), kernel, epilogue, grad_a);
-}
-
 inline void upsampling_backward(const Upsampling& op, Size size, const float* a, const float* grad_f, float* grad_a,
                                 float* grad_weight, float* grad_bias) {
   Team team;
-  if (grad_weight) upsampling_parameter_gradients(team, op, size, a, grad_f, grad_weight, grad_bias);
-  if (grad_a) upsampling_data_gradient(team, op, size, grad_f, Differentiate{nullptr, nullptr, 1.0f}, grad_a);
+  upsampling_gradients(team, op, size, a, grad_f, Differentiate{nullptr, nullptr, 1.0f}, grad_a, grad_weight, grad_bias);
 }
 
 inline void level(const Embedding& op, const Upsampling& up, Size size, const float* u, float* saved, float* a, float* f) {
@@ -165,8 +142,8 @@ inline void level_backward(const Embedding& op, const Upsampling& up, Size size,
   Team team;
   Buffer gradient(size.pixels() * op.channels);
   std::memset(grad_u, 0, gradient.size() * sizeof(float));
-  upsampling_parameter_gradients(team, up, size, a, grad_f, grad_upsample_weight, grad_upsample_bias);
-  upsampling_data_gradient(team, up, size, grad_f, Differentiate{a, grad_u, op.slope}, gradient.data());
+  upsampling_gradients(team, up, size, a, grad_f, Differentiate{a, grad_u, op.slope}, gradient.data(), grad_upsample_weight,
+                       grad_upsample_bias);
   embedding_backward(team, op, size, Activations(op, size, const_cast<float*>(saved), const_cast<float*>(a)),
                      std::move(gradient), grad_u, grad_weights, grad_biases);
 }

@@ -7,7 +7,9 @@ reported as absent.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -37,11 +39,20 @@ def compiled(module: nn.Module, x: Tensor) -> Implementation:
     return lambda: function(x)
 
 
+@contextmanager
+def _fixed_sizes() -> Iterator[None]:
+    """For tracing: it warns of every size that becomes a constant, and the peers' sizes are meant to be."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        yield
+
+
 def onnxruntime(module: nn.Module, x: Tensor) -> Implementation:
     import onnxruntime
 
     model = io.BytesIO()
-    torch.onnx.export(Reference(module), (x,), model, dynamo=False, input_names=["x"])
+    with _fixed_sizes():
+        torch.onnx.export(Reference(module), (x,), model, dynamo=False, input_names=["x"])
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(model.getvalue(), options, providers=["CPUExecutionProvider"])
@@ -55,7 +66,8 @@ def openvino(precision: str) -> Callable[[nn.Module, Tensor], Implementation]:
     def build(module: nn.Module, x: Tensor) -> Implementation:
         import openvino
 
-        converted = openvino.convert_model(Reference(module), example_input=x, input=[x.shape])
+        with _fixed_sizes():
+            converted = openvino.convert_model(Reference(module), example_input=x, input=[x.shape])
         config = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
         network = openvino.Core().compile_model(converted, "CPU", config)
         return lambda: network(x.numpy())

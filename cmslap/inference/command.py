@@ -66,7 +66,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("-m", "--model", metavar="NAME|PATH", help="shipped network or checkpoint file")
     parser.add_argument(
         "-t", "--tile", type=_tile, metavar="N",
-        help="run N input pixels a side at a time, 0 for all (default: divide if memory is short)",
+        help="run N input pixels a side at a time, 0 for all (default: divide where the network would take over half "
+        "of the free memory or, on a CPU, 1 GiB; but for 1 GiB's sake not into tiles that would mostly repeat work)",
     )  # fmt: skip
     parser.add_argument("--ensemble", action="store_true", help="average over eight flips and rotations; 8x the time")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: the GPU if any")

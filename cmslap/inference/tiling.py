@@ -6,7 +6,7 @@ that are kept. At the picture's own border there is no halo: there the padding i
 
 from __future__ import annotations
 
-from math import ceil, isqrt
+from math import ceil
 from typing import NamedTuple
 
 from torch import nn
@@ -55,8 +55,20 @@ def _spans(length: int, size: int, halo: int) -> list[tuple[tuple[int, int], tup
 
 
 def fitting_tile(height: int, width: int, halo: int, pixels: int) -> int:
-    """The tile size for which at most ``pixels`` low-resolution pixels run at a time; 0 where all do.
+    """The largest tile for which at most ``pixels`` low-resolution pixels run at a time, halos included.
 
-    Not below 32, where halos are nearly all the work, however few ``pixels`` are.
+    It divides the longer side evenly; the longer side itself is one tile for all. Not below 32, where halos are
+    nearly all the work, however few ``pixels`` are.
     """
-    return 0 if height * width <= pixels else max(isqrt(pixels) - 2 * halo, _SMALLEST_TILE)
+    longer = max(height, width)
+    for parts in range(1, longer // _SMALLEST_TILE + 1):
+        size = ceil(longer / parts)
+        if _widest_crop(height, size, halo) * _widest_crop(width, size, halo) <= pixels:
+            return size
+    return min(longer, _SMALLEST_TILE)
+
+
+def _widest_crop(length: int, size: int, halo: int) -> int:
+    """Of the spans ``length`` is divided into: the outer ones have a halo on one side only."""
+    parts = ceil(length / size)
+    return min(length, ceil(length / parts) + min(parts - 1, 2) * halo)

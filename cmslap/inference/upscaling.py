@@ -16,7 +16,7 @@ from tqdm import tqdm
 from cmslap.errors import UserError
 from cmslap.imaging import imresize, interpolable, rgb_to_ycbcr, ycbcr_to_rgb
 from cmslap.inference.ensemble import MEMBERS, self_ensemble
-from cmslap.inference.memory import available_memory, bytes_per_pixel, largest_run
+from cmslap.inference.memory import available_memory, pixels_at_once
 from cmslap.inference.tiling import fitting_tile, receptive_field_radius, tiles
 from cmslap.inference.transparency import spread_colour
 from cmslap.interop.checkpoint import load_model
@@ -50,8 +50,10 @@ def upscale(
             else comes from its next larger picture by MATLAB's bicubic, antialiased.
         size: (width, height) of the result in pixels, instead of ``scale``; larger than ``image`` in one side at least.
         model: a network, or the name or file of one for ``cmslap.load_model``; None is the default network.
-        tile: low-resolution pixels a side that run at a time, 0 for the whole picture; None divides it only if memory
-            is short. Tiles overlap by the receptive field, so the result is the same.
+        tile: low-resolution pixels a side that run at a time, 0 for the whole picture. None divides it where the
+            network would take more than half of the memory that is free or, on a CPU, more than 1 GiB; there it takes
+            more for tiles of six times the overlap, as smaller ones would mostly repeat work. Tiles overlap by the
+            receptive field, so the result is the same.
         ensemble: average over the eight flips and rotations: a little better, eight times the work.
         device: where a model given by name runs, "cpu" or "cuda"; None is the GPU if there is one. A network that is
             passed in runs where it is.
@@ -111,8 +113,7 @@ def super_resolve(
     height, width = y.shape
     halo = receptive_field_radius(model, factor)
     if tile is None:
-        memory = available_memory(weight.device) // 2 // bytes_per_pixel(model, factor)
-        tile = fitting_tile(height, width, halo, min(memory, largest_run(model, factor)))
+        tile = fitting_tile(height, width, halo, pixels_at_once(model, factor, halo))
     parts = tiles(height, width, tile, halo)
     runs = len(parts) * (MEMBERS if ensemble else 1)
     result = torch.empty(factor * height, factor * width)
@@ -123,7 +124,8 @@ def super_resolve(
     ):
 
         def run(crop: Tensor) -> Tensor:
-            image = model(crop[None, None], factor)[-1][0, 0].float()
+            # A strided view is neither memory format, and every feature map would be converted back and forth.
+            image = model(crop[None, None].contiguous(memory_format=torch.channels_last), factor)[-1][0, 0].float()
             bar.update()
             return image
 

@@ -65,15 +65,7 @@ class _RecursivePyramid(nn.Module):
         so a model trained for 8x also runs 2x, 4x and 16x.
         """
         levels = check_scale(self.scale if scale is None else scale).bit_length() - 1
-        level = (
-            self.embedding_weight.view(self.depth, self.channels, self.channels, 3, 3),
-            self.embedding_bias,
-            self.shared_conv,
-            self.upsample_bias,
-            self.recursions,
-        )
-        options = (self.negative_slope, self.recompute, self.upsample_weight)
-        head = (self.conv_res.weight, self.conv_res.bias, self.image_weight)
+        level, head, options = self._arguments()
         u = ops.conv2d_lrelu(y, self.conv_in.weight, self.conv_in.bias, negative_slope=1.0)
         image, images = y, []
         for _ in range(levels - 1):
@@ -82,6 +74,26 @@ class _RecursivePyramid(nn.Module):
             images.append(image)
         images.append(ops.lapsrn_last_level(u, image, *level, *head, *options))
         return images
+
+    def _arguments(self) -> tuple[tuple[object, ...], tuple[object, ...], tuple[object, ...]]:
+        """What the operations take besides features and image: the level's, the head's, and the level's options."""
+        level = (
+            self.embedding_weight.view(self.depth, self.channels, self.channels, 3, 3),
+            self.embedding_bias,
+            self.shared_conv,
+            self.upsample_bias,
+            self.recursions,
+        )
+        head = (self.conv_res.weight, self.conv_res.bias, self.image_weight)
+        return level, head, (self.negative_slope, self.recompute, self.upsample_weight)
+
+    @torch.no_grad()
+    def folds_last_level(self) -> bool:
+        """Whether inference, here and now, never makes the last and largest feature map."""
+        level, head, options = self._arguments()
+        u = self.upsample_bias[None, :, None, None]
+        image = u[:, :1]
+        return not ops.explain(ops.lapsrn_last_level, u, image, *level, *head, *options).steps
 
 
 class MSLapSRN(_RecursivePyramid):

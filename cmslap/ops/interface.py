@@ -117,11 +117,16 @@ def lapsrn_last_level(
     options = (negative_slope, recompute, upsample_weight)
     values = (u, image, *level, *head, *options)
     arguments, needs_grad = prepare(OPERATIONS["lapsrn_last_level"], values)
-    unfolded = OPERATIONS["lapsrn_level"]
-    backend = choose(unfolded, {name: arguments[name] for name in unfolded.arguments}, needs_grad)
-    if needs_grad or "lapsrn_last_level" not in backend.forward:
-        return residual_head(lapsrn_level(u, *level, *options), image, *head)
-    return _run("lapsrn_last_level", *values)
+    if runs_folded(arguments, needs_grad):
+        return _run("lapsrn_last_level", *values)
+    return residual_head(lapsrn_level(u, *level, *options), image, *head)
+
+
+def runs_folded(arguments: Arguments, needs_grad: bool) -> bool:
+    """Whether a checked call of :func:`lapsrn_last_level` is one kernel, or a level and a head."""
+    level = OPERATIONS["lapsrn_level"]
+    backend = choose(level, {name: arguments[name] for name in level.arguments}, needs_grad)
+    return not needs_grad and backend is not REFERENCE and "lapsrn_last_level" in backend.forward
 
 
 def _run(name: str, *values: object) -> Tensor:

@@ -1,11 +1,14 @@
 import itertools
 import json
+import warnings
 
 import pytest
+import torch
 
 from cmslap import cli
 from cmslap.benchmark import cpu, peers
 from cmslap.benchmark.timing import Case, take_turns
+from cmslap.models import CMSLapSRN
 
 
 def test_implementations_take_turns():
@@ -49,6 +52,16 @@ def test_a_peer_that_is_not_installed_is_absent():
     ready, absent = peers.build({"peer": missing, "there": lambda module, x: module}, None, None)
     assert list(ready) == ["there"]
     assert absent == {"peer": "No module named 'peer'"}
+
+
+@pytest.mark.parametrize(("name", "package"), [("ONNX Runtime", "onnxruntime"), ("OpenVINO", "openvino")])
+def test_exports_do_not_warn_of_sizes_that_become_constants(name, package):
+    pytest.importorskip(package)
+    model, y = CMSLapSRN(scale=2, depth=1, recursions=1, channels=2, shared_conv=1), torch.rand(1, 1, 8, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", torch.jit.TracerWarning)
+        peer = peers.FLOAT32[name](model.requires_grad_(False), y)
+    assert peer()
 
 
 @pytest.mark.parametrize("rounds", ["0", "x"])

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -5,29 +6,67 @@ import pytest
 import torch
 
 import cmslap
+from cmslap import ops
 from cmslap.inference.memory import available_memory, bytes_per_pixel
+from cmslap.ops import extension
 
-SIDES = (64, 160)  # the difference between the two leaves out what does not depend on the picture
-MEASURE = f"""
+needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+SIDES = (64, 192)  # the difference between the two leaves out what does not depend on the picture
+PREPARE = """
 import torch, cmslap
 from pathlib import Path
+from cmslap.inference import memory, super_resolve
 def peak():  # of this process alone, where getrusage may count its parent's
-    return next(int(l.split()[1]) for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmHWM"))
+    status = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 torch.set_num_threads(1)
-model, peaks = cmslap.CMSLapSRN(depth=1, recursions=1, shared_conv=1), []
-with torch.inference_mode():
-    for side in {SIDES}:
-        model(torch.rand(1, 1, side, side), 4)
-        peaks.append(1024 * peak())
+model = cmslap.CMSLapSRN(depth=1, recursions=1, shared_conv=1)
+torch.nn.init.normal_(model.conv_in.weight, std=0.1)
+"""
+COMPARE_SIDES = f"""
+peaks = []
+for side in {SIDES}:
+    super_resolve(model, torch.rand(side, side), 4, tile=0)
+    peaks.append(peak())
 print(peaks[1] - peaks[0])
+"""
+CAP = 2**25
+WITH_A_CAP = f"""
+memory.WORKING_MEMORY = {CAP}
+tiles = []
+model.register_forward_hook(lambda *arguments: tiles.append(peak()))
+y = torch.rand(256, 256)
+super_resolve(model, y[:64, :64], 4)
+before = peak()
+tiled = super_resolve(model, y, 4)
+after = peak()
+torch.testing.assert_close(tiled, super_resolve(model, y, 4, tile=0), rtol=0, atol=1e-5)
+assert len(tiles) > 3
+assert peak() > after + {CAP}
+print(after - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_estimate_is_not_below_the_measured_peak():
-    done = subprocess.run([sys.executable, "-c", MEASURE], check=True, capture_output=True, text=True)
-    estimate = (SIDES[1] ** 2 - SIDES[0] ** 2) * bytes_per_pixel(cmslap.CMSLapSRN(), 4)
-    assert 0.05 * estimate < int(done.stdout) < 1.1 * estimate  # fused operations keep fewer maps alive
+def measure(code, backend=""):
+    """What ``code`` prints in a process of its own."""
+    command = [sys.executable, "-c", PREPARE + code]
+    environment = {**os.environ, "CMSLAP_BACKEND": backend}
+    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout)
+
+
+@needs_proc
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_estimate_is_near_and_not_below_the_measured_peak(backend):
+    if backend == "cpu" and extension.MISSING is not None:
+        pytest.skip(extension.MISSING)
+    with ops.use_backend(backend):
+        estimate = (SIDES[1] ** 2 - SIDES[0] ** 2) * bytes_per_pixel(cmslap.CMSLapSRN(), 4)
+    assert 0.4 * estimate < measure(COMPARE_SIDES, backend) < 1.1 * estimate
+
+
+@needs_proc
+def test_tiles_keep_the_working_memory_small():
+    assert measure(WITH_A_CAP) < 1.5 * CAP  # the result too, 4 MB; in one piece it takes 6 times the cap
 
 
 def test_available_memory_is_plausible():

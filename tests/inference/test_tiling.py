@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -61,9 +63,25 @@ def test_tiles_are_even():
 
 
 def test_fitting_tile():
-    assert fitting_tile(100, 100, halo=10, pixels=10_000) == 0
-    assert fitting_tile(100, 101, halo=10, pixels=10_000) == 80
+    assert fitting_tile(100, 100, halo=10, pixels=10_000) == 100
+    assert fitting_tile(100, 102, halo=10, pixels=10_000) == 51
     assert fitting_tile(5000, 5000, halo=10, pixels=0) == 32
+    assert fitting_tile(20, 9, halo=10, pixels=0) == 20
+
+
+@pytest.mark.parametrize("halo", [3, 62])
+def test_fitting_tile_fits_and_the_next_larger_does_not(halo):
+    height, width = torch.randint(300, 1500, (2,)).tolist()
+    pixels = int(torch.randint((4 * halo + 64) ** 2, 600**2, ()))
+
+    def most(size):
+        crops = [(t.crop_rows, t.crop_columns) for t in tiles(height, width, size, halo)]
+        return max((bottom - top) * (right - left) for (top, bottom), (left, right) in crops)
+
+    size, longer = fitting_tile(height, width, halo, pixels), max(height, width)
+    assert most(size) <= pixels
+    fewer = math.ceil(longer / size) - 1
+    assert fewer == 0 or most(math.ceil(longer / fewer)) > pixels
 
 
 @pytest.mark.parametrize("ensemble", [False, True])

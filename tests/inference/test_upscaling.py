@@ -6,8 +6,7 @@ from PIL import Image
 import cmslap
 from cmslap.devices import DeviceError
 from cmslap.imaging import imresize, rgb_to_ycbcr, ycbcr_to_rgb
-from cmslap.inference import UpscaleError, super_resolve
-from cmslap.inference import upscaling as room
+from cmslap.inference import UpscaleError, memory, super_resolve
 
 
 @pytest.fixture
@@ -143,7 +142,7 @@ def test_tiles_are_chosen_when_memory_is_short(model, monkeypatch):
     picture = np.random.rand(80, 90)
     whole = cmslap.upscale(picture, 2, model)
     assert seen == [(80, 90)]
-    monkeypatch.setattr(room, "available_memory", lambda device: 2 * 60 * 60 * room.bytes_per_pixel(model, 2))
+    monkeypatch.setattr(memory, "available_memory", lambda device: 2 * 60 * 60 * memory.bytes_per_pixel(model, 2))
     np.testing.assert_allclose(cmslap.upscale(picture, 2, model), whole, atol=1e-5)
     assert len(seen) > 2
     assert max(height * width for height, width in seen[1:]) <= 60 * 60

@@ -18,16 +18,14 @@ if importlib.util.find_spec("cmslap.kernels") is None:  # a source tree that is 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@pytest.fixture(params=[pytest.param("cuda", marks=pytest.mark.cuda), "interpreter"])
+@pytest.fixture(params=["interpreter"] if INTERPRETED else [pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request: pytest.FixtureRequest) -> torch.device:
     """The device of the test's tensors. The interpreter has a process of its own, see test_interpreter.py."""
-    if request.param == "cuda":
-        if INTERPRETED or not torch.cuda.is_available():
-            pytest.skip("needs a CUDA GPU")
-        return torch.device("cuda")
-    if not INTERPRETED:
-        pytest.skip("runs in the process that test_interpreter.py starts")
-    return torch.device("cpu")
+    if request.param == "interpreter":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
+    return torch.device("cuda")
 
 
 @pytest.fixture(autouse=True)

@@ -120,6 +120,21 @@ def test_explain_takes_every_operation(name):
     assert {explanation.backend, *explanation.others} == set(choice.NAMES)
 
 
+@needs_extension
+def test_explain_says_when_the_last_level_is_two_operations():
+    folded = ops.explain("lapsrn_last_level", **random_call("lapsrn_last_level"))
+    assert (folded.backend, folded.steps) == ("cpu", ())
+    trained = ops.explain("lapsrn_last_level", **random_call("lapsrn_last_level", requires_grad=True))
+    assert (trained.operation, trained.backend, trained.gradients) == ("lapsrn_last_level", "cpu", "cpu")
+    assert [(step.operation, step.gradients) for step in trained.steps] == [
+        ("lapsrn_level", "cpu"),
+        ("residual_head", "cpu"),
+    ]
+    assert "lapsrn_last_level runs as lapsrn_level and residual_head\nlapsrn_level runs on cpu" in str(trained)
+    with ops.use_backend("reference"):
+        assert len(ops.explain("lapsrn_last_level", **random_call("lapsrn_last_level")).steps) == 2
+
+
 def test_explain_refuses_what_is_no_operation():
     with pytest.raises(ops.ArgumentError, match="operation must be one of conv2d_lrelu"):
         ops.explain("conv3d")

@@ -96,7 +96,7 @@ def train_a_little(out: Path) -> None:
     run = out / "run"
     shutil.rmtree(run, ignore_errors=True)  # an earlier demo's
     print("Training a small network for about a minute")
-    status = cli.main(["train", "tiny", f'data.train=["{pictures}"]', f'out="{run}"'])
+    status = cli.main(["train", "tiny", f'data.train=["{pictures}"]', f'out="{run}"', "steps=2400"])
     if status:
         raise SystemExit(status)
     losses = [line["loss"] for line in map(json.loads, (run / "log.jsonl").read_text().splitlines()) if "loss" in line]

@@ -1,12 +1,19 @@
 """Fixtures every test may use: a seed that is fresh each run but printed, and where the benchmark pictures are."""
 
+import atexit
 import os
 import random
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+# A compile cache of this run's own: one that other PyTorch installations share can hold what this one cannot load.
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="cmslap-tests-")
+atexit.register(shutil.rmtree, os.environ["TORCHINDUCTOR_CACHE_DIR"], ignore_errors=True)
 
 torch.set_num_threads(1)  # tests are many small calls: a second thread costs more than it gives
 

@@ -22,9 +22,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-NEEDED = (
+NEEDED = (  # not pip: looking for it makes setuptools step aside for distutils in this process
     "torch", "triton", "numpy", "scipy", "PIL", "safetensors", "tqdm", "skimage",
-    "pip", "setuptools", "pytest", "pytest_timeout", "hypothesis",
+    "setuptools", "pytest", "pytest_timeout", "hypothesis",
 )  # fmt: skip
 BUILD = ("pip", "install", "--no-index", "--no-build-isolation", "--no-deps", "--editable", ".")
 TESTS = ("pytest", "-m", "cuda", "-v", "--timeout", "90")

@@ -55,3 +55,13 @@ def convert(arguments: dict, **to) -> dict:
 
 def relative_error(result: torch.Tensor, expected: torch.Tensor) -> float:
     return ((result.double() - expected).norm() / expected.norm().clamp_min(1e-30)).item()
+
+
+def assert_gradients_close(gradients: list, expected: list, grad: torch.Tensor) -> None:
+    """Each within 1e-4 of the float64 one, where ``grad`` is the output's gradient.
+
+    Of a single number, which may nearly cancel, the error is measured against what was summed.
+    """
+    for gradient, exact in zip(gradients, expected, strict=True):
+        scale = grad.double().norm() if gradient.numel() == 1 else exact.norm()
+        assert (gradient.double() - exact).norm() <= 1e-4 * scale

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from cmslap.errors import UserError
 from cmslap.imaging.colour import rgb_to_ycbcr
 from cmslap.imaging.files import find_pictures, read_image
+from cmslap.imaging.modes import ImageError, interpolable
 from cmslap.imaging.resize import imresize
 from cmslap.training.config import DataConfig
 
@@ -38,14 +39,17 @@ class DataError(UserError, ValueError):
 def read_luma(path: Path) -> Tensor:  # [H, W] float64 in [0, 1]
     """Y of a colour picture (ITU-R BT.601, studio range); a gray one as it is stored. Raises as ``read_image``."""
     image = read_image(path)
-    if image.mode.startswith("I"):
-        return torch.from_numpy(np.array(image, dtype=np.float64)) / 65535
-    if image.mode in ("1", "L", "LA"):
-        return torch.from_numpy(np.array(image.convert("L"), dtype=np.float64)) / 255
     try:
-        rgb = torch.from_numpy(np.array(image.convert("RGB"), dtype=np.float64)) / 255
-    except ValueError as error:
-        raise DataError(f"{path}: pixels of mode {image.mode} are no gray or colour picture") from error
+        image = interpolable(image)
+    except ImageError as error:
+        raise DataError(f"{path}: {error}") from error
+    if image.mode == "F":
+        raise DataError(f"{path}: a floating-point picture has no white level; use 8 or 16 bits")
+    if image.mode == "I;16":
+        return torch.from_numpy(np.array(image, dtype=np.float64)) / 65535
+    if image.mode in ("L", "LA"):
+        return torch.from_numpy(np.array(image.convert("L"), dtype=np.float64)) / 255
+    rgb = torch.from_numpy(np.array(image.convert("RGB"), dtype=np.float64)) / 255
     return rgb_to_ycbcr(rgb.permute(2, 0, 1))[0]
 
 

@@ -192,3 +192,11 @@ def test_a_refused_picture_leaves_no_file(tmp_path):
     with pytest.raises(ImageError):
         write_image(random_picture("RGBA"), tmp_path / "x.jpg")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.filterwarnings("error")
+def test_8_bit_colour_is_no_matter_for_a_warning(suffix, tmp_path):
+    for width in (16, 116, 160):  # whatever numbers the decoder is given
+        Image.new("RGBA", (width, 16)).save(tmp_path / f"x.{suffix}", compression="raw" if suffix == "tif" else None)
+        read_image(tmp_path / f"x.{suffix}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import json
 import math
 import sys
 import typing
@@ -274,16 +275,31 @@ def find(name: str) -> Path:
         return path
     if name in shipped():
         return SHIPPED / f"{name}.toml"
-    raise ConfigError(f"no configuration {name!r}: expected a TOML file, or one of {', '.join(shipped())}")
+    raise ConfigError(
+        f"no configuration {name!r}: expected a TOML file, a record.json, or one of {', '.join(shipped())}"
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file, or the configuration in a training record."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            return json.loads(text)["config"]
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: not a training record, a JSON object with the key 'config'") from error
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Config:
-    """Read a TOML file (or a shipped configuration) and apply ``key=value`` overrides. Raises :class:`ConfigError`."""
+    """Read a TOML file, a shipped configuration's or a record's, and apply ``key=value`` overrides.
+
+    Raises :class:`ConfigError`.
+    """
     path = find(name)
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    table = _read(path)
     for override in overrides:
         _apply(table, override)
     try:

@@ -113,7 +113,7 @@ def test_bad_toml_and_missing_file(tmp_path):
     (tmp_path / "bad.toml").write_text("steps = = 3")
     with pytest.raises(ConfigError, match=r"bad.toml: not valid TOML"):
         load(str(tmp_path / "bad.toml"))
-    with pytest.raises(ConfigError, match=r"no configuration 'nowhere': expected a TOML file, or one of .*paper"):
+    with pytest.raises(ConfigError, match=r"no configuration 'nowhere': expected a TOML file, .*, or one of .*paper"):
         load("nowhere")
 
 

@@ -58,8 +58,8 @@ def upscale(
         ensemble: average over the eight flips and rotations: a little better, eight times the work.
         device: where a model given by name runs, "cpu" or "cuda"; None is the GPU if there is one. A network that is
             passed in runs where it is.
-        precision: "float32", or for the features "bfloat16" ("bf16") or "float16" ("fp16"): faster, a little less exact.
-            Refused where the device has no such arithmetic: on a CPU, bfloat16 takes AVX512-BF16.
+        precision: "float32", or for the features "bfloat16" ("bf16") or "float16" ("fp16"): faster, a little less
+            exact. Refused where the device has no such arithmetic: on a CPU, bfloat16 takes AVX512-BF16.
         progress: show a bar over tiles and ensemble members.
 
     Returns:

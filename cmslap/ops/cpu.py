@@ -1,7 +1,8 @@
 """The CPU backend: the kernels of csrc/cpu.
 
-They compute in float32 on images in channels_last memory; half-precision tensors are converted on the way in and out. But
-features in bfloat16 stay so through a forward pass that saves nothing, where the processor multiplies bfloat16. Parameters' gradients are added to their buffers, so these start as zeros; everything else the kernels write in full.
+They compute in float32 on images in channels_last memory; half-precision tensors are converted on the way in and out.
+Features in bfloat16 stay so in a forward pass that saves nothing, where the processor multiplies bfloat16. Parameters'
+gradients are added to their buffers, so these start as zeros; everything else the kernels write in full.
 """
 
 from __future__ import annotations

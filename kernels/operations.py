@@ -170,9 +170,9 @@ def residual_head(
     f: Tensor, image: Tensor, residual_weight: Tensor, residual_bias: Tensor, image_weight: Tensor
 ) -> Tensor:
     """See ``cmslap.ops.residual_head``: one pass over f. The image has a 64th of its bytes and is left to PyTorch."""
-    upsampled = F.conv_transpose2d(image, image_weight, stride=2, padding=1)
+    upsampled = nhwc(F.conv_transpose2d(image, image_weight, stride=2, padding=1))
     weight = pack_weights(residual_weight, f.dtype)
-    return nchw(conv_lrelu(nhwc(f), weight, residual_bias, nhwc(upsampled), slope=1.0))
+    return nchw(conv_lrelu(nhwc(f), weight, residual_bias, upsampled, slope=1.0, out=torch.empty_like(upsampled)))
 
 
 def residual_head_backward(
@@ -186,9 +186,9 @@ def residual_head_backward(
     residual_bias: Tensor,
     image_weight: Tensor,
 ) -> Gradients:
-    gradients, pixels = {}, nhwc(grad)
+    gradients, pixels = {}, nhwc(grad.to(f.dtype))
     if "f" in wanted:
-        gradients["f"] = nchw(conv_data_gradient(pixels, pack_weights(residual_weight, grad.dtype)))
+        gradients["f"] = nchw(conv_data_gradient(pixels, pack_weights(residual_weight, f.dtype)))
     if "residual_weight" in wanted:
         gradients["residual_weight"] = _weight_gradient(pixels, nhwc(f), 1)
     gradients["residual_bias"] = _over_pixels(pixels)

@@ -75,7 +75,7 @@ def evaluate(model: nn.Module | None, folder: str | Path, scales: Iterable[int],
 
     Args:
         model: takes y [1, 1, H, W] and a scale and returns the list of levels; runs on its own device, in its own
-            precision. None measures bicubic alone.
+            precision or the active autocast's. None measures bicubic alone.
         folder: pictures of any size and mode; deeper folders are not searched.
         scales: powers of two.
         progress: show a progress bar where standard error is a terminal.

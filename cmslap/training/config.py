@@ -21,6 +21,7 @@ from torch import nn
 
 from cmslap.errors import UserError
 from cmslap.models import CMSLapSRN, LapSRN, MSLapSRN
+from cmslap.precision import PRECISIONS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -122,7 +123,7 @@ class Config:
     seed: int = 0
     init: str = ""  # weights to start from: a file, or the name of shipped ones
     device: str = "auto"  # cuda where there is one; or cpu, cuda, cuda:1, ...
-    precision: str = "float32"  # or bfloat16, float16: autocast
+    precision: str = "float32"  # or bfloat16 (bf16), float16 (fp16): autocast
     channels_last: bool = True
     compile: bool = False
     ema: float = 0.999  # decay of the averaged weights, which are what is validated and exported
@@ -147,7 +148,7 @@ class Config:
         _require(self.patch % top == 0, "patch", self.patch, f"a multiple of the largest scale, {top}")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "an integer from 0 to 2^63 - 1")
         _require(0 <= self.ema < 1, "ema", self.ema, "a decay in [0, 1)")
-        _one_of("precision", self.precision, ("float32", "bfloat16", "float16"))
+        _one_of("precision", self.precision, tuple(PRECISIONS))
         self.data.check()
         self.loss.check()
         self.optimizer.check()

@@ -27,7 +27,7 @@ class Operation:
 
     ``pictures`` are the arguments that make the picture, which the features only correct: they may be float32 where
     the features are shorter, autocast leaves them alone, and the result has their dtype. (A bfloat16 has 8 bits, as
-    many as a pixel: rounding the picture itself costs up to 0.05 dB of PSNR, rounding the features a hundredth of it.)
+    many as a pixel: rounding the picture costs more PSNR than rounding all features.)
     """
 
     reference: Callable[..., Tensor]

@@ -155,7 +155,7 @@ CMSLAP_INLINE void prefetch(const Number* images, Size size, int64_t channels, c
 template <class Scheme, class Number, class Epilogue>
 void fast_conv(Team& team, const Number* in, Size in_size, const PackedKernel<Number>& kernel, const Epilogue& epilogue,
                Number* out) {
-    constexpr int64_t kGroupFloats = 36 * 24 * (64 + 64);  // inputs and products of a group
+  constexpr int64_t kGroupFloats = 36 * 24 * (64 + 64);  // inputs and products of a group
   const Size out_size = Scheme::output_size(in_size);
   const TileGrid<Scheme> grid(in_size);
   const int64_t tile_floats =

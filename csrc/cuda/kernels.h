@@ -23,9 +23,8 @@ struct Size {  // of a batch of maps
 // A convolution's weights [out, in, 3, 3] become a matrix a tap, 3·k + l for W[..., k, l]:
 // `rows` is [9, out, in]  (forward; data gradient of the transposed convolution),
 // `columns` is [9, in, out]  (data gradient, which counts its taps backwards; transposed convolution).
-// Both in `Type`, `count` kernels one after the other. `columns` is optional.
-void pack_kernels(Type type, Type weights_are, bool weights_are_float32, const void* weights, int count, int out, int in,
-                  void* rows, void* columns, cudaStream_t stream);
+// `count` kernels one after the other, weights and matrices of one type. `rows` and `columns` are optional.
+void pack_kernels(Type type, const void* weights, int count, int out, int in, void* rows, void* columns, cudaStream_t stream);
 
 // ---- 3×3 convolution, stride 1, padding 1, with everything that follows it ----
 struct Conv {
@@ -47,7 +46,7 @@ struct Conv {
 // Data gradient (saved given): y = φ'(saved) · (W ⋆ x); total = y + skip, the gradient that passes by the recursion;
 // the rows of sums, each written by exactly one thread block, add up to Σ y over all pixels, the bias gradient.
 void conv(const Conv&, cudaStream_t);
-int conv_sum_rows(const Conv&);
+int conv_sum_rows(const Conv&);  // reads type, size, in and out alone
 
 // ---- Transposed convolution: stride 2, cropped at the end to [N, 2H, 2W] ----
 struct TransposedConv {
@@ -74,7 +73,7 @@ struct TransposedConvGradient {
   float* sums;           // [transposed_conv_gradient_sum_rows(), in], optional: of y, as in Conv
 };
 void transposed_conv_gradient(const TransposedConvGradient&, cudaStream_t);
-int transposed_conv_gradient_sum_rows(const TransposedConvGradient&);
+int transposed_conv_gradient_sum_rows(const TransposedConvGradient&);  // likewise
 
 // ---- Weight gradient, of the convolutions of a recursion all at once or of a transposed convolution ----
 //

@@ -174,7 +174,7 @@ def make(target: Path, command: list[str], needs: list[Path]) -> None:
     """Run the command unless it has made ``target`` of the same files before."""
     record = target.with_suffix(".command")
     fresh = target.exists() and record.exists() and record.read_text() == " ".join(command)
-    if fresh and all(path.stat().st_mtime < target.stat().st_mtime for path in needs):
+    if fresh and all(path.stat().st_mtime <= target.stat().st_mtime for path in needs):
         return
     run(command)
     record.write_text(" ".join(command))

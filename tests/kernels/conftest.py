@@ -6,9 +6,11 @@ its kernels.
 """
 
 import dataclasses
+import functools
 import importlib.util
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,7 +63,7 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Pl
         return on_gpu({"triton": TRITON, "cuda": cuda.CUDA}[request.param])
     if request.param == "interpreter":
         return Place("interpreter", TRITON, torch.device("cpu"))
-    monkeypatch.setattr(cuda, "_kernels", request.getfixturevalue(f"cuda_{request.param}"))
+    monkeypatch.setattr(cuda, "_kernels", cuda_on_cpu(request.param))
     backend = dataclasses.replace(cuda.CUDA, missing=None, unsupported=cuda._unsupported_sizes)
     monkeypatch.setattr(choice, "BACKENDS", [backend if b is cuda.CUDA else b for b in choice.BACKENDS])
     return Place(request.param, backend, torch.device("cpu"))
@@ -72,39 +74,17 @@ def device(place: Place) -> torch.device:
     return place.device
 
 
-@pytest.fixture(scope="session")
-def cuda_loops(pytestconfig: pytest.Config) -> object:
-    """The operators of csrc/cuda over plain loops."""
-    return build("cmslap_cuda_loops", [ROOT / "tests" / "csrc" / "cuda_plain.cpp"], pytestconfig)
-
-
-def build(namespace: str, kernels: list[Path], config: pytest.Config) -> object:
-    """csrc/cuda with ``kernels`` in place of its own, compiled without CUDA; its operators, in ``namespace``."""
-    if shutil.which(os.environ.get("CXX", "c++")) is None:
-        pytest.skip("needs a C++ compiler")
-    from torch.utils.cpp_extension import load
-
-    folder = config.cache.mkdir(namespace)
-    sources = [*(ROOT / "csrc" / "cuda").glob("*.cpp"), *kernels]
-    torch_version = "-DTORCH_TARGET_VERSION=0x020a000000000000"
-    load(
-        namespace,
-        [str(_renamed(path, namespace, folder)) for path in sources],
-        extra_cflags=["-O2", "-w", torch_version],
-        extra_include_paths=[str(ROOT / part) for part in ("csrc", "csrc/cuda", "tests/csrc", "tests/csrc/cuda_model")],
-        build_directory=str(folder),
-        is_python_module=False,
-    )
-    return getattr(torch.ops, namespace)
-
-
-def _renamed(source: Path, namespace: str, folder: Path) -> Path:
-    """A copy for the compiler of this machine whose operators' names do not clash with the extension's."""
-    copy = folder / f"{source.stem}.cpp"
-    text = f'#line 1 "{source}"\n' + source.read_text().replace("cmslap_cuda", namespace)
-    if not copy.exists() or copy.read_text() != text:
-        copy.write_text(text)
-    return copy
+@functools.cache
+def cuda_on_cpu(kernels: str) -> object:
+    """The operators of csrc/cuda for CPU tensors, over ``kernels``: "model" or "loops"."""
+    if shutil.which("make") is None or shutil.which("g++") is None:
+        pytest.skip("needs make and g++")
+    library = f"build/cuda_model/{kernels}.so"
+    torch_folder = Path(torch.__file__).parent
+    command = ["make", "--silent", "-j2", "-f", "tests/csrc/cuda.mk", f"TORCH={torch_folder}", library]
+    subprocess.run(command, cwd=ROOT, check=True)
+    torch.ops.load_library(ROOT / library)
+    return getattr(torch.ops, f"cmslap_cuda_{kernels}")
 
 
 @pytest.fixture(autouse=True)

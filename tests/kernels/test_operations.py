@@ -160,7 +160,7 @@ LAYERS = 5  # whose roundings add up
 
 
 def slope_for(place, dtype, depth):
-    """Triton's interpreter takes half a minute for deep blocks, and rounds to 16 bits as no GPU does: signs may flip."""
+    """Triton's interpreter is slow for deep blocks, and rounds to 16 bits as no GPU does, so that signs may flip."""
     if place.name != "interpreter":
         return 0.2
     if depth > (2 if dtype == torch.float32 else 1):

@@ -15,7 +15,7 @@
 // m64n128k16 would read the weights twice as often: 4320 and 4830 cycles of shared memory.
 #include <tuple>
 
-#include "sm90.h"
+#include "implementations.h"
 #include "sm90_block.h"
 
 namespace cmslap::cuda::sm90 {
@@ -327,6 +327,11 @@ using Conv1 = std::tuple_element_t<CMSLAP_SM90_CONV, Shapes>;
 using Conv2 = Shape<Window<2, 16, 8>, 2, 3>;
 
 }  // namespace
+
+bool serves(int in, int out) {
+  return in == kChannels && out == kChannels && device_attribute(cudaDevAttrComputeCapabilityMajor) == 9 &&
+         device_attribute(cudaDevAttrComputeCapabilityMinor) == 0;
+}
 
 void conv(const Conv& c, cudaStream_t stream) {
   Parameters p = parameters<Conv1>(c.x, c.matrices, c.saved != nullptr ? c.saved : c.skip, c.y, c.size);

@@ -9,7 +9,7 @@
 //   tensor cores   128 · 73,728 FLOP / 4096                           2304
 //   shared memory  36 · (2 + 4 KiB) + 19.1 KiB + 2 · 64 KiB           2900
 // Bound by memory, by what it writes; nothing is read or written twice but the box's edge, 20 % of the small map from L2.
-#include "sm90.h"
+#include "implementations.h"
 #include "sm90_block.h"
 
 namespace cmslap::cuda::sm90 {

@@ -16,7 +16,7 @@
 // A share ends with 144 KiB written (and read, if it accumulates), once a launch.
 #include <tuple>
 
-#include "sm90.h"
+#include "implementations.h"
 #include "sm90_block.h"
 
 namespace cmslap::cuda::sm90 {

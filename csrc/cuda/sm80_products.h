@@ -1,0 +1,89 @@
+// What the mma.sync convolutions share: copies of a halo tile and of the matrices into shared memory, and their products.
+#pragma once
+
+#include "indexing_sm80.h"
+#include "kernels.h"
+#include "ptx.h"
+#include "words.h"
+
+namespace cmslap::cuda::sm80 {
+
+constexpr int kWarps = 8;
+constexpr int kThreads = 32 * kWarps;
+constexpr int kRowGroups = 4;  // of a tile: warp w has rows group w / 2 and output channels 32·(w % 2) to + 31 of the block's 64
+
+struct Map {  // of the input
+  const uint16_t* data;
+  int height, width, channels;
+};
+
+// Copies the pixels that `window` reads for a tile of `rows` × 16 output pixels, channels `channel` to + 31 of them; zeros stand
+// outside the image and beyond its channels. A thread copies the same piece of pixels 64 apart.
+template <int kRows>
+DEVICE void copy_halo(uint32_t to, const Map& map, const Tile& tile, const Window& window, int channel) {
+  const int piece = threadIdx.x % kPieces, width = kTileWidth + window.width - 1;
+  const int pixels = (kRows + window.height - 1) * width;
+  const uint16_t* image = map.data + int64_t{tile.image} * map.height * map.width * map.channels;
+  channel += piece * kPieceChannels;
+#pragma unroll 2
+  for (int pixel = threadIdx.x / kPieces; pixel < pixels; pixel += kThreads / kPieces) {
+    // of the widths there are, so that no division is left
+    const int i = width == kTileWidth ? pixel / kTileWidth : width == 17 ? pixel / 17 : pixel / 18, j = pixel - i * width;
+    const int y = window.step * (tile.top + i) + window.offset_y, x = window.step * (tile.left + j) + window.offset_x;
+    const bool valid = y >= 0 && y < map.height && x >= 0 && x < map.width && channel < map.channels;
+    const int64_t offset = valid ? (int64_t{y} * map.width + x) * map.channels + channel : 0;
+    cp_async_16(to + halo_offset(i, j, piece), image + offset, valid);
+  }
+}
+
+// Copies 64 rows from `row`, 32 columns from `channel` of each of the nine matrices [9, out, in].
+DEVICE void copy_matrices(uint32_t to, const uint16_t* matrices, int out, int in, bool flipped, int row, int channel) {
+  const int own = threadIdx.x / kPieces, piece = threadIdx.x % kPieces;
+  row += own;
+  channel += piece * kPieceChannels;
+  const bool valid = row < out && channel < in;
+  to += swizzled(matrix_row(own), piece);
+#pragma unroll
+  for (int tap = 0; tap < 9; ++tap, to += kMatrixBytes) {
+    const int64_t matrix = flipped ? 8 - tap : tap;
+    cp_async_16(to, matrices + (valid ? (matrix * out + row) * in + channel : 0), valid);
+  }
+}
+static_assert(kThreads == kBlockChannels * kPieces);
+
+// Where a thread is among the operands: what ldmatrix needs, in bytes from the start of a halo tile and of a tap's matrix.
+struct Place {
+  int row;              // its warp's first in the tile
+  int channel;          // its warp's first in the block
+  uint32_t pixels[3];   // of the tap columns
+  uint32_t matrix;
+
+  DEVICE explicit Place(int rows_of_warp) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    row = warp / 2 * rows_of_warp;
+    channel = warp % 2 * kWarpChannels;
+#pragma unroll
+    for (int l = 0; l < 3; ++l) pixels[l] = halo_offset(row, pixel_of_lane(lane) + l, pixel_piece_of_lane(lane));
+    matrix = swizzled(channel + row_of_lane(lane), row_piece_of_lane(lane));
+  }
+};
+
+// The fragments of a tap's matrix for the warp's 32 output channels × 16 input channels.
+struct MatrixFragments {
+  uint32_t words[2][4];
+
+  DEVICE void load(uint32_t address) {
+    ldmatrix_x4(words[0], address);
+    ldmatrix_x4(words[1], address + 16 * kRowBytes);
+  }
+  template <class T>
+  DEVICE void multiply(const uint32_t (&pixels)[4], float (&sums)[4][4]) const {
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      const uint32_t matrix[2] = {words[n / 2][n % 2 * 2], words[n / 2][n % 2 * 2 + 1]};
+      mma_m16n8k16<T>(sums[n], pixels, matrix);
+    }
+  }
+};
+
+}  // namespace cmslap::cuda::sm80

@@ -1,7 +1,7 @@
 # The CUDA kernels and their tests in the model of a thread block, for any C++ compiler. From the root of the repository:
 #   make -f tests/csrc/cuda.mk [BUILD=folder] [SANITIZE=address,undefined]
-# With TORCH=folder, where PyTorch's include/ and lib/ are, also as libraries of operators on CPU tensors: $(BUILD)/model.so, and
-# $(BUILD)/loops.so with plain loops for kernels. Their operators are in namespaces of their own, cmslap_cuda_model and _loops.
+# With TORCH=folder, where PyTorch's include/ and lib/ are, also $(BUILD)/operations.so: all of csrc/cuda for CPU tensors, with its
+# operators in a namespace of their own, cmslap_cuda_model.
 BUILD ?= build/cuda_model
 CXX ?= g++
 CXXFLAGS := -std=c++17 -O2 -g1 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-unknown-pragmas -Icsrc -Itests/csrc -Itests/csrc/cuda_model \
@@ -23,17 +23,10 @@ $(BUILD)/%.o: %
 ifdef TORCH
 TORCH_FLAGS := -isystem $(TORCH)/include -DTORCH_TARGET_VERSION=0x020a000000000000 -Wno-unused-parameter
 
-$(BUILD)/model.so: $(call objects,$(KERNELS) $(MODEL))
-$(BUILD)/loops.so: $(call objects,tests/csrc/cuda_plain.cpp)
-$(BUILD)/%.so: $(BUILD)/%_library.o $(call objects,csrc/cuda/bindings.cpp csrc/cuda/level.cpp)
-	$(CXX) -shared $^ -L$(TORCH)/lib -ltorch_cpu -o $@
+$(BUILD)/operations.so: $(call objects,$(KERNELS) $(MODEL) $(wildcard csrc/cuda/*.cpp))
+	$(CXX) -shared $^ -L$(TORCH)/lib -ltorch_cpu -Wl,--no-undefined -o $@
 
-$(BUILD)/%_library.o: csrc/cuda/library.cpp
-	@mkdir -p $(@D)
-	sed 's/cmslap_cuda/cmslap_cuda_$*/' $< > $(BUILD)/$*_library.cpp
-	$(CXX) $(CXXFLAGS) $(TORCH_FLAGS) -Icsrc/cuda -MMD -c $(BUILD)/$*_library.cpp -o $@
-
-$(call objects,csrc/cuda/bindings.cpp tests/csrc/cuda_plain.cpp): CXXFLAGS += $(TORCH_FLAGS)
+$(call objects,$(wildcard csrc/cuda/*.cpp)): CXXFLAGS += $(TORCH_FLAGS) -Dcmslap_cuda=cmslap_cuda_model
 endif
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -1,8 +1,7 @@
 """Where the kernel tests run.
 
 ``triton`` and ``cuda`` are the backends on a CUDA GPU. Without one, Triton's kernels run in its interpreter, in a
-process of its own (test_interpreter.py), and the CUDA backend is built for CPU tensors: over plain loops in place of
-its kernels.
+process of its own (test_interpreter.py), and those of csrc/cuda in a model of a thread block (tests/csrc/cuda_model).
 """
 
 import dataclasses
@@ -44,8 +43,18 @@ class Place:
 
     @property
     def dtypes(self) -> tuple[torch.dtype, ...]:
-        half = (torch.bfloat16, torch.float16)
-        return (torch.float32, *half) if self.backend.name == "triton" else half
+        return (torch.float32, *cuda.DTYPES) if self.backend.name == "triton" else cuda.DTYPES
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out tests of the CUDA backend with a type it has no kernels of."""
+
+    def exists(item: pytest.Item) -> bool:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        on_cuda = parameters.get("place") in ("cuda", "model")
+        return not on_cuda or parameters.get("dtype", cuda.DTYPES[0]) in cuda.DTYPES
+
+    items[:] = filter(exists, items)
 
 
 def on_gpu(backend: Backend) -> Place:
@@ -56,17 +65,17 @@ def on_gpu(backend: Backend) -> Place:
     return Place(backend.name, backend, torch.device("cuda"))
 
 
-@pytest.fixture(params=["interpreter"] if INTERPRETED else ["loops", *ON_GPU])
+@pytest.fixture(params=["interpreter"] if INTERPRETED else ["model", *ON_GPU])
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Place:
     """Each place in turn; its backend is the one that is forced by its name."""
     if request.param in ("triton", "cuda"):
         return on_gpu({"triton": TRITON, "cuda": cuda.CUDA}[request.param])
     if request.param == "interpreter":
         return Place("interpreter", TRITON, torch.device("cpu"))
-    monkeypatch.setattr(cuda, "_kernels", cuda_on_cpu(request.param))
+    monkeypatch.setattr(cuda, "_kernels", modelled_operators())
     backend = dataclasses.replace(cuda.CUDA, missing=None, unsupported=cuda._unsupported_sizes)
     monkeypatch.setattr(choice, "BACKENDS", [backend if b is cuda.CUDA else b for b in choice.BACKENDS])
-    return Place(request.param, backend, torch.device("cpu"))
+    return Place("model", backend, torch.device("cpu"))
 
 
 @pytest.fixture
@@ -75,16 +84,16 @@ def device(place: Place) -> torch.device:
 
 
 @functools.cache
-def cuda_on_cpu(kernels: str) -> object:
-    """The operators of csrc/cuda for CPU tensors, over ``kernels``: "model" or "loops"."""
+def modelled_operators() -> object:
+    """The operators of csrc/cuda for CPU tensors, over its kernels in the model of a thread block."""
     if shutil.which("make") is None or shutil.which("g++") is None:
         pytest.skip("needs make and g++")
-    library = f"build/cuda_model/{kernels}.so"
+    library = "build/cuda_model/operations.so"
     torch_folder = Path(torch.__file__).parent
     command = ["make", "--silent", "-j2", "-f", "tests/csrc/cuda.mk", f"TORCH={torch_folder}", library]
     subprocess.run(command, cwd=ROOT, check=True)
     torch.ops.load_library(ROOT / library)
-    return getattr(torch.ops, f"cmslap_cuda_{kernels}")
+    return torch.ops.cmslap_cuda_model
 
 
 @pytest.fixture(autouse=True)

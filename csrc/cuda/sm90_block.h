@@ -12,6 +12,13 @@
 
 namespace cmslap::cuda::sm90 {
 
+// Whether kernels have bodies: those of other devices' machine code and of PTX do not, and serves() keeps callers from them.
+#if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
+constexpr bool kHopper = false;
+#else
+constexpr bool kHopper = true;
+#endif
+
 constexpr int kWarpgroup = 128;
 constexpr int kBarrierBytes = 8;
 

@@ -114,21 +114,23 @@ DEVICE void consume(const Parameters& p, const Room& room, int consumer) {
 
 template <class T>
 __global__ void __launch_bounds__(kThreads, 1) transposed_conv_kernel(const __grid_constant__ Parameters p) {
-  SHARED_MEMORY(shared);
-  const Room room{shared_address(shared)};
-  if (threadIdx.x == 0) {
-    room.boxes().init();
-    mbarrier_init(room.matrices_full(), 1);
-    fence_barrier_init();
-  }
-  __syncthreads();
-  const int warpgroup = warpgroup_index();
-  if (warpgroup == kConsumers) {
-    setmaxnreg_dec<Registers<kConsumers>::kProducer>();
-    if (threadIdx.x % kWarpgroup < 32 && elect_one()) produce(p, room);
-  } else {
-    setmaxnreg_inc<Registers<kConsumers>::kConsumer>();
-    consume<T>(p, room, warpgroup);
+  if constexpr (kHopper) {
+    SHARED_MEMORY(shared);
+    const Room room{shared_address(shared)};
+    if (threadIdx.x == 0) {
+      room.boxes().init();
+      mbarrier_init(room.matrices_full(), 1);
+      fence_barrier_init();
+    }
+    __syncthreads();
+    const int warpgroup = warpgroup_index();
+    if (warpgroup == kConsumers) {
+      setmaxnreg_dec<Registers<kConsumers>::kProducer>();
+      if (threadIdx.x % kWarpgroup < 32 && elect_one()) produce(p, room);
+    } else {
+      setmaxnreg_inc<Registers<kConsumers>::kConsumer>();
+      consume<T>(p, room, warpgroup);
+    }
   }
 }
 

@@ -120,21 +120,23 @@ DEVICE void consume(const Parameters& p, const typename S::Tiles& tiles, int win
 
 template <class T, class S>
 __global__ void __launch_bounds__(kThreads, 1) weight_gradient_kernel(const __grid_constant__ Parameters p) {
-  SHARED_MEMORY(shared);
-  const uint32_t base = shared_address(shared);
-  const typename S::Tiles tiles{base, base + S::Tiles::kRoom};
-  if (threadIdx.x == 0) {
-    tiles.init();
-    fence_barrier_init();
-  }
-  __syncthreads();
-  const int warpgroup = warpgroup_index();
-  if (warpgroup == kConsumers) {
-    setmaxnreg_dec<Registers<kConsumers>::kProducer>();
-    if (threadIdx.x % kWarpgroup < 32 && elect_one()) produce<S>(p, tiles);
-  } else {
-    setmaxnreg_inc<Registers<kConsumers>::kConsumer>();
-    consume<T, S>(p, tiles, warpgroup);
+  if constexpr (kHopper) {
+    SHARED_MEMORY(shared);
+    const uint32_t base = shared_address(shared);
+    const typename S::Tiles tiles{base, base + S::Tiles::kRoom};
+    if (threadIdx.x == 0) {
+      tiles.init();
+      fence_barrier_init();
+    }
+    __syncthreads();
+    const int warpgroup = warpgroup_index();
+    if (warpgroup == kConsumers) {
+      setmaxnreg_dec<Registers<kConsumers>::kProducer>();
+      if (threadIdx.x % kWarpgroup < 32 && elect_one()) produce<S>(p, tiles);
+    } else {
+      setmaxnreg_inc<Registers<kConsumers>::kConsumer>();
+      consume<T, S>(p, tiles, warpgroup);
+    }
   }
 }
 

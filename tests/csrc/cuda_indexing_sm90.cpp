@@ -1,28 +1,19 @@
-// Enumerates whole small problems with the index maths of the sm_90a kernels (csrc/cuda/indexing_sm90.h), without a GPU and
-// without CUDA: every pixel in one tile, every tap where the definition reads it, descriptors' fields read back as the
-// tensor cores do. Exits 1 at the first thing that is wrong.
-
-#include <algorithm>
-#include <cstdio>
-#include <cstdlib>
-#include <random>
-#include <set>
-#include <vector>
-
+// The index maths of the sm_90a kernels (csrc/cuda/indexing_sm90.h) on whole small problems: every pixel in one tile, every
+// tap where the definition reads it, descriptors' fields read back as the tensor cores do.
 #include "cuda/indexing_sm90.h"
 
+#include <algorithm>
+#include <set>
+
+#include "cuda_testing.h"
+
+namespace cmslap::cuda::testing {
 namespace {
 
-using namespace cmslap::cuda::sm90;
-
-std::mt19937 engine{std::random_device{}()};
-
-int between(int low, int high) { return std::uniform_int_distribution<int>(low, high)(engine); }
+using namespace sm90;
 
 void require(bool right, const char* what) {
-  if (right) return;
-  std::printf("wrong: %s\n", what);
-  std::exit(1);
+  if (!right) throw std::runtime_error(what);
 }
 
 void test_tiles(int batch, int height, int width, int rows, int columns) {
@@ -139,7 +130,7 @@ void test_phases() {
   require(taps_of == std::vector<int>({4, 2, 2, 1}), "taps of the phases");
 }
 
-void test_matrix_rows() {
+TEST(sm90_index_accumulators) {
   std::set<uint32_t> rows;
   for (int warp = 0; warp < 4; ++warp)
     for (int matrix = 0; matrix < 4; ++matrix) {
@@ -156,23 +147,24 @@ void test_matrix_rows() {
   require(rows.size() == 16 * 8, "16 pixels of 64 channels, each piece once");
 }
 
-}  // namespace
-
-int main() {
-  for (int round = 0; round < 20; ++round) {
-    test_tiles(between(1, 3), between(1, 70), between(1, 70), between(1, 33), between(1, 17));
-    test_shares(between(0, 1000), between(1, 140));
-    test_window<Window<1, 32, 8>>();
-    test_window<Window<1, 16, 8>>();
-    test_window<Window<1, 16, 8, true>>();
-    test_window<Window<2, 16, 8>>();
-    test_window<Window<2, 16, 8, true>>();
-    test_window<Window<1, 8, 16>>();
-    test_window<Window<1, 8, 16, true>>();
-    test_window<Window<2, 4, 16>>();
-    test_window<Window<2, 4, 16, true>>();
-    test_phases<Phases<16, 8>>();
-  }
-  test_matrix_rows();
-  std::printf("sm_90a index maths: right\n");
+TEST(sm90_index_tiles) {
+  test_tiles(between(1, 3), between(1, 70), between(1, 70), between(1, 33), between(1, 17));
+  test_shares(between(0, 1000), between(1, 140));
 }
+
+TEST(sm90_index_windows) {
+  test_window<Window<1, 32, 8>>();
+  test_window<Window<1, 16, 8>>();
+  test_window<Window<1, 16, 8, true>>();
+  test_window<Window<2, 16, 8>>();
+  test_window<Window<2, 16, 8, true>>();
+  test_window<Window<1, 8, 16>>();
+  test_window<Window<1, 8, 16, true>>();
+  test_window<Window<2, 4, 16>>();
+  test_window<Window<2, 4, 16, true>>();
+}
+
+TEST(sm90_index_phases) { test_phases<Phases<16, 8>>(); }
+
+}  // namespace
+}  // namespace cmslap::cuda::testing

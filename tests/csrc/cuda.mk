@@ -1,0 +1,21 @@
+# The CUDA kernels and their tests in the model of a thread block, for any C++ compiler. From the root of the repository:
+#   make -f tests/csrc/cuda.mk [BUILD=folder] [SANITIZE=address,undefined]
+BUILD ?= build/cuda_model
+CXX ?= g++
+CXXFLAGS := -std=c++17 -O2 -g1 -fPIC -Wall -Wextra -Wno-unknown-pragmas -Icsrc -Itests/csrc -Itests/csrc/cuda_model \
+	$(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-sanitize-recover=all)
+
+KERNELS := $(wildcard csrc/cuda/*.cu)
+MODEL := $(wildcard tests/csrc/cuda_model/*.cpp)
+TESTS := tests/csrc/cuda_testing.cpp tests/csrc/cuda_kernels.cpp tests/csrc/cuda_pictures.cpp
+
+objects = $(patsubst %,$(BUILD)/%.o,$(1))
+
+$(BUILD)/cuda_tests: $(call objects,$(KERNELS) $(MODEL) $(TESTS))
+	$(CXX) $(CXXFLAGS) $^ -o $@
+
+$(BUILD)/%.o: %
+	@mkdir -p $(@D)
+	$(CXX) $(CXXFLAGS) -MMD -x c++ -c $< -o $@
+
+-include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -1,0 +1,133 @@
+// What tests of CUDA code in the model need: fresh random data, guarded memory, comparison with float64, and runs in every
+// order and timing the model knows.
+#pragma once
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cuda/kernels.h"
+#include "cuda_model/instructions.h"
+
+namespace cmslap::cuda::testing {
+
+// ---- Words ----
+
+// Says what is being tested, for whoever reads of a failure.
+void describe(const std::string& what);
+std::string format(const char* format, ...) __attribute__((format(printf, 1, 2)));
+
+// ---- Random choices ----
+
+inline std::mt19937 generator;
+
+inline int between(int first, int last) { return std::uniform_int_distribution<int>(first, last)(generator); }
+inline bool coin() { return between(0, 1) == 1; }
+template <class Value>
+Value one_of(const std::vector<Value>& values) {
+  return values[between(0, static_cast<int>(values.size()) - 1)];
+}
+
+// ---- Numbers of 16 bits ----
+
+inline double decode(Type type, uint16_t word) {
+  return type == Type::kBFloat16 ? model::from_bfloat16(word) : model::from_float16(word);
+}
+inline uint16_t encode(Type type, double value) {
+  return type == Type::kBFloat16 ? model::to_bfloat16(static_cast<float>(value)) : model::to_float16(static_cast<float>(value));
+}
+inline double unit(Type type) { return type == Type::kBFloat16 ? 0x1p-8 : 0x1p-11; }  // of rounding, relative
+
+// ---- Memory between pages that nobody may touch ----
+
+template <class Element>
+class Buffer {
+ public:
+  explicit Buffer(int64_t count) : count_(count) {
+    const size_t page = sysconf(_SC_PAGESIZE), bytes = count * sizeof(Element);
+    inner_ = (bytes + page - 1) / page * page;
+    mapped_ = inner_ + 2 * page;
+    pages_ = static_cast<uint8_t*>(mmap(nullptr, mapped_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    if (pages_ == MAP_FAILED) throw std::bad_alloc();
+    mprotect(pages_ + page, inner_, PROT_READ | PROT_WRITE);
+    data_ = reinterpret_cast<Element*>(pages_ + page + (inner_ - bytes) / 16 * 16);
+    std::memset(pages_ + page, kGuard, inner_);
+    std::memset(data_, 0xff, bytes);  // NaN of every type
+  }
+  Buffer(const Buffer&) = delete;
+  ~Buffer() { munmap(pages_, mapped_); }
+
+  Element* data() { return data_; }
+  int64_t size() const { return count_; }
+  Element& operator[](int64_t i) { return data_[i]; }
+  const Element& operator[](int64_t i) const { return data_[i]; }
+
+  void read_only() { mprotect(pages_ + (mapped_ - inner_) / 2, inner_, PROT_READ); }
+
+  // The end lies within 16 bytes of a forbidden page; what of the pages is not data must be as it was.
+  void check_guards() const {
+    const uint8_t* const first = pages_ + (mapped_ - inner_) / 2;
+    const uint8_t* const begin = reinterpret_cast<const uint8_t*>(data_);
+    const uint8_t* const end = begin + count_ * sizeof(Element);
+    for (const uint8_t* p = first; p < first + inner_; ++p)
+      if ((p < begin || p >= end) && *p != kGuard)
+        throw std::runtime_error("wrote outside its output, at " + std::to_string(p < begin ? p - begin : p - end));
+  }
+
+ private:
+  static constexpr uint8_t kGuard = 0xa5;
+  int64_t count_;
+  size_t inner_, mapped_;
+  uint8_t* pages_;
+  Element* data_;
+};
+
+inline double normal(double scale) { return std::normal_distribution<double>(0, scale)(generator); }
+
+// ---- Comparison ----
+
+// |got - want| within `relative` of |want|, of the typical |want|, and of slack[i] where given. NaN is never within.
+inline void check_close(const std::string& name, const std::vector<double>& got, const std::vector<double>& want,
+                        double relative, const std::vector<double>& slack = {}) {
+  if (got.size() != want.size()) throw std::logic_error(name + ": sizes differ");
+  double squares = 0;
+  for (const double value : want) squares += value * value;
+  const double typical = want.empty() ? 0 : std::sqrt(squares / want.size());
+  for (size_t i = 0; i < want.size(); ++i) {
+    const double allowed = relative * (std::fabs(want[i]) + 0.5 * typical + (slack.empty() ? 0 : slack[i])) + 1e-30;
+    if (std::fabs(got[i] - want[i]) <= allowed) continue;
+    throw std::runtime_error(
+        format("%s[%zu of %zu] is %g, not %g within %g", name.c_str(), i, want.size(), got[i], want[i], allowed));
+  }
+}
+
+// ---- Tests ----
+
+struct Test {
+  std::string name;
+  std::function<void()> run;
+};
+std::vector<Test>& tests();
+struct Register {
+  Register(const char* name, void (*run)()) { tests().push_back({name, run}); }
+};
+#define TEST(name)                                                        \
+  static void name();                                                     \
+  static const ::cmslap::cuda::testing::Register register_##name(#name, name); \
+  static void name()
+
+inline void set_timing(int which) {
+  model::options.late = which & 1;
+  model::options.descending = which & 2;
+}
+constexpr int kTimings = 4;
+
+}  // namespace cmslap::cuda::testing

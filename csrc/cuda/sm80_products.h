@@ -46,13 +46,13 @@ struct HaloCopy {
   }
   DEVICE void part(int number) const {
     const int pixel = number * kPixels + threadIdx.x / kPieces;
-    if (pixel >= pixels) return;
     // of the widths there are, so that no division is left
     const int i = width == kTileWidth ? pixel / kTileWidth : width == 17 ? pixel / 17 : pixel / 18, j = pixel - i * width;
     const int y = top + step * i, x = left + step * j;
     const bool valid = y >= 0 && y < map.height && x >= 0 && x < map.width && channels_inside;
     const int place = y * map.width + x;
-    cp_async_16(to + halo_offset(i, j, threadIdx.x % kPieces), image + (valid ? int64_t{place} * map.channels : 0), valid);
+    cp_async_16_if(pixel < pixels, to + halo_offset(i, j, threadIdx.x % kPieces),
+                   image + (valid ? int64_t{place} * map.channels : 0), valid);
   }
   DEVICE void all() const {
     for (int number = 0; number * kPixels < pixels; ++number) part(number);

@@ -49,7 +49,8 @@ struct TileCopy {
 
   DEVICE void part(int number) const {
     const bool of_left = number < kLeftParts;
-    const int pixel = (of_left ? number : number - kLeftParts) * kPixels + threadIdx.x / kGradientPieces;
+    const int thread = afresh(threadIdx.x);  // the sums leave no registers for the places of a thread's pixels
+    const int pixel = (of_left ? number : number - kLeftParts) * kPixels + thread / kGradientPieces;
     if (of_left)
       copy<1>(pixel, Halo::kRows, kTileWidth, p.left, row, p.rows, 0, to,
               [](int y, int x, int piece) { return left_offset(y, x, piece); });
@@ -67,13 +68,13 @@ struct TileCopy {
   template <int kScale, class Offset>
   DEVICE void copy(int pixel, int height, int width, const uint16_t* map, int channel, int channels, int padding, uint32_t start,
                    Offset offset) const {
-    if (pixel >= height * width || !wanted) return;
     const int i = pixel / width, j = pixel - i * width;
     const int y = kScale * tile.top - padding + i, x = kScale * tile.left - padding + j;
     const bool valid = y >= 0 && y < kScale * p.height && x >= 0 && x < kScale * p.width && channel < channels;
-    const int64_t row = (int64_t{blockIdx.y} * p.batch + tile.image) * (kScale * p.height) + y;
-    const int64_t element = valid ? (row * (kScale * p.width) + x) * channels + channel : 0;
-    cp_async_16(start + offset(i, j, threadIdx.x % kGradientPieces), map + element, valid);
+    const int64_t image = int64_t{blockIdx.y} * p.batch + tile.image;
+    const int64_t first = image * (kScale * kScale * p.height * p.width), place = y * (kScale * p.width) + x;
+    const int64_t element = valid ? (first + place) * channels + channel : 0;
+    cp_async_16_if(wanted && pixel < height * width, start + offset(i, j, threadIdx.x % kGradientPieces), map + element, valid);
   }
 };
 

@@ -58,12 +58,13 @@ class Build(BuildExtension):
         super().finalize_options()
         self.no_cuda = why_no_cuda()
         if self.no_cuda is not None:
-            if os.environ.get("CMSLAP_CUDA") == "1":
-                raise SystemExit(f"CMSLAP_CUDA=1, but {self.no_cuda}")
-            print(f"building without the CUDA kernels: {self.no_cuda}", file=sys.stderr)
             self.extensions = [extension for extension in self.extensions if extension.name != CUDA]
 
     def run(self) -> None:
+        if self.no_cuda is not None:
+            if os.environ.get("CMSLAP_CUDA") == "1":
+                raise SystemExit(f"CMSLAP_CUDA=1, but {self.no_cuda}")
+            print(f"building without the CUDA kernels: {self.no_cuda}", file=sys.stderr)
         super().run()
         library = Path(self.get_ext_fullpath(CUDA))
         note = library.with_suffix(".txt")  # for `cmslap info`

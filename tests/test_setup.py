@@ -73,7 +73,7 @@ def test_without_nvcc_the_rest_is_built_and_the_reason_noted(setup, tmp_path, mo
 def test_required_but_impossible(setup, tmp_path, monkeypatch):
     monkeypatch.setenv("CMSLAP_CUDA", "1")
     with pytest.raises(SystemExit, match="CMSLAP_CUDA=1, but nvcc was not found"):
-        build_command(setup, tmp_path)
+        build_command(setup, tmp_path).run()
 
 
 def test_architectures(setup):

@@ -32,7 +32,7 @@ def test_nvcc_is_missing(setup):
     assert "nvcc was not found" in setup.why_no_cuda()
 
 
-@pytest.mark.parametrize(("release", "reason"), [("13.0", None), ("12.0", None), ("11.8", "version 11.8, and 12.0 is")])
+@pytest.mark.parametrize(("release", "reason"), [("13.0", None), ("12.5", None), ("11.8", "version 11.8, and 12.5 is")])
 def test_nvcc_is_there(setup, tmp_path, release, reason):
     install_nvcc(tmp_path, release)
     found = setup.why_no_cuda()

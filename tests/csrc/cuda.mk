@@ -7,7 +7,7 @@ CXXFLAGS := -std=c++17 -O2 -g1 -fPIC -Wall -Wextra -Wno-unknown-pragmas -Icsrc -
 
 KERNELS := $(wildcard csrc/cuda/*.cu)
 MODEL := $(wildcard tests/csrc/cuda_model/*.cpp)
-TESTS := tests/csrc/cuda_testing.cpp tests/csrc/cuda_kernels.cpp tests/csrc/cuda_pictures.cpp
+TESTS := $(addprefix tests/csrc/,cuda_testing.cpp cuda_model_test.cpp cuda_instructions.cpp cuda_instructions_sm90.cpp cuda_kernels.cpp cuda_pictures.cpp)
 
 objects = $(patsubst %,$(BUILD)/%.o,$(1))
 

@@ -51,5 +51,5 @@ dist: install
 	$(BIN)/python -m build --no-isolation
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis cmslap/*.so
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis cmslap/*.so cmslap/_CUDA.txt
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -20,7 +20,9 @@ def program(tmp_path_factory) -> Path:
     return ROOT / "build" / "cuda_model" / "cuda_tests"
 
 
-@pytest.mark.parametrize("part", ["sm80", "sm90", "model", "packing", "activation", "sums", "reduced", "picture", "residual"])
+@pytest.mark.parametrize(
+    "part", ["sm80", "sm90", "model", "packing", "activation", "sums", "reduced", "picture", "residual"]
+)
 def test_in_the_model(program, part):
     run = subprocess.run([program, part], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr

@@ -30,7 +30,7 @@ if importlib.util.find_spec("cmslap.kernels") is None:  # a source tree that is 
     cmslap.__path__.append(str(ROOT))
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-ON_GPU = [pytest.param(name, marks=pytest.mark.cuda) for name in ("triton", "cuda")]
+ON_GPU = [pytest.param(name, marks=pytest.mark.cuda) for name in ("cuda", "triton")]
 
 
 @dataclasses.dataclass(frozen=True)

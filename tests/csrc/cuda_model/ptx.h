@@ -103,6 +103,9 @@ void setmaxnreg_dec() {
 inline void cp_async_16(uint32_t destination, const void* source, bool valid) {
   model::cp_async(destination, source, valid);
 }
+inline void cp_async_16_if(bool wanted, uint32_t destination, const void* source, bool valid) {
+  if (wanted) cp_async_16(destination, source, valid);
+}
 inline void cp_async_commit() { model::cp_async_commit(); }
 template <int kPending>
 void cp_async_wait() {
@@ -167,6 +170,7 @@ template <int kPending>
 void wgmma_wait() {
   model::wgmma_wait(kPending);
 }
+inline int afresh(int value) { return value; }
 template <int kCount>
 void fence_registers(float (&)[kCount]) {}
 template <class T, int kN, int kTransA = 0, int kTransB = 0>

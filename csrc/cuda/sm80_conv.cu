@@ -331,7 +331,7 @@ void transposed_conv_gradient(const TransposedConvGradient& g, cudaStream_t stre
                          Tiling(0, 1, 1, 1, 1),
                          words(g.matrices),
                          false,
-                         g.slope,
+                         g.saved != nullptr ? g.slope : 1.0f,
                          nullptr,
                          nullptr,
                          words(g.saved),

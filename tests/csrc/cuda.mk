@@ -2,6 +2,7 @@
 #   make -f tests/csrc/cuda.mk [BUILD=folder] [SANITIZE=address,undefined]
 # With TORCH=folder, where PyTorch's include/ and lib/ are, also $(BUILD)/operations.so: all of csrc/cuda for CPU tensors, with its
 # operators in a namespace of their own, cmslap_cuda_model.
+# $(BUILD)/native is the same tests for this machine's own GPU, compiled by nvcc.
 BUILD ?= build/cuda_model
 CXX ?= g++
 CXXFLAGS := -std=c++17 -O2 -g1 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-unknown-pragmas -Icsrc -Itests/csrc -Itests/csrc/cuda_model \
@@ -28,5 +29,17 @@ $(BUILD)/operations.so: $(call objects,$(KERNELS) $(MODEL) $(wildcard csrc/cuda/
 
 $(call objects,$(wildcard csrc/cuda/*.cpp)): CXXFLAGS += $(TORCH_FLAGS) -Dcmslap_cuda=cmslap_cuda_model
 endif
+
+NVCC ?= $(or $(shell command -v nvcc),/usr/local/cuda/bin/nvcc)
+NVCCFLAGS := -std=c++17 -O3 -lineinfo -Icsrc -Itests/csrc
+HOPPER := -gencode=arch=compute_90a,code=sm_90a
+EVERY := -gencode=arch=compute_80,code=[sm_80,compute_80] $(HOPPER)
+
+$(BUILD)/native: $(patsubst %,$(BUILD)/%.native.o,$(KERNELS) $(filter-out %/cuda_model_test.cpp,$(TESTS)))
+	$(NVCC) $(EVERY) $^ -o $@
+
+$(BUILD)/%.native.o: %
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCCFLAGS) $(if $(findstring sm90,$<),$(HOPPER),$(EVERY)) -MMD -x cu -c $< -o $@
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -86,6 +86,22 @@ DEVICE void setmaxnreg_dec() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
+// ---- 16 bytes of global memory in one access; the compiler may part an assignment of uint4 ----
+
+DEVICE uint4 load_16(const void* source) {
+  uint4 value;
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(__cvta_generic_to_global(source))
+               : "memory");
+  return value;
+}
+DEVICE void store_16(void* destination, const uint4& value) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(destination)), "r"(value.x),
+               "r"(value.y), "r"(value.z), "r"(value.w)
+               : "memory");
+}
+
 // ---- Copies of 16 bytes from global to shared memory ----
 
 // Writes zeros, and reads nothing, where `valid` is false.

@@ -32,12 +32,6 @@ struct ConvParameters {
   float* sums;
 };
 
-// Bytes of shared memory.
-template <int kRows>
-constexpr int kHaloBytes = (kRowGroups * kRows + 2) * kPitch * kRowBytes;
-template <int kRows>
-constexpr int kSharedBytes = 2 * (kMatricesBytes + kHaloBytes<kRows>);
-
 // One turn of the pipeline: a phase of a slice of input channels of a tile. Stride 1 has one phase, stride 2 four.
 template <int kPhases>
 struct Step {
@@ -129,7 +123,7 @@ struct Results {
     for (int r = 0; r < kRows; ++r)
 #pragma unroll
       for (int half = 0; half < 2; ++half)
-        if (inside(r, half)) values[r][half] = *reinterpret_cast<const uint4*>(map + element(r, half));
+        if (inside(r, half)) values[r][half] = load_16(map + element(r, half));
   }
 };
 
@@ -202,7 +196,7 @@ DEVICE void write_sums(const ConvParameters& p, float (&column_sums)[8], const P
 template <class T, int kRows, int kStride>
 __global__ void __launch_bounds__(kThreads, 1) conv_kernel(const __grid_constant__ ConvParameters p) {
   SHARED_MEMORY(smem);
-  constexpr int kPhases = kStride * kStride;
+  constexpr int kPhases = kStride * kStride, kHaloBytes = halo_bytes(kRows, 2);
   const uint32_t matrices = shared_address(smem), halos = matrices + 2 * kMatricesBytes;
   const int block_channel = blockIdx.y * kBlockChannels;
   const int slices = int(ceil_div(p.x.channels, kSliceChannels));
@@ -219,7 +213,7 @@ __global__ void __launch_bounds__(kThreads, 1) conv_kernel(const __grid_constant
   };
   const auto halo_copy = [&](const Step<kPhases>& step, int turn) {
     const Window window = kStride == 1 ? whole_window() : phase_window(step.phase);
-    return Copy(halos + turn % 2 * kHaloBytes<kRows>, p.x, step.tile, window, step.slice * kSliceChannels,
+    return Copy(halos + turn % 2 * kHaloBytes, p.x, step.tile, window, step.slice * kSliceChannels,
                 step.number < p.tiles.count);
   };
 
@@ -252,7 +246,7 @@ __global__ void __launch_bounds__(kThreads, 1) conv_kernel(const __grid_constant
     if (last && first_operand != nullptr)
       Results<kRows>(p, step.tile, place, block_channel).load(first_operand, operand);
     if (busy)
-      multiply_phase<T, kRows, kStride>(step.phase, halos + turn % 2 * kHaloBytes<kRows>,
+      multiply_phase<T, kRows, kStride>(step.phase, halos + turn % 2 * kHaloBytes,
                                         matrices + turn / kPhases % 2 * kMatricesBytes, place,
                                         p.x.channels - step.slice * kSliceChannels, copy, sums);
     else
@@ -280,7 +274,7 @@ static Cut cut(Size size, int out) {
     const Tiling tiles(size.batch, size.height, size.width, kRowGroups * rows, kTileWidth);
     return int(ceil_div(tiles.count, room));
   };
-  const bool tall_fits = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) >= kSharedBytes<4>;
+  const bool tall_fits = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) >= conv_shared_bytes(4, 2);
   const int rows = tall_fits && 4 * turns(4) <= 2.5 * turns(2) ? 4 : 2;  // a short tile takes a quarter more a pixel
   const Tiling tiles(size.batch, size.height, size.width, kRowGroups * rows, kTileWidth);
   return {rows, std::min(tiles.count, room)};
@@ -290,7 +284,7 @@ template <class T, int kRows, int kStride>
 static void launch_conv(ConvParameters p, Size size, int blocks, cudaStream_t stream) {
   p.tiles = Tiling(size.batch, size.height, size.width, kRowGroups * kRows, kTileWidth);
   const dim3 grid(blocks, unsigned(ceil_div(p.out, kBlockChannels)));
-  launch(conv_kernel<T, kRows, kStride>, grid, dim3(kThreads), kSharedBytes<kRows>, stream, p);
+  launch(conv_kernel<T, kRows, kStride>, grid, dim3(kThreads), conv_shared_bytes(kRows, 2), stream, p);
 }
 
 template <int kStride>

@@ -8,9 +8,7 @@
 
 namespace cmslap::cuda::sm80 {
 
-constexpr int kWarps = 8;
-constexpr int kThreads = 32 * kWarps;
-constexpr int kRowGroups = 4;  // of a tile: warp w has rows group w / 2 and output channels 32·(w % 2) to + 31 of the block's 64
+constexpr int kThreads = 32 * 2 * kRowGroups;
 
 struct Map {  // of the input
   const uint16_t* data;
@@ -83,8 +81,8 @@ struct Place {
 
   DEVICE explicit Place(int rows_of_warp) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    row = warp / 2 * rows_of_warp;
-    channel = warp % 2 * kWarpChannels;
+    row = row_group_of_warp(warp) * rows_of_warp;
+    channel = channel_of_warp(warp);
 #pragma unroll
     for (int l = 0; l < 3; ++l) pixels[l] = halo_offset(row, pixel_of_lane(lane) + l, pixel_piece_of_lane(lane));
     matrix = swizzled(channel + row_of_lane(lane), row_piece_of_lane(lane));

@@ -25,11 +25,7 @@ struct TransposedConvParameters {
 };
 
 constexpr int kUpRows = 2;  // of a warp
-constexpr int kUpHaloBytes = (kRowGroups * kUpRows + 1) * kPitch * kRowBytes;
-constexpr int kUpSharedBytes = 2 * (kMatricesBytes + kUpHaloBytes);
-
-// The halo tile: a row above and a column to the left.
-HOST_DEVICE constexpr Window up_window() { return {2, 2, 1, -1, -1, 0, 0, 0}; }
+constexpr int kUpHaloBytes = halo_bytes(kUpRows, 1);
 
 using PhaseSums = float[4][kUpRows][4][4];
 
@@ -140,7 +136,7 @@ void transposed_conv(const TransposedConv& c, cudaStream_t stream) {
   const int room = std::max(1, device_attribute(cudaDevAttrMultiProcessorCount) / channel_blocks);
   const dim3 grid(std::min(tiles.count, room), channel_blocks);
   launch(c.type == Type::kBFloat16 ? transposed_conv_kernel<BFloat16> : transposed_conv_kernel<Float16>, grid, dim3(kThreads),
-         kUpSharedBytes, stream, p);
+         conv_shared_bytes(kUpRows, 1), stream, p);
 }
 
 }  // namespace cmslap::cuda::sm80

@@ -225,8 +225,8 @@ template <class T, int kStride>
 static void launch_gradient(const WeightGradient& g, cudaStream_t stream) {
   const WeightGradientParameters p{g.size.batch,  g.size.height, g.size.width, g.rows,    g.columns,
                                    tiles(g),      words(g.left), words(g.right), g.accumulate, g.partials};
-  constexpr int kBytes = 2 * (RightHalo<kStride>::kLeftBytes + RightHalo<kStride>::kBytes);
-  launch(weight_gradient_kernel<T, kStride>, dim3(g.splits, g.maps, channel_blocks(g)), dim3(kGradientThreads), kBytes, stream, p);
+  launch(weight_gradient_kernel<T, kStride>, dim3(g.splits, g.maps, channel_blocks(g)), dim3(kGradientThreads),
+         RightHalo<kStride>::kSharedBytes, stream, p);
 }
 
 void weight_gradient(const WeightGradient& g, cudaStream_t stream) {

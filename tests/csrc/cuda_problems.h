@@ -20,7 +20,8 @@ struct Problem {
 };
 
 inline Problem random_problem(const std::vector<int>& channels) {
-  static const std::vector<std::pair<int, int>> kSizes = {{1, 1}, {1, 2}, {3, 5}, {17, 9}, {9, 17}, {16, 16}, {5, 33}, {34, 8}, {2, 65}};
+  static const std::vector<std::pair<int, int>> kSizes = {{1, 1},   {1, 2},  {3, 5},  {17, 9}, {9, 17},
+                                                          {16, 16}, {5, 33}, {34, 8}, {2, 65}};
   const auto [height, width] = one_of(kSizes);
   set_multiprocessors(between(1, 4));
   return {coin() ? Type::kBFloat16 : Type::kFloat16, {between(1, 3), height, width}, one_of(channels), one_of(channels),

@@ -22,7 +22,7 @@ from cmslap.files import replacing
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 FOUND = 9  # the exit status that means: the tool found something
-PROGRAM = "build/cuda_model/native"
+PROGRAM = "build/cuda_native/cuda_tests"
 BUILD = ("make", "--silent", f"-j{os.cpu_count()}", "-f", "tests/csrc/cuda.mk", PROGRAM)
 
 

@@ -10,8 +10,8 @@ namespace {
 template <class Kernel, class... Arguments>
 void expect_failure(const char* what, Kernel kernel, int threads, const Arguments&... arguments) {
   std::string said;
-  for (int run = 0; run < kRuns; ++run) {
-    prepare_run(run);
+  for (int timing = 0; timing < kTimings; ++timing) {
+    set_timing(timing);
     try {
       launch(kernel, dim3(1), dim3(threads), 4096, nullptr, arguments...);
     } catch (const model::Failure& failure) {
@@ -25,8 +25,8 @@ void expect_failure(const char* what, Kernel kernel, int threads, const Argument
 template <class Kernel>
 void expect_poison(Kernel kernel, int threads) {
   bool poisoned = false;
-  for (int run = 0; run < kRuns; ++run) {
-    prepare_run(run);
+  for (int timing = 0; timing < kTimings; ++timing) {
+    set_timing(timing);
     Buffer<float> out(threads);
     launch(kernel, dim3(1), dim3(threads), 4096, nullptr, out.data());
     for (int i = 0; i < threads; ++i) poisoned |= std::isnan(out[i]);
@@ -224,8 +224,8 @@ TEST(model_finds_wrong_uses_of_wgmma) {
   expect_failure("wgmma without wgmma_fence", multiply_kernel<false, true, false>, 128, out.data());
   expect_failure("wrote an accumulator that wgmma was adding to", multiply_kernel<true, true, true>, 128, out.data());
   expect_poison(multiply_kernel<true, false, false>, 128);
-  for (int run = 0; run < kRuns; ++run) {
-    prepare_run(run);
+  for (int timing = 0; timing < kTimings; ++timing) {
+    set_timing(timing);
     launch(multiply_kernel<true, true, false>, dim3(1), dim3(128), 4096, nullptr, out.data());
     for (int i = 0; i < 128; ++i)
       if (out[i] != 0) throw std::runtime_error("the right kernel is taken for a wrong one");

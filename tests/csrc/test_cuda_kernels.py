@@ -31,4 +31,4 @@ def test_in_the_model():
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_on_the_gpu():
-    run("build/cuda_model/native", "nvcc")
+    run("build/cuda_native/cuda_tests", "nvcc")

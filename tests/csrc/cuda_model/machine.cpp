@@ -152,6 +152,7 @@ void resume(Fiber& fiber) {
   switch_stack(machine.scheduler, fiber.stack);
 }
 
+// Which of `count` lanes or warps is the i-th to run.
 int in_turn(int i, int count) { return options.descending ? count - 1 - i : i; }
 
 // Runs the lanes of a warp as far as they come; one warp far ahead of the others shows missing barriers.
@@ -285,12 +286,13 @@ void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<vo
   gridDim = grid;
   blockDim = block;
   resize_shared_memory(shared_bytes);
-  for (unsigned z = 0; z < grid.z; ++z)
-    for (unsigned y = 0; y < grid.y; ++y)
-      for (unsigned x = 0; x < grid.x; ++x) {
-        blockIdx = {x, y, z};
-        run_block(shared_bytes);
-      }
+  const int64_t blocks = int64_t{grid.x} * grid.y * grid.z;
+  for (int64_t i = 0; i < blocks; ++i) {
+    const uint64_t block_index = options.descending ? blocks - 1 - i : i;
+    blockIdx = {static_cast<unsigned>(block_index % grid.x), static_cast<unsigned>(block_index / grid.x % grid.y),
+                static_cast<unsigned>(block_index / grid.x / grid.y)};
+    run_block(shared_bytes);
+  }
 }
 
 Thread& this_thread() { return *machine.running; }

@@ -19,7 +19,7 @@ struct Options {
   // Asynchronous work is done at once, or as late as the kernel's waits allow. Early finds what reads memory before its
   // data is there; late finds missing waits, which then see poison, and memory reused too soon.
   bool late = false;
-  bool descending = false;  // warps, lanes and loads of the copy engine take turns from the last to the first
+  bool descending = false;  // blocks, warps, lanes and loads of the copy engine: from the last to the first
   int multiprocessors = 3;
   int compute_capability = 90;
 };

@@ -1,8 +1,10 @@
 # make install   .venv with the package (editable) and all that its tests need
 # make demo      enlarges photographs, trains a small network for a minute; results in demo/
 # make test      the tests; those that need a CUDA GPU skip themselves without one
-# make sanitize  the CPU kernels under the address, undefined behaviour and thread sanitizers
+# make sanitize  the CPU kernels under the address, undefined behaviour and thread sanitizers; the CUDA kernels in their model
+#                under the first two
 # make gpu       on a machine with a CUDA GPU: builds, tests and measures, offline, in under ten minutes; GPU_OUT=folder
+# make gpu-sanitize  the CUDA kernels under compute-sanitizer, on such a machine; into sanitizer.json beside the rest
 # make lint      style
 # make dist      sdist and wheel in dist/
 # make clean     removes what the others made, .venv included
@@ -14,7 +16,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 KERNEL_TEST := tests/csrc/kernels.cpp $(filter-out %/bindings.cpp,$(wildcard csrc/cpu/*.cpp))
 
-.PHONY: install demo test sanitize gpu lint dist clean
+.PHONY: install demo test sanitize gpu gpu-sanitize lint dist clean
 
 install: $(VENV)/installed
 
@@ -38,10 +40,15 @@ sanitize:
 			$(KERNEL_TEST) -pthread -o build/kernel_test; \
 		for isa in avx512_bf16 avx512 avx2 portable; do CMSLAP_ISA=$$isa build/kernel_test; done; \
 	done
+	$(MAKE) -f tests/csrc/cuda.mk BUILD=build/cuda_sanitized SANITIZE=address,undefined
+	build/cuda_sanitized/cuda_tests --cases 2
 
 # The PyTorch of $(PYTHON) itself: the one that fits the machine's driver, and no download.
 gpu:
 	$(PYTHON) -m bench.gpu $(if $(GPU_OUT),--out "$(GPU_OUT)")
+
+gpu-sanitize:
+	$(PYTHON) -m bench.sanitizer $(if $(GPU_OUT),--json "$(GPU_OUT)/sanitizer.json")
 
 lint: install
 	$(BIN)/ruff check .
@@ -51,5 +58,5 @@ dist: install
 	$(BIN)/python -m build --no-isolation
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis cmslap/*.so
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis cmslap/*.so cmslap/_CUDA.txt
 	find . -name __pycache__ -prune -exec rm -rf {} +

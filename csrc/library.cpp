@@ -1,4 +1,5 @@
-// The one list of the extension's operations: their schemas and the kernels behind them.
+// The list of cmslap/_C.so's operations: their schemas and the CPU kernels behind them. csrc/cuda/library.cpp lists those of the
+// CUDA kernels in the same way.
 //
 // Only the LibTorch stable ABI is used (torch/csrc/stable, torch/headeronly) and nothing of CPython's, so one
 // binary serves every later version of both. Python loads it with torch.ops.load_library. Callers outside

@@ -39,7 +39,13 @@ def test_sdist_has_all_that_builds_and_tests_it(built):
     (path,) = built.glob("*.tar.gz")
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    tracked = {"csrc/library.cpp", "csrc/cpu/kernels.h", "kernels/__init__.py", "cmslap/ops/reference.py"}
+    tracked = {
+        "csrc/library.cpp",
+        "csrc/cpu/kernels.h",
+        "csrc/cuda/dispatch.cu",
+        "kernels/__init__.py",
+        "cmslap/ops/reference.py",
+    }
     beside = {"setup.py", "pyproject.toml", "LICENSE", "constraints.txt", "Makefile", "tests/conftest.py"}
     assert tracked | beside <= names
     assert {str(config.relative_to(ROOT)) for config in (ROOT / "cmslap").rglob("*.toml")} <= names
@@ -54,13 +60,18 @@ def test_wheel_has_the_package_and_its_data_only(built):
     assert not [name for name in names if not name.startswith("cmslap/") or name.endswith((".cpp", ".h", ".cu"))]
 
 
-@pytest.mark.skipif(extension.MISSING is not None, reason=str(extension.MISSING))
-@pytest.mark.skipif(shutil.which("nm") is None, reason="nm lists the extension's symbols")
-def test_extension_uses_the_stable_abi_alone():
-    listing = subprocess.run(
-        ["nm", "-D", "--undefined-only", extension.LIBRARY], capture_output=True, text=True, check=True
-    )
+@pytest.mark.parametrize(
+    ("library", "missing"),
+    [(extension.LIBRARY, extension.MISSING), (extension.CUDA_LIBRARY, extension.CUDA_MISSING)],
+    ids=["cpu", "cuda"],
+)
+@pytest.mark.skipif(shutil.which("nm") is None, reason="nm lists a library's symbols")
+def test_libraries_use_the_stable_abi_alone(library, missing):
+    if missing is not None:
+        pytest.skip(missing)
+    listing = subprocess.run(["nm", "-D", "--undefined-only", library], capture_output=True, text=True, check=True)
     symbols = re.findall(r" [Uw] (\w+)", listing.stdout)
     assert any(symbol.startswith("aoti_torch_") for symbol in symbols)
-    # CPython's symbols begin with Py, PyTorch's unstable ones are C++ names in at::, c10:: and torch::.
-    assert not [symbol for symbol in symbols if re.match(r"_?Py|_ZNK?(2at|3c10|5torch)", symbol)]
+    # CPython's symbols begin with Py, PyTorch's unstable ones are C++ names in at::, c10:: and torch::. CUDA's runtime
+    # is inside the library, and looks for the driver when first called.
+    assert not [symbol for symbol in symbols if re.match(r"_?Py|_ZNK?(2at|3c10|5torch)|cu[A-Z]|cuda[A-Z]", symbol)]

@@ -49,3 +49,15 @@ class Backend:
         if operation.name not in self.forward:
             return f"no {operation.name} kernel"
         return self.unsupported(operation, arguments)
+
+
+def saved_maps(recursions: int, recompute: bool, weights: Tensor) -> int:
+    """How many activations a recursive embedding keeps: the input of every convolution, or of every recursion."""
+    return recursions * (1 if recompute else weights.shape[0])
+
+
+def saved_shape(operation: Operation, arguments: Arguments) -> tuple[int, ...]:
+    """[maps, N, H, W, C]; a level also keeps what it upsamples."""
+    n, channels, height, width = arguments["u"].shape
+    maps = saved_maps(*(arguments[name] for name in ("recursions", "recompute", "weights")))
+    return maps + (operation.name == "lapsrn_level"), n, height, width, channels

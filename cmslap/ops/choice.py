@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from cmslap.errors import UserError
 from cmslap.ops.backend import Backend
 from cmslap.ops.cpu import CPU
+from cmslap.ops.cuda import CUDA
 from cmslap.ops.operation import OPERATIONS, Arguments, Operation
 from cmslap.ops.triton_backend import TRITON
 
@@ -16,7 +17,7 @@ REFERENCE = Backend("reference", forward={name: operation.reference for name, op
 
 # Best first.
 BACKENDS = (
-    Backend("cuda", missing="this version has no CUDA kernels"),
+    CUDA,
     TRITON,
     CPU,
     REFERENCE,

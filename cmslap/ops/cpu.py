@@ -12,7 +12,7 @@ import functools
 import torch
 from torch import Tensor
 
-from cmslap.ops.backend import Backend
+from cmslap.ops.backend import Backend, saved_maps, saved_shape
 from cmslap.ops.extension import MISSING
 from cmslap.ops.operation import Arguments, Operation
 
@@ -89,21 +89,9 @@ def _conv2d_lrelu_backward(
     return gradients
 
 
-def _saved_images(recursions: int, recompute: bool, weights: Tensor) -> int:
-    """How many activations the recursive embedding keeps: the input of every convolution, or of every recursion."""
-    return recursions * (1 if recompute else weights.shape[0])
-
-
-def _saved_shape(operation: Operation, arguments: Arguments) -> tuple[int, ...]:
-    """[images, N, H, W, C]; a level also keeps what it upsamples."""
-    n, channels, height, width = arguments["u"].shape
-    images = _saved_images(*(arguments[name] for name in ("recursions", "recompute", "weights")))
-    return images + (operation.name == "lapsrn_level"), n, height, width, channels
-
-
-def _new_saved(u: Tensor, images: int) -> Tensor:
+def _new_saved(u: Tensor, maps: int) -> Tensor:
     n, channels, height, width = u.shape
-    return torch.empty(images, n, height, width, channels, dtype=torch.float32)
+    return torch.empty(maps, n, height, width, channels, dtype=torch.float32)
 
 
 def _recursive_embedding(
@@ -117,7 +105,7 @@ def _recursive_embedding(
 ) -> tuple[Tensor, Tensor]:
     dtype = _features_dtype(u, save)
     out = _new_image(u, u.shape[1], dtype=dtype)
-    saved = _new_saved(u, _saved_images(recursions, recompute, weights) if save else 0)
+    saved = _new_saved(u, saved_maps(recursions, recompute, weights) if save else 0)
     block = _array(weights), _array(biases), recursions, negative_slope, recompute
     _kernels.recursive_embedding(_image(u, dtype), *block, saved, out)
     return out.to(u.dtype), saved.to(u.dtype)
@@ -181,7 +169,7 @@ def _lapsrn_level(
 ) -> tuple[Tensor, Tensor]:
     dtype = _features_dtype(u, save)
     out = _new_image(u, u.shape[1], factor=2, dtype=dtype)
-    saved = _new_saved(u, _saved_images(recursions, recompute, weights) + 1 if save else 0)
+    saved = _new_saved(u, saved_maps(recursions, recompute, weights) + 1 if save else 0)
     kernel = upsample_weight if shared_conv is None else weights[shared_conv - 1]
     parameters = _array(weights), _array(biases), _array(kernel), _array(upsample_bias)
     _kernels.lapsrn_level(_image(u, dtype), *parameters, recursions, negative_slope, recompute, saved, out)
@@ -289,5 +277,5 @@ CPU = Backend(
         "lapsrn_level": _lapsrn_level_backward,
         "residual_head": _residual_head_backward,
     },
-    saved_shape=_saved_shape,
+    saved_shape=saved_shape,
 )

@@ -1,4 +1,4 @@
-"""Loads the C++ extension; a missing or broken one is a state to report, never an error at import."""
+"""Loads the compiled libraries; a missing or broken one is a state to report, never an error at import."""
 
 from __future__ import annotations
 
@@ -6,19 +6,25 @@ from pathlib import Path
 
 import torch
 
-LIBRARY = Path(__file__).resolve().parent.parent / "_C.so"
+FOLDER = Path(__file__).resolve().parent.parent
+LIBRARY = FOLDER / "_C.so"
+CUDA_LIBRARY = FOLDER / "_CUDA.so"
 
 
-def _load(library: Path) -> str | None:
+def _load(library: Path, name: str) -> str | None:
     if not library.exists():
-        return "the C++ extension is not built"
+        note = library.with_suffix(".txt")  # where setup.py says why it left a library out
+        return f"{name} is not built" + (f": {note.read_text(encoding='utf-8').strip()}" if note.exists() else "")
     try:
         torch.ops.load_library(library)
     except OSError as error:
         reason = error.__cause__ or error  # load_library's own message leaves the loader's words out
-        return f"the C++ extension does not load: {str(reason).splitlines()[0]}"
+        return f"{name} does not load: {str(reason).splitlines()[0]}"
     return None
 
 
-MISSING: str | None = _load(LIBRARY)
-"""Why the extension's operators are not there, or None when they are."""
+MISSING: str | None = _load(LIBRARY, "the C++ extension")
+"""Why the CPU kernels' operators are not there, or None when they are."""
+
+CUDA_MISSING: str | None = _load(CUDA_LIBRARY, "the CUDA extension")
+"""The same of the CUDA kernels'."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmslap.ops.backend import Backend
+from cmslap.ops.backend import Backend, saved_shape
 from cmslap.ops.operation import Arguments, Operation
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -33,17 +33,6 @@ def _unsupported(operation: Operation, arguments: Arguments) -> str | None:
     return None
 
 
-def _saved_shape(operation: Operation, arguments: Arguments) -> tuple[int, ...]:
-    """[K, N, H, W, C]: φ(u) and what each convolution, or with ``recompute`` each recursion, made of it.
-
-    The last activation is the output of ``recursive_embedding``, so that one leaves it out.
-    """
-    images, channels, height, width = arguments["u"].shape
-    steps = 1 if arguments["recompute"] else arguments["weights"].shape[0]
-    maps = arguments["recursions"] * steps + (not operation.keeps_output)
-    return maps, images, height, width, channels
-
-
 def _kernel(name: str) -> Callable[..., Any]:
     def run(*args: object, **kwargs: object) -> Tensor | tuple[Tensor, Tensor | None] | dict[str, Tensor]:
         from cmslap.kernels import operations  # imports Triton, which takes a moment: not before the first launch
@@ -62,5 +51,5 @@ TRITON = Backend(
     unsupported=_unsupported,
     forward={name: _kernel(name) for name in NAMES},
     backward={name: _kernel(f"{name}_backward") for name in NAMES},
-    saved_shape=_saved_shape,
+    saved_shape=saved_shape,
 )

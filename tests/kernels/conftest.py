@@ -1,35 +1,103 @@
-"""Where the kernel tests run: natively on a CUDA GPU, and on CPU tensors in Triton's interpreter."""
+"""Where the kernel tests run.
 
+``triton`` and ``cuda`` are the backends on a CUDA GPU. Without one, Triton's kernels run in its interpreter, in a
+process of its own (test_interpreter.py), and those of csrc/cuda in a model of a thread block (tests/csrc/cuda_model).
+"""
+
+import dataclasses
+import functools
 import importlib.util
 import os
+import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 import cmslap
+from cmslap.ops import choice, cuda
+from cmslap.ops.backend import Backend
+from cmslap.ops.triton_backend import TRITON
+
+ROOT = Path(__file__).resolve().parents[2]
 
 if importlib.util.find_spec("triton") is None:
-    collect_ignore_glob = ["test_aot.py", "test_triton_*.py"]  # test_interpreter.py skips with the reason
+    collect_ignore_glob = ["test_aot.py"]
 
 if importlib.util.find_spec("cmslap.kernels") is None:  # a source tree that is not installed
-    cmslap.__path__.append(str(Path(__file__).resolve().parents[2]))
+    cmslap.__path__.append(str(ROOT))
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+ON_GPU = [pytest.param(name, marks=pytest.mark.cuda) for name in ("cuda", "triton")]
 
 
-@pytest.fixture(params=["interpreter"] if INTERPRETED else [pytest.param("cuda", marks=pytest.mark.cuda)])
-def device(request: pytest.FixtureRequest) -> torch.device:
-    """The device of the test's tensors. The interpreter has a process of its own, see test_interpreter.py."""
-    if request.param == "interpreter":
-        return torch.device("cpu")
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A backend and the device of the tensors it is tested with."""
+
+    name: str
+    backend: Backend
+    device: torch.device
+
+    @property
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        return (torch.float32, *cuda.DTYPES) if self.backend.name == "triton" else cuda.DTYPES
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out tests of the CUDA backend with a type it has no kernels of."""
+
+    def exists(item: pytest.Item) -> bool:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        on_cuda = parameters.get("place") in ("cuda", "model")
+        return not on_cuda or parameters.get("dtype", cuda.DTYPES[0]) in cuda.DTYPES
+
+    items[:] = filter(exists, items)
+
+
+def on_gpu(backend: Backend) -> Place:
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA GPU")
-    return torch.device("cuda")
+    if backend.missing is not None:
+        pytest.skip(backend.missing)
+    return Place(backend.name, backend, torch.device("cuda"))
+
+
+@pytest.fixture(params=["interpreter"] if INTERPRETED else ["model", *ON_GPU])
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """Each place in turn; its backend is the one that is forced by its name."""
+    if request.param in ("triton", "cuda"):
+        return on_gpu({"triton": TRITON, "cuda": cuda.CUDA}[request.param])
+    if request.param == "interpreter":
+        return Place("interpreter", TRITON, torch.device("cpu"))
+    monkeypatch.setattr(cuda, "_kernels", modelled_operators())
+    backend = dataclasses.replace(cuda.CUDA, missing=None, unsupported=cuda._unsupported_sizes)
+    monkeypatch.setattr(choice, "BACKENDS", [backend if b is cuda.CUDA else b for b in choice.BACKENDS])
+    return Place("model", backend, torch.device("cpu"))
+
+
+@pytest.fixture
+def device(place: Place) -> torch.device:
+    return place.device
+
+
+@functools.cache
+def modelled_operators() -> object:
+    """The operators of csrc/cuda for CPU tensors, over its kernels in the model of a thread block."""
+    if shutil.which("make") is None or shutil.which("g++") is None:
+        pytest.skip("needs make and g++")
+    library = "build/cuda_model/operations.so"
+    torch_folder = Path(torch.__file__).parent
+    command = ["make", "--silent", "-j2", "-f", "tests/csrc/cuda.mk", f"TORCH={torch_folder}", library]
+    subprocess.run(command, cwd=ROOT, check=True)
+    torch.ops.load_library(ROOT / library)
+    return torch.ops.cmslap_cuda_model
 
 
 @pytest.fixture(autouse=True)
-def poisoned() -> None:
+def poisoned() -> Iterator[None]:
     """Fill fresh memory with NaN, so that an element nobody wrote shows, and refuse what varies from run to run."""
     torch.use_deterministic_algorithms(True)
     yield

@@ -141,10 +141,13 @@ def test_explain_refuses_what_is_no_operation():
 
 
 def test_broken_extension_is_a_reason_not_a_traceback(tmp_path):
-    assert extension._load(tmp_path / "_C.so") == "the C++ extension is not built"
-    (tmp_path / "_C.so").write_bytes(b"not a library")
-    reason = extension._load(tmp_path / "_C.so")
-    assert reason.startswith("the C++ extension does not load: ")
+    library = tmp_path / "_CUDA.so"
+    assert extension._load(library, "the CUDA extension") == "the CUDA extension is not built"
+    (tmp_path / "_CUDA.txt").write_text("nvcc was not found\n")
+    assert extension._load(library, "the CUDA extension") == "the CUDA extension is not built: nvcc was not found"
+    library.write_bytes(b"not a library")
+    reason = extension._load(library, "the CUDA extension")
+    assert reason.startswith("the CUDA extension does not load: ")
     assert "Could not load this library" not in reason  # PyTorch's words; the loader's say why
 
 

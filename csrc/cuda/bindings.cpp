@@ -1,0 +1,194 @@
+#include "bindings.h"
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <vector>
+
+#include "level.h"
+
+namespace cmslap::cuda {
+namespace {
+
+using torch::headeronly::ScalarType;
+
+// From PyTorch's allocator. Given back when the call ends, while the kernels that use it may still wait: whoever gets it next on
+// this stream queues behind them.
+class AllocatorWorkspace final : public Workspace {
+ public:
+  explicit AllocatorWorkspace(const Tensor& like) : like_(like) {}
+  void* bytes(int64_t count) override {
+    held_.push_back(torch::stable::new_empty(like_, {count}, ScalarType::Byte));
+    return held_.back().data_ptr();
+  }
+
+ private:
+  Tensor like_;
+  std::vector<Tensor> held_;
+};
+
+Queue queue_on(int64_t stream, AllocatorWorkspace& memory) { return {reinterpret_cast<cudaStream_t>(stream), memory}; }
+
+Type type_of(const Tensor& tensor) {
+  const ScalarType type = tensor.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::BFloat16 || type == ScalarType::Half, "a bfloat16 or float16 tensor expected");
+  return type == ScalarType::BFloat16 ? Type::kBFloat16 : Type::kFloat16;
+}
+
+void* aligned(const Tensor& tensor) {
+  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(tensor.data_ptr()) % 16 == 0, "memory aligned to 16 bytes expected");
+  return tensor.data_ptr();
+}
+
+// The data of a [N, C, H, W] tensor whose channels lie together.
+void* pixels(const Tensor& tensor) {
+  type_of(tensor);
+  STD_TORCH_CHECK(tensor.dim() == 4, "an image [N, C, H, W] expected");
+  int64_t expected = 1;
+  for (int64_t dimension : {1, 3, 2, 0}) {
+    STD_TORCH_CHECK(tensor.size(dimension) == 1 || tensor.stride(dimension) == expected, "channels_last memory expected");
+    expected *= tensor.size(dimension);
+  }
+  return aligned(tensor);
+}
+
+// The data of a contiguous 16-bit tensor: kernels, saved activations.
+void* words(const Tensor& tensor) {
+  type_of(tensor);
+  STD_TORCH_CHECK(tensor.is_contiguous(), "a contiguous tensor expected");
+  return tensor.data_ptr();
+}
+
+float* floats(const Tensor& tensor) {
+  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float && tensor.is_contiguous(), "a contiguous float32 tensor expected");
+  return static_cast<float*>(tensor.data_ptr());
+}
+
+void* pixels(const OptionalTensor& tensor) { return tensor ? pixels(*tensor) : nullptr; }
+void* words(const OptionalTensor& tensor) { return tensor ? words(*tensor) : nullptr; }
+float* floats(const OptionalTensor& tensor) { return tensor ? floats(*tensor) : nullptr; }
+
+int integer(int64_t value) {
+  STD_TORCH_CHECK(value == static_cast<int>(value), "a size of less than 2^31 expected");
+  return static_cast<int>(value);
+}
+
+Size size_of(const Tensor& map) { return {integer(map.size(0)), integer(map.size(2)), integer(map.size(3))}; }
+
+Convolution convolution_of(const Tensor& x, const Tensor& weight, double negative_slope) {
+  const int in = integer(weight.size(1)), out = integer(weight.size(0));
+  return {type_of(x), size_of(x), in, out, words(weight), static_cast<float>(negative_slope)};
+}
+
+// like: a map of the embedding's size.
+Embedding embedding_of(const Tensor& like, const Tensor& weights, const Tensor& biases, int64_t recursions, double negative_slope,
+                       bool recompute) {
+  const int channels = integer(weights.size(1)), depth = integer(weights.size(0));
+  const float slope = static_cast<float>(negative_slope);
+  return {type_of(like), size_of(like), channels, depth, integer(recursions), words(weights), floats(biases), slope, recompute};
+}
+
+Upsampling upsampling_of(const Tensor& a, const Tensor& weight) {
+  return {type_of(a), size_of(a), integer(weight.size(0)), integer(weight.size(1)), words(weight)};
+}
+
+EmbeddingGradients gradients_of(const Tensor& u, const Tensor& weights, const Tensor& biases) {
+  return {pixels(u), floats(weights), floats(biases)};
+}
+
+}  // namespace
+
+void conv2d_lrelu(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& skip,
+                  double negative_slope, int64_t stream, Tensor out) {
+  AllocatorWorkspace memory(x);
+  convolution(convolution_of(x, weight, negative_slope), pixels(x), floats(bias), pixels(skip), pixels(out),
+              queue_on(stream, memory));
+}
+
+void conv2d_lrelu_backward(const Tensor& x, const Tensor& weight, const Tensor& out, const Tensor& grad, double negative_slope,
+                           int64_t stream, OptionalTensor grad_x, OptionalTensor grad_weight, OptionalTensor grad_bias,
+                           Tensor grad_skip) {
+  AllocatorWorkspace memory(x);
+  convolution_backward(convolution_of(x, weight, negative_slope), pixels(x), pixels(out), pixels(grad), pixels(grad_x),
+                       floats(grad_weight), floats(grad_bias), pixels(grad_skip), queue_on(stream, memory));
+}
+
+void picture_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, double negative_slope, int64_t stream,
+                  Tensor out) {
+  const PictureConv op{type_of(x),    size_of(x),   integer(out.size(1)), pixels(x), floats(weight),
+                       floats(bias), static_cast<float>(negative_slope), pixels(out)};
+  cuda::picture_conv(op, reinterpret_cast<cudaStream_t>(stream));
+}
+
+void picture_conv_backward(const Tensor& x, const Tensor& out, const Tensor& grad, double negative_slope, int64_t stream,
+                           Tensor grad_before, Tensor grad_parameters) {
+  AllocatorWorkspace memory(x);
+  PictureConv op{};
+  op.type = type_of(x), op.size = size_of(x), op.out = integer(out.size(1)), op.x = pixels(x);
+  op.slope = static_cast<float>(negative_slope);
+  picture_backward(op, pixels(out), pixels(grad), pixels(grad_before), floats(grad_parameters), queue_on(stream, memory));
+}
+
+void recursive_embedding(const Tensor& u, const Tensor& weights, const Tensor& biases, int64_t recursions,
+                         double negative_slope, bool recompute, int64_t stream, OptionalTensor saved, Tensor out) {
+  AllocatorWorkspace memory(u);
+  embedding(embedding_of(u, weights, biases, recursions, negative_slope, recompute), pixels(u), words(saved), pixels(out),
+            queue_on(stream, memory));
+}
+
+void recursive_embedding_backward(const Tensor& weights, const Tensor& biases, int64_t recursions, double negative_slope,
+                                  bool recompute, const Tensor& saved, const Tensor& out, const Tensor& grad, int64_t stream,
+                                  Tensor grad_u, Tensor grad_weights, Tensor grad_biases) {
+  AllocatorWorkspace memory(grad);
+  embedding_backward(embedding_of(grad, weights, biases, recursions, negative_slope, recompute), words(saved), pixels(out),
+                     pixels(grad), gradients_of(grad_u, grad_weights, grad_biases), queue_on(stream, memory));
+}
+
+void tied_conv_transpose2d(const Tensor& a, const Tensor& weight, const OptionalTensor& bias, int64_t stream, Tensor out) {
+  AllocatorWorkspace memory(a);
+  upsampling(upsampling_of(a, weight), pixels(a), floats(bias), pixels(out), queue_on(stream, memory));
+}
+
+void tied_conv_transpose2d_backward(const Tensor& a, const Tensor& weight, const Tensor& grad, int64_t stream,
+                                    OptionalTensor grad_a, OptionalTensor grad_weight, OptionalTensor grad_bias) {
+  AllocatorWorkspace memory(a);
+  upsampling_backward(upsampling_of(a, weight), pixels(a), pixels(grad), pixels(grad_a), floats(grad_weight), floats(grad_bias),
+                      queue_on(stream, memory));
+}
+
+void lapsrn_level(const Tensor& u, const Tensor& weights, const Tensor& biases, const Tensor& upsample_weight,
+                  const Tensor& upsample_bias, int64_t recursions, double negative_slope, bool recompute, int64_t stream,
+                  OptionalTensor saved, Tensor out) {
+  AllocatorWorkspace memory(u);
+  level(embedding_of(u, weights, biases, recursions, negative_slope, recompute), upsampling_of(u, upsample_weight), pixels(u),
+        floats(upsample_bias), words(saved), pixels(out), queue_on(stream, memory));
+}
+
+void lapsrn_level_backward(const Tensor& weights, const Tensor& biases, const Tensor& upsample_weight, int64_t recursions,
+                           double negative_slope, bool recompute, const Tensor& saved, const Tensor& grad, int64_t stream,
+                           Tensor grad_u, Tensor grad_weights, Tensor grad_biases, Tensor grad_upsample_weight,
+                           Tensor grad_upsample_bias) {
+  AllocatorWorkspace memory(grad);
+  level_backward(embedding_of(grad_u, weights, biases, recursions, negative_slope, recompute),
+                 upsampling_of(grad_u, upsample_weight), words(saved), pixels(grad),
+                 gradients_of(grad_u, grad_weights, grad_biases), floats(grad_upsample_weight), floats(grad_upsample_bias),
+                 queue_on(stream, memory));
+}
+
+void residual_head(const Tensor& f, const Tensor& image, const Tensor& residual_weight, const Tensor& residual_bias,
+                   const Tensor& image_weight, int64_t stream, Tensor out) {
+  const ResidualHead op{type_of(f),  size_of(image),          integer(f.size(1)),    pixels(f),
+                        pixels(image), floats(residual_weight), floats(residual_bias), floats(image_weight), pixels(out)};
+  cuda::residual_head(op, reinterpret_cast<cudaStream_t>(stream));
+}
+
+void residual_head_backward(const Tensor& f, const Tensor& image, const Tensor& residual_weight, const Tensor& image_weight,
+                            const Tensor& grad, int64_t stream, OptionalTensor grad_f, OptionalTensor grad_image,
+                            Tensor grad_parameters) {
+  AllocatorWorkspace memory(f);
+  const ResidualHeadGradient op{type_of(f), size_of(image), integer(f.size(1)), pixels(f), pixels(image), pixels(grad),
+                                floats(residual_weight), floats(image_weight), pixels(grad_f), pixels(grad_image), nullptr};
+  residual_head_backward(op, floats(grad_parameters), queue_on(stream, memory));
+}
+
+}  // namespace cmslap::cuda

@@ -1,0 +1,377 @@
+// 3×3 convolutions of 64 channels with everything that follows them, for Hopper: stride 1 (forward and data gradient) and
+// stride 2 (data gradient of the transposed convolution).
+//
+// sum[64 channels, pixels] of a tile of 32 × 8 pixels is 9 taps × 4 steps of wgmma m64n256k16, weights on the left. All weights
+// (72 KiB) stay in shared memory for the block's life; a tile's pixels come as one box of 34 × 10 that serves all nine taps.
+// Two consumers take turns: one multiplies while the other finishes its tile.
+//
+// A tile, in cycles of a multiprocessor (stride 1; 4096 FLOP and 128 bytes of shared memory a cycle):
+//   tensor cores        256 · 73,728 FLOP / 4096                                       4608
+//   shared memory       36 · (2 KiB weights + 8 KiB pixels) + box 42.5 KiB + result 2 · 32 KiB  3740 (81 %)
+//     and, with a map beside it, 2 · 32 KiB                                            4250 (92 %)
+//   L2, about 40 bytes a cycle: box 42.5 + 32 (+ 32) KiB                               1910 (2730)
+//   device memory, 18 bytes a cycle at 4.3 TB/s: 32 + 32 (+ 32) KiB                    3640 (5460)
+//   a consumer's finish, about 6 instructions for each of 128 sums, 4 warps on 4 schedulers  800 to 1500
+// m64n128k16 would read the weights twice as often: 4320 and 4830 cycles of shared memory.
+#include <tuple>
+
+#include "implementations.h"
+#include "sm90_block.h"
+
+namespace cmslap::cuda::sm90 {
+namespace {
+
+enum class Epilogue {
+  kActivate,       // φ(sum + bias)
+  kSkip,           // φ(sum + bias + beside)
+  kDifferentiate,  // φ'(beside) · sum
+};
+
+struct Parameters {
+  TensorMap pixels, matrices, beside, result;
+  TileGrid grid;
+  int height, width;  // of the result
+  bool flipped, stores;
+  float slope;
+  const float* bias;  // [64], optional
+  const uint4* skip;  // with total
+  uint4* total;       // [N, H, W, 64], optional: result + skip
+  float* sums;        // [blocks · consumers, 64], optional
+};
+
+// How a kernel is cut: the windows of its tiles and how many of their boxes are on their way.
+template <class W_, int kConsumers_, int kStages_>
+struct Shape {
+  using W = W_;
+  using Boxes = Ring<kStages_, W::kBoxRoom, 4>;
+  static constexpr int kConsumers = kConsumers_;
+  static constexpr int kThreads = (kConsumers + 1) * kWarpgroup;
+  static_assert(W::kColumns == 8, "eight pixels of a row are a group of eight columns of the right operand");
+  static_assert(W::kRows % 2 == 0, "stmatrix stores two rows");
+
+  static constexpr int kBoxes = kKernelBytes;
+  static constexpr int kResults = kBoxes + Boxes::kRoom;
+  static constexpr int kBarriers = kResults + kConsumers * W::kTileBytes;
+  static constexpr int kBytes = kBarriers + (Boxes::kBarriers + 1 + 3 * kConsumers) * kBarrierBytes;
+  static_assert(kBytes <= kSharedMemory);
+};
+
+// Shared memory of a block.
+template <class S>
+struct Room {
+  uint32_t base;
+
+  DEVICE uint32_t matrices() const { return base; }
+  DEVICE typename S::Boxes boxes() const { return {base + S::kBoxes, base + S::kBarriers}; }
+  DEVICE uint32_t result(int consumer) const { return base + S::kResults + consumer * S::W::kTileBytes; }
+
+  DEVICE uint32_t matrices_full() const { return barrier(0); }
+  DEVICE uint32_t turn(int consumer) const { return barrier(1 + consumer); }
+  // The map beside a tile comes where the tile's result will be.
+  DEVICE uint32_t beside_full(int consumer) const { return barrier(1 + S::kConsumers + consumer); }
+  DEVICE uint32_t result_empty(int consumer) const { return barrier(1 + 2 * S::kConsumers + consumer); }
+
+  DEVICE void init() const {
+    boxes().init();
+    mbarrier_init(matrices_full(), 1);
+    for (int consumer = 0; consumer < S::kConsumers; ++consumer) {
+      mbarrier_init(turn(consumer), 4);
+      mbarrier_init(beside_full(consumer), 1);
+      mbarrier_init(result_empty(consumer), 1);
+    }
+    fence_barrier_init();
+  }
+
+ private:
+  DEVICE uint32_t barrier(int i) const { return base + S::kBarriers + (S::Boxes::kBarriers + i) * kBarrierBytes; }
+};
+
+// The block's tiles are blockIdx.x, blockIdx.x + gridDim.x, ...; the consumers take them in turns.
+template <class S, Epilogue kEpilogue>
+DEVICE void produce(const Parameters& p, const Room<S>& room) {
+  using W = typename S::W;
+  load_matrices(room.matrices(), p.matrices, room.matrices_full(), p.flipped);
+  for (int n = 0, number = blockIdx.x; number < p.grid.count; ++n, number += gridDim.x) {
+    const Tile tile = p.grid.at(number, W::kRows, W::kColumns);
+    for (int part = 0; part < W::kParts; ++part) {
+      const uint32_t box = n * W::kParts + part;
+      const uint32_t stage = room.boxes().fill(box, W::kBoxBytes);
+      load_window<W>(stage, p.pixels, room.boxes().full(box), tile, part);
+    }
+    if (kEpilogue != Epilogue::kActivate) {
+      const int consumer = n % S::kConsumers;
+      mbarrier_wait(room.result_empty(consumer), n / S::kConsumers % 2 ^ 1);
+      mbarrier_arrive_expect_tx(room.beside_full(consumer), W::kTileBytes);
+      tma_load_4d(room.result(consumer), p.beside, room.beside_full(consumer), 0, tile.left, tile.top, tile.image);
+    }
+  }
+}
+
+// sum[64, kPixels] of the block's n-th tile. Consumers follow each other, so that one always multiplies.
+template <class T, class S>
+DEVICE void multiply(float (&sum)[S::W::kPixels / 2], const Room<S>& room, int n) {
+  using W = typename S::W;
+  const auto boxes = room.boxes();
+  const uint64_t matrices = descriptor(room.matrices(), kLeadingUnread, kPatternBytes);
+  const int consumer = n % S::kConsumers, turn = n / S::kConsumers;
+  mbarrier_wait(room.turn(consumer), (turn + (consumer == 0)) % 2);  // the first needs no one before it
+  fence_registers(sum);
+#pragma unroll
+  for (int part = 0; part < W::kParts; ++part) {
+    const uint32_t box = n * W::kParts + part;
+    const uint64_t pixels = descriptor(boxes.wait(box), kLeadingUnread, W::kRowBytes);
+    wgmma_fence();
+#pragma unroll
+    for (int tap = 0; tap < kTaps; ++tap) {
+      if (W::part(tap) != part) continue;
+#pragma unroll
+      for (int step = 0; step < kPixelBytes / kStepBytes; ++step) {
+        wgmma<T, W::kPixels>(sum, advanced(matrices, tap * kMatrixBytes + step * kStepBytes),
+                             advanced(pixels, W::offset(tap) + step * kStepBytes), tap + step > 0);
+      }
+    }
+    wgmma_commit();
+    if (part > 0) {
+      wgmma_wait<1>();
+      boxes.release(box - 1);
+    }
+  }
+  if (leads_warp()) mbarrier_arrive(room.turn((consumer + 1) % S::kConsumers));
+  wgmma_wait<0>();
+  fence_registers(sum);
+  boxes.release(n * W::kParts + W::kParts - 1);
+}
+
+template <class T, Epilogue kEpilogue>
+DEVICE float2 finished(float2 value, uint32_t beside, float bias, float slope) {
+  const float2 other = kEpilogue == Epilogue::kActivate ? float2{0, 0} : unpack<T>(beside);
+  float2 sign = other;
+  if (kEpilogue != Epilogue::kDifferentiate) {
+    value = {value.x + bias, value.y + bias};
+    if (kEpilogue == Epilogue::kSkip) value = {value.x + other.x, value.y + other.y};
+    sign = value;
+  }
+  return {sign.x > 0 ? value.x : value.x * slope, sign.y > 0 ? value.y : value.y * slope};
+}
+
+// total = result + skip of a tile whose result lies in shared memory, 16 bytes at a time.
+template <class T, class W>
+DEVICE void add_skip(const Parameters& p, const uint8_t* result, const Tile& tile) {
+  constexpr int kPieces = kPixelBytes / 16, kBatch = 8;  // loads on their way
+  static_assert(W::kPixels * kPieces % (kBatch * kWarpgroup) == 0);
+  const int thread = threadIdx.x % kWarpgroup;
+  const int column = thread / kPieces % W::kColumns, piece = thread % kPieces;
+  constexpr int kRowsAtOnce = kWarpgroup / kPieces / W::kColumns;
+  const bool inside = tile.left + column < p.width;
+  for (int first = thread / kPieces / W::kColumns; first < W::kRows; first += kBatch * kRowsAtOnce) {
+    const int64_t at = ((int64_t{tile.image} * p.height + tile.top + first) * p.width + tile.left + column) * kPieces + piece;
+    const int64_t step = int64_t{kRowsAtOnce} * p.width * kPieces;
+    uint4 skip[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i)
+      if (inside && tile.top + first + i * kRowsAtOnce < p.height) skip[i] = p.skip[at + i * step];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int row = first + i * kRowsAtOnce;
+      if (!inside || tile.top + row >= p.height) continue;
+      const uint32_t offset = swizzled((row * W::kColumns + column) * kPixelBytes + piece * 16);
+      const uint4 own = *reinterpret_cast<const uint4*>(result + offset);
+      const uint32_t a[4] = {own.x, own.y, own.z, own.w}, b[4] = {skip[i].x, skip[i].y, skip[i].z, skip[i].w};
+      uint32_t both[4];
+#pragma unroll
+      for (int word = 0; word < 4; ++word) {
+        const float2 left = unpack<T>(a[word]), right = unpack<T>(b[word]);
+        both[word] = pack<T>(left.x + right.x, left.y + right.y);
+      }
+      p.total[at + i * step] = {both[0], both[1], both[2], both[3]};
+    }
+  }
+}
+
+// A thread holds two channels, `half` 0 and 1, of two neighbouring pixels of each row: sum[4·row + 2·half + pixel].
+template <class T, class S, Epilogue kEpilogue>
+DEVICE void consume(const Parameters& p, const Room<S>& room, const uint8_t* shared, int consumer) {
+  using W = typename S::W;
+  const int warp = threadIdx.x % kWarpgroup / 32, lane = threadIdx.x % 32;
+  const int channel = 16 * warp + lane / 4;
+  float bias[2] = {0, 0};
+  if (p.bias != nullptr) bias[0] = p.bias[channel], bias[1] = p.bias[channel + 8];
+  float totals[2] = {0, 0};
+  float sum[W::kPixels / 2];
+
+  mbarrier_wait(room.matrices_full(), 0);
+  for (int n = consumer, number = blockIdx.x + n * gridDim.x; number < p.grid.count;
+       n += S::kConsumers, number += S::kConsumers * gridDim.x) {
+    const Tile tile = p.grid.at(number, W::kRows, W::kColumns);
+    multiply<T, S>(sum, room, n);
+
+    const uint32_t result = room.result(consumer);
+    if (kEpilogue != Epilogue::kActivate) {
+      mbarrier_wait(room.beside_full(consumer), n / S::kConsumers % 2);
+    } else {
+      if (leads_warpgroup()) tma_store_wait_read<0>();
+      consumer_sync(consumer);
+    }
+#pragma unroll
+    for (int row = 0; row < W::kRows; row += 2) {
+      const uint32_t address = result + matrix_row(warp, lane) + row * kPatternBytes;
+      uint32_t words[4];  // channels and the 8 above them, of this row and of the next
+      if (kEpilogue != Epilogue::kActivate) ldmatrix_x4_trans(words, address);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        float& x = sum[4 * row + 2 * i];
+        float& y = sum[4 * row + 2 * i + 1];
+        const float2 value = finished<T, kEpilogue>({x, y}, words[i], bias[i % 2], p.slope);
+        x = value.x, y = value.y;
+        words[i] = pack<T>(x, y);
+      }
+      stmatrix_x4_trans(address, words);
+    }
+    fence_proxy_async();
+    consumer_sync(consumer);
+    if (leads_warpgroup() && p.stores) {
+      tma_store_4d(p.result, result, 0, tile.left, tile.top, tile.image);
+      tma_store_commit();
+    }
+
+    if (p.sums != nullptr) {
+      const bool x_inside = tile.left + 2 * (lane % 4) < p.width, y_inside = tile.left + 2 * (lane % 4) + 1 < p.width;
+#pragma unroll
+      for (int row = 0; row < W::kRows; ++row) {
+        if (tile.top + row >= p.height) break;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          totals[half] += x_inside ? sum[4 * row + 2 * half] : 0.0f;
+          totals[half] += y_inside ? sum[4 * row + 2 * half + 1] : 0.0f;
+        }
+      }
+    }
+    if (kEpilogue == Epilogue::kDifferentiate && p.total != nullptr) {
+      add_skip<T, W>(p, shared + S::kResults + consumer * W::kTileBytes, tile);
+      consumer_sync(consumer);
+    }
+    if (kEpilogue != Epilogue::kActivate && leads_warpgroup()) {
+      tma_store_wait_read<0>();
+      mbarrier_arrive(room.result_empty(consumer));
+    }
+  }
+  if (leads_warpgroup()) tma_store_wait<0>();
+
+  if (p.sums == nullptr) return;
+  float* sums = p.sums + int64_t{static_cast<int>(blockIdx.x) * S::kConsumers + consumer} * kChannels;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float total = totals[half];
+    total += __shfl_xor_sync(0xffffffffu, total, 1);
+    total += __shfl_xor_sync(0xffffffffu, total, 2);
+    if (lane % 4 == 0) sums[channel + 8 * half] = total;
+  }
+}
+
+template <class T, class S, Epilogue kEpilogue>
+__global__ void __launch_bounds__(S::kThreads, 1) conv_kernel(const __grid_constant__ Parameters p) {
+  if constexpr (kHopper) {
+    SHARED_MEMORY(shared);
+    const Room<S> room{shared_address(shared)};
+    if (threadIdx.x == 0) room.init();
+    __syncthreads();
+    const int warpgroup = warpgroup_index();
+    if (warpgroup == S::kConsumers) {
+      setmaxnreg_dec<Registers<S::kConsumers>::kProducer>();
+      if (threadIdx.x % kWarpgroup < 32 && elect_one()) produce<S, kEpilogue>(p, room);
+    } else {
+      setmaxnreg_inc<Registers<S::kConsumers>::kConsumer>();
+      consume<T, S, kEpilogue>(p, room, shared, warpgroup);
+    }
+  }
+}
+
+template <class S>
+TileGrid grid_of(Size size) {
+  return TileGrid(size.batch, size.height, size.width, S::W::kRows, S::W::kColumns);
+}
+template <class S>
+int blocks_of(Size size) {
+  return std::min(grid_of<S>(size).count, multiprocessors());
+}
+
+template <class T, class S, Epilogue kEpilogue>
+void start(const Parameters& p, Size size, cudaStream_t stream) {
+  launch(conv_kernel<T, S, kEpilogue>, blocks_of<S>(size), S::kThreads, S::kBytes, stream, p);
+}
+template <class S, Epilogue kEpilogue>
+void start(Type type, const Parameters& p, Size size, cudaStream_t stream) {
+  type == Type::kBFloat16 ? start<BFloat16, S, kEpilogue>(p, size, stream) : start<Float16, S, kEpilogue>(p, size, stream);
+}
+
+template <class S>
+Parameters parameters(const void* pixels, const void* matrices, const void* beside, void* result, Size size) {
+  using W = typename S::W;
+  const auto tiles = [size](const void* map) {
+    return pixels_map(map, size.batch, size.height, size.width, kChannels, W::kRows, W::kColumns);
+  };
+  Parameters p{window_map<W>(pixels, size), matrices_map(matrices), {}, {}, grid_of<S>(size), size.height, size.width,
+               false, result != nullptr, 1, nullptr, nullptr, nullptr, nullptr};
+  if (beside != nullptr) p.beside = tiles(beside);
+  if (result != nullptr) p.result = tiles(result);
+  return p;
+}
+
+// Shapes to be measured against each other; the first of each list is used.
+//   of stride 1: 32 × 8 pixels (m64n256k16), two boxes on their way;
+//                16 × 8 pixels (m64n128k16), four boxes;
+//                16 × 8 pixels, three boxes a tile, five on their way, no operand in the middle of a swizzle's pattern.
+#ifndef CMSLAP_SM90_CONV
+#define CMSLAP_SM90_CONV 0
+#endif
+using Shapes = std::tuple<Shape<Window<1, 32, 8>, 2, 2>, Shape<Window<1, 16, 8>, 2, 4>, Shape<Window<1, 16, 8, true>, 2, 5>>;
+using Conv1 = std::tuple_element_t<CMSLAP_SM90_CONV, Shapes>;
+using Conv2 = Shape<Window<2, 16, 8>, 2, 3>;
+
+// Whether this file was compiled for compute capability 9.0; then it was for 9.0a (setup.py).
+constexpr bool compiled() {
+#ifdef __CUDA_ARCH_LIST__
+  for (int architecture : {__CUDA_ARCH_LIST__})
+    if (architecture == 900) return true;
+  return false;
+#else
+  return true;  // by no nvcc: for the model
+#endif
+}
+
+}  // namespace
+
+bool serves(int in, int out) {
+  return compiled() && in == kChannels && out == kChannels && device_attribute(cudaDevAttrComputeCapabilityMajor) == 9 &&
+         device_attribute(cudaDevAttrComputeCapabilityMinor) == 0;
+}
+
+void conv(const Conv& c, cudaStream_t stream) {
+  Parameters p = parameters<Conv1>(c.x, c.matrices, c.saved != nullptr ? c.saved : c.skip, c.y, c.size);
+  p.flipped = c.flipped, p.slope = c.slope, p.bias = c.bias, p.sums = c.sums;
+  p.skip = static_cast<const uint4*>(c.skip), p.total = static_cast<uint4*>(c.total);
+  if (c.saved != nullptr) {
+    start<Conv1, Epilogue::kDifferentiate>(c.type, p, c.size, stream);
+  } else if (c.skip != nullptr) {
+    start<Conv1, Epilogue::kSkip>(c.type, p, c.size, stream);
+  } else {
+    start<Conv1, Epilogue::kActivate>(c.type, p, c.size, stream);
+  }
+}
+
+int conv_sum_rows(const Conv& c) { return blocks_of<Conv1>(c.size) * Conv1::kConsumers; }
+
+void transposed_conv_gradient(const TransposedConvGradient& c, cudaStream_t stream) {
+  Parameters p = parameters<Conv2>(c.grad, c.matrices, c.saved, c.y, c.size);
+  p.sums = c.sums;
+  if (c.saved != nullptr) {
+    p.slope = c.slope;
+    start<Conv2, Epilogue::kDifferentiate>(c.type, p, c.size, stream);
+  } else {
+    start<Conv2, Epilogue::kActivate>(c.type, p, c.size, stream);
+  }
+}
+
+int transposed_conv_gradient_sum_rows(const TransposedConvGradient& c) { return blocks_of<Conv2>(c.size) * Conv2::kConsumers; }
+
+}  // namespace cmslap::cuda::sm90

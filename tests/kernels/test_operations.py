@@ -1,0 +1,241 @@
+"""Each operation of the GPU backends, forward and backward, against the reference in float64."""
+
+import random
+
+import pytest
+import torch
+
+from cmslap.ops import reference
+from cmslap.ops.operation import OPERATIONS
+
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+
+
+@pytest.fixture(autouse=True)
+def exact_float32():
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        yield
+
+
+@pytest.fixture(params=TOLERANCE, ids=lambda dtype: str(dtype).removeprefix("torch."))
+def dtype(request):
+    """Each type in turn; conftest.py leaves out those a place has no kernels of."""
+    return request.param
+
+
+@pytest.fixture
+def rounding(monkeypatch, dtype):
+    """The reference rounds activations where kernels store them, so that no sign is up to rounding; gradients pass."""
+    leaky_relu = reference.leaky_relu
+
+    def rounded(x, negative_slope):
+        y = leaky_relu(x, negative_slope)
+        return y + (y.to(dtype).double() - y).detach()
+
+    monkeypatch.setattr(reference, "leaky_relu", rounded)
+
+
+def draw(*shape, dtype, device, scale=1.0):
+    return (torch.randn(*shape, device=device) * scale).to(dtype)
+
+
+def kernel_of(cout, cin, dtype, device):
+    """Random weights that keep the size of activations."""
+    return draw(cout, cin, 3, 3, dtype=dtype, device=device, scale=(2 / (9 * cin)) ** 0.5)
+
+
+def relative_error(value, expected):
+    return ((value.double() - expected).norm() / expected.norm()).item()
+
+
+def compare(place, name, arguments, tolerance):
+    """Run the operation and all its gradients; compare both with float64, and to the bit with a second run."""
+    operation = OPERATIONS[name]
+    exact = {
+        key: value.double().requires_grad_() if isinstance(value, torch.Tensor) else value
+        for key, value in arguments.items()
+    }
+    assert place.backend.unsupported(operation, arguments) is None
+    expected = operation.reference(**exact)
+    grad = torch.randn_like(expected).to(arguments[next(iter(arguments))].dtype)
+    wanted = tuple(key for key, value in exact.items() if isinstance(value, torch.Tensor))
+    gradients = torch.autograd.grad(expected, [exact[key] for key in wanted], grad.double())
+
+    def run():
+        save = {"save": True} if operation.saves else {}
+        output = place.backend.forward[name](**arguments, **save)
+        output, saved = output if operation.saves else (output, None)
+        kept = output if operation.keeps_output else None
+        return output, place.backend.backward[name](grad, kept, saved, wanted, **arguments)
+
+    output, results = run()
+    assert output.shape == expected.shape
+    assert output.dtype == grad.dtype
+    assert relative_error(output, expected.detach()) < tolerance
+    for key, gradient in zip(wanted, gradients, strict=True):
+        assert results[key].shape == gradient.shape, key
+        assert relative_error(results[key], gradient) < tolerance, key
+
+    again, repeated = run()
+    assert torch.equal(again, output)
+    assert all(torch.equal(repeated[key], results[key]) for key in wanted)
+
+
+@pytest.mark.parametrize(
+    ("shape", "cout", "plain"),
+    [
+        ((2, 16, 3, 5), 16, False),
+        ((1, 32, 5, 9), 48, False),
+        ((1, 16, 1, 1), 80, True),
+    ],
+)
+def test_conv2d_lrelu(place, dtype, shape, cout, plain):
+    images, cin, height, width = shape
+    arguments = {
+        "x": draw(*shape, dtype=dtype, device=place.device),
+        "weight": kernel_of(cout, cin, dtype, place.device),
+        "bias": draw(cout, dtype=dtype, device=place.device) if not plain else None,
+        "skip": draw(images, cout, height, width, dtype=dtype, device=place.device) if not plain else None,
+        "negative_slope": 0.2,
+    }
+    compare(place, "conv2d_lrelu", arguments, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_a_picture_becomes_features(place, dtype, has_bias):
+    arguments = {
+        "x": draw(2, 1, 2, 9, dtype=dtype, device=place.device),
+        "weight": kernel_of(32, 1, dtype, place.device),
+        "bias": draw(32, dtype=dtype, device=place.device) if has_bias else None,
+        "skip": None,
+        "negative_slope": 1.0,
+    }
+    compare(place, "conv2d_lrelu", arguments, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("slope", [0.0, 1.0])
+def test_relu_and_no_activation(place, dtype, slope):
+    x = draw(1, 16, 3, 9, dtype=dtype, device=place.device).to(memory_format=torch.channels_last)
+    weight = kernel_of(16, 16, dtype, place.device)
+    arguments = {"x": x, "weight": weight, "bias": None, "skip": None, "negative_slope": slope}
+    compare(place, "conv2d_lrelu", arguments, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(
+    ("shape", "cin", "has_bias"), [((2, 16, 1, 1), 16, False), ((1, 48, 5, 3), 32, True), ((1, 16, 2, 9), 16, True)]
+)
+def test_tied_conv_transpose2d(place, dtype, shape, cin, has_bias):
+    cout = shape[1]
+    arguments = {
+        "a": draw(*shape, dtype=dtype, device=place.device),
+        "weight": kernel_of(cout, cin, dtype, place.device),
+        "bias": draw(cin, dtype=dtype, device=place.device) if has_bias else None,
+    }
+    compare(place, "tied_conv_transpose2d", arguments, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(("images", "height", "width"), [(1, 2, 5), (2, 3, 1)])
+def test_residual_head(place, dtype, images, height, width):
+    device = place.device
+    arguments = {
+        "f": draw(images, 16, 2 * height, 2 * width, dtype=dtype, device=device),
+        "image": draw(images, 1, height, width, dtype=dtype, device=device),
+        "residual_weight": kernel_of(1, 16, dtype, device),
+        "residual_bias": draw(1, dtype=dtype, device=device),
+        "image_weight": draw(1, 1, 4, 4, dtype=dtype, device=device),
+    }
+    compare(place, "residual_head", arguments, TOLERANCE[dtype])
+
+
+def block(depth, dtype, device, images=1):
+    return {
+        "u": draw(images, 16, 2, 5, dtype=dtype, device=device),
+        "weights": torch.stack([kernel_of(16, 16, dtype, device) for _ in range(depth)]),
+        "biases": draw(depth, 16, dtype=dtype, device=device, scale=0.1),
+    }
+
+
+LAYERS = 5  # whose roundings add up
+
+
+def slope_for(place, dtype, depth):
+    """Triton's interpreter is slow for deep blocks, and rounds to 16 bits as no GPU does, so that signs may flip."""
+    if place.name != "interpreter":
+        return 0.2
+    if depth > (2 if dtype == torch.float32 else 1):
+        pytest.skip("too slow in Triton's interpreter")
+    return 0.2 if dtype == torch.float32 else 1.0
+
+
+@pytest.mark.usefixtures("rounding")
+@pytest.mark.parametrize(
+    ("depth", "recursions", "recompute"), [(1, 1, False), (1, 3, True), (2, 2, False), (3, 1, True), (3, 2, True)]
+)
+def test_recursive_embedding(place, dtype, depth, recursions, recompute):
+    slope = slope_for(place, dtype, depth)
+    settings = {"recursions": recursions, "negative_slope": slope, "recompute": recompute}
+    arguments = block(depth, dtype, place.device) | settings
+    compare(place, "recursive_embedding", arguments, LAYERS * TOLERANCE[dtype])
+
+
+@pytest.mark.usefixtures("rounding")
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(("depth", "shared_conv"), [(1, 1), (2, None), (3, 3), (5, 3)])
+def test_lapsrn_level(place, dtype, depth, shared_conv, recompute):
+    device, slope, images = place.device, slope_for(place, dtype, depth), random.choice([1, 2])
+    arguments = {
+        **block(depth, dtype, device, images),
+        "shared_conv": shared_conv,
+        "upsample_bias": draw(16, dtype=dtype, device=device),
+        "recursions": 2,
+        "negative_slope": slope,
+        "recompute": recompute,
+        "upsample_weight": None if shared_conv else kernel_of(16, 16, dtype, device),
+    }
+    compare(place, "lapsrn_level", arguments, LAYERS * TOLERANCE[dtype])
+
+
+@pytest.mark.usefixtures("rounding")
+@pytest.mark.parametrize(("depth", "recursions"), [(1, 2), (2, 1)])
+def test_a_level_of_64_channels(place, dtype, depth, recursions):
+    """The width with kernels of its own on Hopper, on maps that are cut into several tiles."""
+    if place.name == "interpreter":
+        pytest.skip("Triton's kernels are the same for every width")
+    images, height, width = random.randint(1, 2), random.randint(17, 20), random.randint(33, 40)
+    arguments = {
+        "u": draw(images, 64, height, width, dtype=dtype, device=place.device),
+        "weights": torch.stack([kernel_of(64, 64, dtype, place.device) for _ in range(depth)]),
+        "biases": draw(depth, 64, dtype=dtype, device=place.device, scale=0.1),
+        "shared_conv": 1,
+        "upsample_bias": draw(64, dtype=dtype, device=place.device),
+        "recursions": recursions,
+        "negative_slope": 0.2,
+        "recompute": False,
+        "upsample_weight": None,
+    }
+    compare(place, "lapsrn_level", arguments, LAYERS * TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("name", ["recursive_embedding", "lapsrn_level"])
+def test_saving_and_recomputing_change_no_bit(place, name):
+    """The same convolutions run whatever is kept for backward, and sums run in a fixed order."""
+    dtype, operation, backend = torch.float16, OPERATIONS[name], place.backend
+    recursions = 1 if place.name == "interpreter" else 2
+    arguments = block(2, dtype, place.device) | {"recursions": recursions, "negative_slope": 0.2}
+    if name == "lapsrn_level":
+        bias = draw(16, dtype=dtype, device=place.device)
+        arguments |= {"shared_conv": 2, "upsample_bias": bias, "upsample_weight": None}
+    plain, nothing = backend.forward[name](**arguments, recompute=False, save=False)
+    assert nothing is None
+    grad = torch.randn_like(plain)
+    results = []
+    for recompute in (False, True):
+        options = arguments | {"recompute": recompute}
+        output, saved = backend.forward[name](**options, save=True)
+        assert saved.shape == backend.saved_shape(operation, options)
+        assert torch.equal(output, plain)
+        kept = {"output": output if operation.keeps_output else None, "saved": saved}
+        wanted = ("u", "weights", "biases")
+        results.append(backend.backward[name](grad, wanted=wanted, **kept, **options))
+    for key, gradient in results[0].items():
+        assert torch.equal(gradient, results[1][key]), key

@@ -2,7 +2,7 @@
 # make demo      enlarges photographs, trains a small network for a minute; results in demo/
 # make test      the tests; those that need a CUDA GPU skip themselves without one
 # make sanitize  the CPU kernels under the address, undefined behaviour and thread sanitizers
-# make gpu       on a machine with a CUDA GPU: builds, tests and measures, offline, in under ten minutes; GPU_OUT=folder
+# make gpu       on a machine with a CUDA GPU: builds, tests and measures, offline, in under ten minutes; GPU_OUT=folder, QUICK=1
 # make lint      style
 # make dist      sdist and wheel in dist/
 # make clean     removes what the others made, .venv included
@@ -41,7 +41,7 @@ sanitize:
 
 # The PyTorch of $(PYTHON) itself: the one that fits the machine's driver, and no download.
 gpu:
-	$(PYTHON) -m bench.gpu $(if $(GPU_OUT),--out "$(GPU_OUT)")
+	$(PYTHON) -m bench.gpu $(if $(GPU_OUT),--out "$(GPU_OUT)") $(if $(QUICK),--quick)
 
 lint: install
 	$(BIN)/ruff check .

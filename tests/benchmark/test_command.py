@@ -2,9 +2,10 @@ import json
 
 import pytest
 import torch
+from small_suites import CEILINGS
 
 from cmslap import cli
-from cmslap.benchmark import ceilings, command, cpu, peers, plots, table
+from cmslap.benchmark import command, cpu, peers, plots, table
 from cmslap.benchmark.peers import Peer
 from cmslap.benchmark.suite import Case
 from cmslap.benchmark.work import Setting, Work
@@ -27,8 +28,7 @@ def case(monkeypatch):
     """A suite of one case whose peers can be set; the ceilings are not measured."""
     everyone = [Peer("cmslap", lambda work: work.drive(work.function)), peers.EAGER, Peer("x", missing)]
     monkeypatch.setattr(cpu, "cases", lambda effort: {"sums": Case(sums, Setting(), everyone)})
-    tiny = ceilings.measure_ceilings(torch.device("cpu"), torch.float32, 16, 1024)
-    monkeypatch.setattr(command, "measure_ceilings", lambda device, dtype: tiny)
+    monkeypatch.setattr(command, "measure_ceilings", lambda device, dtype: CEILINGS)
     return everyone
 
 

@@ -37,7 +37,7 @@ def _error(name: str, backend: str, setting: Setting) -> float:
 
     def results() -> list[torch.Tensor]:
         output = work.function(*arguments)
-        return [output, *torch.autograd.grad(output, arguments, torch.ones_like(output))]
+        return [output.detach(), *torch.autograd.grad(output, arguments, torch.ones_like(output))]
 
     with ops.use_backend("reference"):
         expected = results()

@@ -29,7 +29,7 @@ Driver = Callable[[Callable[..., Any]], Implementation]  # makes of a function t
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how large; ``side`` is that of the map or picture a function reads, in pixels."""
+    """Where and how large; ``side`` is that of the map or picture a function reads, in pixels, an even number."""
 
     device: torch.device = CPU
     dtype: torch.dtype = torch.float32

@@ -153,7 +153,7 @@ def test_steps(statement, outcome, tmp_path):
 
 @pytest.mark.skipif(extension.MISSING is not None, reason=str(extension.MISSING))
 def test_trial_finds_the_cpu_kernels_right():
-    outcomes = probe.probe("cpu", Setting(side=9, channels=8, recursions=2))
+    outcomes = probe.probe("cpu", Setting(side=10, channels=8, recursions=2))
     assert len(outcomes) == 5
     assert all(outcome.error < 1e-4 for outcome in outcomes)
 

@@ -58,7 +58,7 @@ def test_worker_sees_the_peak_of_its_call():
     call = worker(partial(_allocate, 2**24))
     if call.peak_bytes is None:
         pytest.skip("this system does not say how much memory a process uses")
-    assert 2**26 <= call.peak_bytes < 2**26 + 2**25
+    assert 0.9 * 2**26 < call.peak_bytes < 1.5 * 2**26  # the system counts in steps
 
 
 def test_worker_has_an_environment_of_its_own():

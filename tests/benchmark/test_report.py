@@ -38,7 +38,7 @@ def test_plots(folder, tmp_path):
 def test_table(folder):
     text = report._speed(report.records(folder)["cpu"], folder)
     assert "| conv forward, 1×1×8×8 | 10.0 ms | 50% | 2.00x |" in text
-    assert "Slower than a peer: a folder, 1×1×8×8 (eager 0.50x)." in text
+    assert "Slower than a peer: a folder (eager 0.50x)." in text
     assert "commit `abc`" in text
 
 

@@ -1,7 +1,8 @@
 """Try one backend on every operation, forward and backward: ``python -m bench.probe NAME``.
 
-Small maps, compared with the reference. Exit status 1 if anything raises or is wrong; a kernel that hangs or breaks the
-device does so in this process, and ``make gpu`` then measures without that backend.
+Small maps, compared with the reference. Exit status 1 if anything raises or is wrong, or if it serves no operation at
+all; a kernel that hangs or breaks the device does so in this process, and ``make gpu`` then measures without that
+backend.
 """
 
 from __future__ import annotations
@@ -14,21 +15,33 @@ import torch
 
 from cmslap import ops
 from cmslap.benchmark.work import OPERATIONS, Setting, operation
-from cmslap.ops.choice import NAMES
+from cmslap.ops.choice import NAMES, BackendError
 
-TOLERANCE = 0.05  # ‖difference‖ / ‖reference‖ in bfloat16, after as many convolutions as a level has
+# ‖difference‖ / ‖reference‖ in bfloat16, where rounding decides some activations' signs and so their gradients; two right
+# implementations are some 0.03 apart, a wrong one is about 1.
+TOLERANCE = 0.2
 SETTING = Setting(torch.device("cuda"), torch.bfloat16, batch=2, side=48, recursions=2)
 
 
 @dataclass(frozen=True)
 class Outcome:
     operation: str
-    error: float  # the largest of outputs and gradients
+    error: float | None  # the largest of outputs and gradients; None where the backend does not serve it
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.operation:<24} {self.reason or f'relative error {self.error:.1e}'}"
 
 
 def probe(backend: str, setting: Setting = SETTING) -> list[Outcome]:
-    """Every operation's error. Raises what the backend does."""
-    return [Outcome(name, _error(name, backend, setting)) for name in OPERATIONS]
+    """Every operation's error. Raises what the backend's kernels do."""
+    outcomes = []
+    for name in OPERATIONS:
+        try:
+            outcomes.append(Outcome(name, _error(name, backend, setting)))
+        except BackendError as error:
+            outcomes.append(Outcome(name, None, str(error)))
+    return outcomes
 
 
 def _error(name: str, backend: str, setting: Setting) -> float:
@@ -54,9 +67,9 @@ def main() -> int:
     args = parser.parse_args()
     setting = replace(SETTING, device=torch.device("cpu"), dtype=torch.float32) if args.cpu else SETTING
     outcomes = probe(args.backend, setting)
-    for outcome in outcomes:
-        print(f"{outcome.operation:<24} relative error {outcome.error:.1e}")
-    return int(not all(outcome.error <= TOLERANCE for outcome in outcomes))  # a NaN is no success
+    print(*outcomes, sep="\n")
+    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
+    return int(not (errors and all(error <= TOLERANCE for error in errors)))  # a NaN is no success
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import torch
 from small_suites import CEILINGS
 
 from cmslap import cli
-from cmslap.benchmark import command, cpu, peers, plots, table
+from cmslap.benchmark import command, cpu, load, peers, plots, table
 from cmslap.benchmark.peers import Peer
 from cmslap.benchmark.suite import Case
 from cmslap.benchmark.work import Setting, Work
@@ -29,6 +29,7 @@ def case(monkeypatch):
     everyone = [Peer("cmslap", lambda work: work.drive(work.function)), peers.EAGER, Peer("x", missing)]
     monkeypatch.setattr(cpu, "cases", lambda effort: {"sums": Case(sums, Setting(), everyone)})
     monkeypatch.setattr(command, "measure_ceilings", lambda device, dtype: CEILINGS)
+    monkeypatch.setattr(command.load, "others", lambda: 0.0)
     return everyone
 
 
@@ -100,6 +101,16 @@ def test_wrong_rounds(rounds, capsys):
 )
 def test_times_have_three_digits(seconds, text):
     assert table.seconds_text(seconds) == text
+
+
+@pytest.mark.parametrize(("others", "noisy"), [(0.5, True), (0.01, False), (None, False)])
+def test_a_busy_machine_is_said_to_be_one(record, others, noisy):
+    assert ("50% of the processors busy" in table.heading(record | {"others": others})) == noisy
+
+
+def test_others_are_those_that_run_while_this_process_waits():
+    share = load.others(0.1)
+    assert share is None or 0 <= share <= 1
 
 
 def test_one_line_a_case(record):

@@ -17,8 +17,8 @@ from cmslap import ops
 from cmslap.benchmark.work import OPERATIONS, Setting, operation
 from cmslap.ops.choice import NAMES, BackendError
 
-# ‖difference‖ / ‖reference‖ in bfloat16, where rounding decides some activations' signs and so their gradients; two right
-# implementations are some 0.03 apart, a wrong one is about 1.
+# ‖difference‖ / ‖reference‖ in bfloat16, where rounding decides some activations' signs and so their gradients. Two
+# right implementations are some 0.03 apart, a wrong one is about 1.
 TOLERANCE = 0.2
 SETTING = Setting(torch.device("cuda"), torch.bfloat16, batch=2, side=48, recursions=2)
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from cmslap.benchmark import plots
 from cmslap.benchmark.command import SUITES
+from cmslap.benchmark.load import noise
 from cmslap.benchmark.table import ceilings_text, seconds_text
 from cmslap.files import replacing
 from cmslap.interop.checkpoint import ALIASES
@@ -92,12 +93,14 @@ def gpus() -> list[Path]:
 
 
 def cpu_speed() -> str:
+    if "cpu" not in records(CPU):
+        return "Nothing has been measured on a CPU yet; `cmslap bench` does."
     return _speed(records(CPU)["cpu"], CPU)
 
 
 def gpu_speed() -> str:
     if not gpus():
-        return "Nothing has been measured on a GPU yet: on a machine with one, `make gpu` does, in under ten minutes."
+        return "Nothing has been measured on a GPU yet; on a machine with one, `make gpu` does, in under ten minutes."
     return "\n\n".join(_speed(records(folder)["gpu"], folder) for folder in gpus())
 
 
@@ -116,9 +119,9 @@ def _speed(record: dict[str, Any], folder: Path) -> str:
     lines += ["", *_plot_links(folder), _slower(results), ""]
     lines.append(
         f"{where}, PyTorch {record['torch']}, medians of up to {record['rounds']} turns, commit `{record['commit']}`. "
-        + ceilings_text(record["ceilings"])
+        + f"{ceilings_text(record['ceilings'])} {noise(record['results'])}"
     )
-    return "\n".join(lines)
+    return "\n".join(lines).rstrip()
 
 
 def _peers(result: dict[str, Any]) -> dict[str, dict[str, float]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from cmslap.benchmark import cpu, gpu, load, plots, scaling, table
+from cmslap.benchmark import cpu, gpu, plots, scaling, table
 from cmslap.benchmark.ceilings import measure_ceilings
 from cmslap.benchmark.suite import measure_all
 from cmslap.devices import find_device
@@ -70,7 +70,6 @@ def run(args: argparse.Namespace) -> int:
         "suite": args.suite,
         "effort": effort,
         "rounds": rounds,
-        "others": load.others(),
         "ceilings": measure_ceilings(device, suite.DTYPE),
         "results": [],
     }

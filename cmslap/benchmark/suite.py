@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cmslap.benchmark import energy
+from cmslap.benchmark import energy, load
 from cmslap.benchmark.ceilings import floor
 from cmslap.benchmark.peers import Peer, keeps_memory_in_graph
 from cmslap.benchmark.timing import Implementation, Pace, ready, reason, take_turns
@@ -100,11 +100,12 @@ def measure_all(
 ) -> Iterator[dict[str, Any]]:
     """Every case's result, one after the other; only one case is in memory at a time."""
     for name, case in cases.items():
+        others = load.others()
         try:
             result = measure(case, pace, ceilings, without)
         except Exception as error:
             result = _failure(name, case, error)
-        yield {"case": name, **result}
+        yield {"case": name, "others": others, **result}
         torch.compiler.reset()  # gives back what the case's graphs hold
         gc.collect()
         if case.setting.device.type == "cuda":

@@ -6,19 +6,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cmslap.benchmark import ceilings
-from cmslap.benchmark.load import NOISY
+from cmslap.benchmark.load import noise
 
 WIDTH = 30  # of a name
 
 
 def heading(record: Mapping[str, Any]) -> str:
     """What ran where, what the device can do at most, and what the columns mean."""
-    others = record["others"] or 0.0
-    noisy = f"\nOther programs keep {others:.0%} of the processors busy: expect noise." if others > NOISY else ""
     threads = "" if record["on"] == "cuda" else f", {record['threads']} threads"
     return f"""\
 cmslap {record["cmslap"]}, PyTorch {record["torch"]}, {record["device"]}{threads}
-{ceilings_text(record["ceilings"])}{noisy}
+{ceilings_text(record["ceilings"])}
 
 time       of one call: the median of all turns; half of the turns lie in the range behind it
 cmslap is  how many times as fast as this row cmslap ran: 1.00x as fast, 2.00x in half the time, 0.50x in twice the time
@@ -53,6 +51,7 @@ def table(result: Mapping[str, Any]) -> str:
     lines = [f"{result['name']}, {result['dtype']}, {result['size']}"]
     if result["baseline"] and not result["baseline"].startswith("cmslap"):
         lines[0] += f"   (cmslap has no time: ratios are those of {result['baseline']})"
+    lines += [f"  {noise([result])}"] * bool(noise([result]))
     lines += [f"  {name:<{WIDTH}}{_row(timing)}" for name, timing in result["timings"].items()]
     lines += [f"  {name:<{WIDTH}}absent: {reason}" for name, reason in result["absent"].items()]
     lines += [f"  {name:<{WIDTH}}failed: {reason}" for name, reason in result["failed"].items()]

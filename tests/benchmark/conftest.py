@@ -3,12 +3,13 @@
 import pytest
 from small_suites import CEILINGS
 
-from cmslap.benchmark import everyday, work
+from cmslap.benchmark import everyday, load, work
 
 
 @pytest.fixture
 def small(monkeypatch):
-    """Two inputs a case, and small pictures."""
+    """Two inputs a case, and small pictures; the machine's load is not asked for."""
+    monkeypatch.setattr(load, "others", lambda: None)
     monkeypatch.setattr(work, "CACHES", 1)
     monkeypatch.setattr(everyday, "SMALLEST", 4)
     monkeypatch.setattr(everyday, "LARGEST", 6)
@@ -23,7 +24,15 @@ def record():
         return {"median": median, "low": 0.9 * median, "high": 1.1 * median, "best": median, "speedup": speedup, **more}
 
     def result(case, name, gflop, **more):
-        facts = {"case": case, "name": name, "dtype": "float32", "size": "1×1×8×8", "pixels": 64, "images": 0}
+        facts = {
+            "case": case,
+            "others": 0.01,
+            "name": name,
+            "dtype": "float32",
+            "size": "1×1×8×8",
+            "pixels": 64,
+            "images": 0,
+        }
         work = {"gflop": gflop, "gbyte": gflop / 10, "floor_seconds": gflop / 200}
         outcome = {"baseline": "cmslap", "absent": {"OpenVINO": "No module named 'openvino'"}, "failed": {}}
         return {**facts, **work, **outcome, **more}
@@ -33,7 +42,7 @@ def record():
     return {
         **{"commit": "abc", "cmslap": "1.2.3", "python": "3.12.0", "torch": "2.10.0", "numpy": "2.0.0"},
         **{"pillow": "12.0.0", "device": "A processor", "on": "cpu", "threads": 2},
-        **{"suite": "cpu", "effort": "usual", "rounds": 9, "others": 0.01, "ceilings": CEILINGS},
+        **{"suite": "cpu", "effort": "usual", "rounds": 9, "ceilings": CEILINGS},
         "results": [
             result("conv", "conv forward", 1.0, timings=quick),
             result("folder", "a folder", 0.0, timings=slow, failed={"torch.compile": "out of memory"}),

@@ -29,7 +29,7 @@ def case(monkeypatch):
     everyone = [Peer("cmslap", lambda work: work.drive(work.function)), peers.EAGER, Peer("x", missing)]
     monkeypatch.setattr(cpu, "cases", lambda effort: {"sums": Case(sums, Setting(), everyone)})
     monkeypatch.setattr(command, "measure_ceilings", lambda device, dtype: CEILINGS)
-    monkeypatch.setattr(command.load, "others", lambda: 0.0)
+    monkeypatch.setattr(load, "others", lambda: 0.0)
     return everyone
 
 
@@ -105,7 +105,7 @@ def test_times_have_three_digits(seconds, text):
 
 @pytest.mark.parametrize(("others", "noisy"), [(0.5, True), (0.01, False), (None, False)])
 def test_a_busy_machine_is_said_to_be_one(record, others, noisy):
-    assert ("50% of the processors busy" in table.heading(record | {"others": others})) == noisy
+    assert ("50% of the processors busy" in table.table(record["results"][0] | {"others": others})) == noisy
 
 
 def test_others_are_those_that_run_while_this_process_waits():

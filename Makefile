@@ -3,7 +3,7 @@
 # make test      the tests; those that need a CUDA GPU skip themselves without one
 # make sanitize  the CPU kernels under the address, undefined behaviour and thread sanitizers; the CUDA kernels in their model
 #                under the first two
-# make gpu       on a machine with a CUDA GPU: builds, tests and measures, offline, in under ten minutes; GPU_OUT=folder
+# make gpu       on a machine with a CUDA GPU: builds, tests and measures, offline, in under ten minutes; GPU_OUT=folder, QUICK=1
 # make gpu-sanitize  the CUDA kernels under compute-sanitizer, on such a machine; into sanitizer.json beside the rest
 # make lint      style
 # make dist      sdist and wheel in dist/
@@ -45,7 +45,7 @@ sanitize:
 
 # The PyTorch of $(PYTHON) itself: the one that fits the machine's driver, and no download.
 gpu:
-	$(PYTHON) -m bench.gpu $(if $(GPU_OUT),--out "$(GPU_OUT)")
+	$(PYTHON) -m bench.gpu $(if $(GPU_OUT),--out "$(GPU_OUT)") $(if $(QUICK),--quick)
 
 gpu-sanitize:
 	$(PYTHON) -m bench.sanitizer $(if $(GPU_OUT),--json "$(GPU_OUT)/sanitizer.json")

@@ -1,13 +1,15 @@
 """Build, test and measure on this machine's CUDA GPU, offline and in under ten minutes: ``make gpu``.
 
 Every step is a process of its own with a time limit, and writes its log as it goes: a kernel that hangs or breaks the
-device costs one step. The GPU suite's cases each leave ``<case>.json``; ``run.json`` says how every step ended. A
-table of it all is printed last.
+device costs one step. Each backend is first tried on small maps; one that fails there is not measured. The measuring
+steps each leave ``<step>.json``; ``run.json`` says how every step ended, and the plots are drawn where matplotlib is
+installed. A short table is printed last; the long ones are in the logs.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import math
@@ -20,19 +22,51 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-NEEDED = (  # not pip: looking for it makes setuptools step aside for distutils in this process
-    "torch", "triton", "numpy", "scipy", "PIL", "safetensors", "tqdm", "skimage",
-    "setuptools", "pytest", "pytest_timeout", "hypothesis",
-)  # fmt: skip
+NEEDED = ("torch", "numpy", "PIL", "safetensors", "tqdm", "setuptools")  # to build and measure
+# not pip: looking for it makes setuptools step aside for distutils in this process
+TEST_TOOLS = ("pytest", "hypothesis", "scipy", "skimage")
 BUILD = ("pip", "install", "--no-index", "--no-build-isolation", "--no-deps", "--editable", ".")
-TESTS = ("pytest", "-m", "cuda", "-v", "--timeout", "90")
-CASES = {  # and their shares of the time, which is mostly compilation's; what one leaves, the later ones share
-    "conv-forward": 4, "conv-backward": 4, "tied": 4, "inference": 8, "block": 9, "training": 17,
+TESTS = ("pytest", "-m", "cuda", "-v")
+LIMITS = {"build": 240.0, "tests": 180.0, "probe": 60.0, "plots": 30.0}  # seconds
+STARTING = 12.0  # seconds a step needs to start and to measure the ceilings
+TURNS = 4.0  # seconds a case needs after its first calls
+OURS = ("cuda", "triton")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A step of the GPU suite, or of ``suite``: its cases, and its share of the time, which is mostly compilation's."""
+
+    share: int
+    cases: tuple[str, ...]
+    suite: str = "gpu"
+
+
+# What one leaves of its time, the later ones share.
+MEASUREMENTS = {
+    "operations": Measurement(
+        12,
+        (
+            "conv2d_lrelu", "conv2d_lrelu-backward-alone", "conv2d_lrelu+backward",
+            "tied_conv_transpose2d+backward", "tied_conv_transpose2d",
+        ),
+    ),
+    "forward": Measurement(7, ("forward",)),
+    "block": Measurement(
+        13,
+        (
+            "recursive_embedding+backward", "lapsrn_level+backward", "residual_head+backward",
+            "recursive_embedding", "lapsrn_level", "residual_head",
+        ),
+    ),
+    "training": Measurement(14, ("training", "recompute-training")),
+    "scaling": Measurement(5, ("64", "128", "256", "512", "1024", "2048", "4096"), suite="scaling"),
+    "everyday": Measurement(5, ("photograph", "folder", "reference-training")),
+    "start": Measurement(3, ("first-result",)),
 }  # fmt: skip
-AFTER_COMPILATION = 20  # seconds a case needs to start, to measure the ceilings and to take turns
-LIMITS = {"build": 240.0, "tests": 180.0}  # seconds
 
 
 @dataclass(frozen=True)
@@ -40,13 +74,17 @@ class Step:
     """How a step ended."""
 
     name: str
-    outcome: str  # "ok" or what went wrong
+    outcome: str  # begins with "ok", or is what went wrong
     seconds: float
+
+    @property
+    def ok(self) -> bool:
+        return self.outcome.startswith("ok")
 
 
 def missing() -> str | None:
     """What this machine lacks, or None."""
-    absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    absent = _absent(NEEDED)
     if "torch" not in absent:
         import torch
 
@@ -55,6 +93,10 @@ def missing() -> str | None:
         if not torch.cuda.is_available():
             return "PyTorch finds no CUDA GPU"
     return f"{sys.executable} has no module {', '.join(absent)}" if absent else None
+
+
+def _absent(modules: Sequence[str]) -> list[str]:
+    return [name for name in modules if importlib.util.find_spec(name) is None]
 
 
 def results_folder() -> Path:
@@ -72,7 +114,8 @@ def execute(name: str, module: Sequence[str], log: Path, limit: float) -> Step:
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", *module],
-            cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            start_new_session=True,
         )  # fmt: skip
         try:
             status = process.wait(limit)
@@ -82,30 +125,99 @@ def execute(name: str, module: Sequence[str], log: Path, limit: float) -> Step:
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                with contextlib.suppress(subprocess.TimeoutExpired):  # one that waits for a broken device may stay
+                    process.wait(10)
     return Step(name, outcome, time.monotonic() - start)
 
 
 def steps(out: Path, quick: bool, deadline: float) -> Iterator[Step]:
-    """Build, tests and cases, one after the other; without a build there is nothing to test or measure."""
+    """Build, tests, backends and cases, one after the other; without a build there is nothing to test or measure."""
     built = execute("build", BUILD, out / "build.log", LIMITS["build"])
     yield built
-    if built.outcome != "ok":
+    if not built.ok:
         return
-    yield execute("tests", TESTS, out / "tests.log", LIMITS["tests"])
-    for position, case in enumerate(CASES):
-        weights = list(CASES.values())[position:]
-        limit = (deadline - time.monotonic()) * weights[0] / sum(weights)
-        if limit <= AFTER_COMPILATION:
-            yield Step(case, "not run: out of time", 0.0)
-            continue
-        options = ("--case", case, "--rounds", "15", "--limit", str(math.ceil(limit - AFTER_COMPILATION)))
-        command = ("cmslap", "bench", "--suite", "gpu", *options, *["--quick"] * quick, "--json", str(_json(out, case)))
-        yield execute(case, command, out / f"{case}.log", limit)
+    yield _tests(out)
+    without = []
+    for backend in _built_backends():
+        tried = execute(f"probe {backend}", ("bench.probe", backend), out / f"probe-{backend}.log", LIMITS["probe"])
+        yield tried
+        if not tried.ok:
+            without.append(backend)
+    for position, name in enumerate(MEASUREMENTS):
+        shares = [each.share for each in list(MEASUREMENTS.values())[position:]]
+        left = deadline - LIMITS["plots"] - time.monotonic()
+        yield _measure(name, out, quick, left * shares[0] / sum(shares), without)
+    yield _plots(out)
 
 
-def _json(out: Path, case: str) -> Path:
-    return out / f"{case}.json"
+def _tests(out: Path) -> Step:
+    absent = _absent(TEST_TOOLS)
+    if absent:
+        return Step("tests", f"not run: no module {', '.join(absent)}", 0.0)
+    timeout = () if _absent(["pytest_timeout"]) else ("--timeout", "90")
+    return execute("tests", (*TESTS, *timeout), out / "tests.log", LIMITS["tests"])
+
+
+def _built_backends() -> list[str]:
+    """Ours for GPUs, as the build just made them; in another process, as this one must not load it."""
+    command = "from cmslap.benchmark.peers import gpu_backends; print(*gpu_backends())"
+    try:
+        done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        return list(OURS)
+    return done.stdout.split()
+
+
+def _measure(name: str, out: Path, quick: bool, limit: float, without: Sequence[str]) -> Step:
+    """Measure a step's cases; once more, without them, if backends of ours broke the device, and there is time."""
+    measurement = MEASUREMENTS[name]
+    start = time.monotonic()
+    turns = TURNS * len(measurement.cases)
+    for_first_calls = limit - STARTING - turns
+    if for_first_calls <= 0:
+        return Step(name, "not run: out of time", 0.0)
+    a_case = math.ceil(for_first_calls / len(measurement.cases))
+    command = [
+        "cmslap", "bench", "--suite", measurement.suite, "--json", str(_json(out, name)), "--limit", str(a_case),
+        *(option for case in measurement.cases for option in ("--case", case)),
+        *["--quick"] * quick,
+        *(option for each in without for who in _names(each) for option in ("--without", who)),
+    ]  # fmt: skip
+    step = execute(name, command, out / f"{name}.log", limit)
+    breaking = [each for each in OURS if each not in without and _broke_the_device(out, name, each)]
+    left = limit - (time.monotonic() - start)
+    if not breaking or left < STARTING + turns:
+        return step
+    again = _measure(name, out, quick, left, [*without, *breaking])
+    return Step(name, f"{', '.join(breaking)} broke the device; without: {again.outcome}", time.monotonic() - start)
+
+
+def _names(backend: str) -> tuple[str, str]:
+    """What the suite calls a backend's implementations."""
+    return f"cmslap {backend}", f"cmslap graph {backend}"
+
+
+def _broke_the_device(out: Path, name: str, backend: str) -> bool:
+    """Whether it was the first to fail in a case with an error after which CUDA serves the process no more."""
+    for result in _results(out, name):
+        reasons = [(who, why) for who, why in result["failed"].items() if "CUDA error" in why or "illegal" in why]
+        if reasons:
+            return reasons[0][0] in _names(backend)
+    return False
+
+
+def _results(out: Path, name: str) -> list[dict[str, Any]]:
+    return json.loads(_json(out, name).read_text())["results"] if _json(out, name).exists() else []
+
+
+def _plots(out: Path) -> Step:
+    if _absent(["matplotlib"]):
+        return Step("plots", "ok: none, as matplotlib is not installed", 0.0)
+    return execute("plots", ("bench.report", "--plots", str(out)), out / "plots.log", LIMITS["plots"])
+
+
+def _json(out: Path, step: str) -> Path:
+    return out / f"{step}.json"
 
 
 def write(path: Path, done: Sequence[Step]) -> None:
@@ -116,15 +228,13 @@ def write(path: Path, done: Sequence[Step]) -> None:
 
 
 def summary(out: Path, done: Sequence[Step]) -> str:
-    """Ceilings, every case's figures, and how every step ended."""
-    from cmslap.benchmark.command import table
+    """A line a case, the ceilings, and how every step ended."""
+    from cmslap.benchmark import table
 
-    records = [json.loads(_json(out, step.name).read_text()) for step in done if _json(out, step.name).exists()]
-    results = [result for record in records for result in record["results"]]
-    lines = [table(result) for result in results]
-    if results:
-        ceilings = results[-1]["ceilings"]
-        lines.append(f"ceilings: {ceilings['matmul_tflops']:.0f} TFLOP/s matmul, {ceilings['copy_gbs']:.0f} GB/s copy")
+    records = [json.loads(_json(out, name).read_text()) for name in MEASUREMENTS if _json(out, name).exists()]
+    lines = [table.brief(result) for record in records for result in record["results"]]
+    if records:
+        lines.append(table.ceilings_text(records[0]["ceilings"]))
     if (out / "tests.log").exists():
         lines.append("tests: " + (out / "tests.log").read_text().strip().rpartition("\n")[2].strip("= "))
     lines += [f"{step.name:<16}{step.seconds:6.0f} s  {step.outcome}" for step in done]
@@ -134,7 +244,7 @@ def summary(out: Path, done: Sequence[Step]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="folder of the results (default: bench/results/<device>)")
-    parser.add_argument("--quick", action="store_true", help="leave torch.compile's max-autotune out")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, and no max-autotune of torch.compile's")
     parser.add_argument("--minutes", type=float, default=9.5, help="time for everything (default: %(default)s)")
     args = parser.parse_args(arguments)
     deadline = time.monotonic() + 60 * args.minutes
@@ -144,18 +254,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     out = (args.out or results_folder()).resolve()
     out.mkdir(parents=True, exist_ok=True)
-    for stale in (*(_json(out, case) for case in CASES), out / "tests.log"):
+    for stale in (*(_json(out, name) for name in MEASUREMENTS), out / "tests.log"):
         stale.unlink(missing_ok=True)
     done: list[Step] = []
     for step in steps(out, args.quick, deadline):
         print(f"{step.name}: {step.outcome} ({step.seconds:.0f} s)", flush=True)
         done.append(step)
         write(out / "run.json", done)
-    if done[0].outcome != "ok":
+    if not done[0].ok:
         print((out / "build.log").read_text()[-3000:])
         return 1
     print(f"\n{summary(out, done)}\nresults in {out}")
-    return int(any(step.outcome != "ok" for step in done))
+    return int(not all(step.ok for step in done))
 
 
 if __name__ == "__main__":

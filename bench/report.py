@@ -1,6 +1,8 @@
-"""Render the README's figures from committed JSON: ``python -m bench.report`` (``--check`` only compares).
+"""Render the README's figures and draw the plots in docs/ from committed JSON: ``python -m bench.report``.
 
 A block between ``<!-- begin: NAME -->`` and ``<!-- end: NAME -->`` is replaced by what ``BLOCKS[NAME]`` renders.
+``--check`` writes nothing and says whether the README is up to date; ``--plots FOLDER`` only draws the results of one
+folder, into that folder.
 """
 
 from __future__ import annotations
@@ -9,18 +11,25 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cmslap.benchmark import plots
+from cmslap.benchmark.command import SUITES
+from cmslap.benchmark.load import noise
+from cmslap.benchmark.table import ceilings_text, seconds_text
 from cmslap.files import replacing
 from cmslap.interop.checkpoint import ALIASES
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 WEIGHTS = ROOT / "cmslap" / "weights"
-OFFICIAL = ROOT / "bench" / "results" / "evaluation" / "MSLapSRN_D5R8.json"
+RESULTS = ROOT / "bench" / "results"
+OFFICIAL = RESULTS / "evaluation" / "MSLapSRN_D5R8.json"
 OFFICIAL_BF16 = OFFICIAL.with_name("MSLapSRN_D5R8-bf16.json")
-CPU_SUITE = ROOT / "bench" / "results" / "cpu" / "bench.json"
+CPU = RESULTS / "cpu"
+DOCS = ROOT / "docs"
 SHIPPED = ALIASES["cms-lapsrn"]
 
 # Hyun et al., 2024, Table 2: CMS-LapSRN (3rd ConV), PSNR in dB and SSIM.
@@ -83,23 +92,105 @@ def weights() -> str:
     )
 
 
-def speed() -> str:
-    """The CPU suite: milliseconds, and how many times as long every peer took in the same run."""
-    record = json.loads(CPU_SUITE.read_text())
-    lines = ["| on a CPU | `cmslap` | against |", "|---|---|---|"]
-    for case in record["results"]:
-        (_, ours), *peers = case["timings"].items()
-        against = ", ".join(f"{name} {timing['speedup']:.2f}x" for name, timing in peers)
-        lines.append(f"| {case['name']}, {case['size']} | {1e3 * ours['median']:.0f} ms | {against} |")
-    lines.append("")
+def records(folder: Path) -> dict[str, dict[str, Any]]:
+    """The records of a device's results by suite; those of one suite in several files become one."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("*.json")):
+        record = json.loads(path.read_text())
+        if isinstance(record, dict) and record.get("suite") in SUITES:
+            known = found.setdefault(record["suite"], record)
+            if known is not record:
+                known["results"] += record["results"]
+    return found
+
+
+def gpus() -> list[Path]:
+    """The folders with results of a GPU."""
+    return sorted(path for path in RESULTS.iterdir() if path.is_dir() and "gpu" in records(path))
+
+
+def cpu_speed() -> str:
+    if "cpu" not in records(CPU):
+        return "Nothing has been measured on a CPU yet; `cmslap bench` does."
+    return _speed(records(CPU)["cpu"], CPU)
+
+
+def gpu_speed() -> str:
+    if not gpus():
+        return "Nothing has been measured on a GPU yet; on a machine with one, `make gpu` does, in under ten minutes."
+    return "\n\n".join(_speed(records(folder)["gpu"], folder) for folder in gpus())
+
+
+def _speed(record: dict[str, Any], folder: Path) -> str:
+    """A row a case: the time, the share of the limit, and how many times as long every peer took in the same run."""
+    results = [result for result in record["results"] if result["timings"]]
+    columns = list(dict.fromkeys(_column(name) for result in results for name in _peers(result)))
+    lines = [f"| {' | '.join(['', 'time', 'of limit', *columns])} |", "|---" * (3 + len(columns)) + "|"]
+    for result in results:
+        ours = result["timings"][result["baseline"]]
+        against = {_column(name): f"{timing['speedup']:.2f}x" for name, timing in _peers(result).items()}
+        share = f"{ours['share_of_floor']:.0%}" if "share_of_floor" in ours else ""
+        cells = [f"{result['name']}, {result['size']}", seconds_text(ours["median"]), share]
+        lines.append(f"| {' | '.join(cells + [against.get(column, '') for column in columns])} |")
+    where = record["device"] if record["on"] == "cuda" else f"{record['threads']} threads of {record['device']}"
+    lines += ["", *_plot_links(folder), _slower(results), ""]
     lines.append(
-        f"Medians of {record['rounds']} rounds in turns, {record['threads']} threads of {record['device']}, PyTorch "
-        f"{record['torch']}, commit `{record['commit']}`."
+        f"{where}, PyTorch {record['torch']}, medians of up to {record['rounds']} turns, commit `{record['commit']}`. "
+        + f"{ceilings_text(record['ceilings'])} {noise(record['results'])}"
     )
-    return "\n".join(lines)
+    return "\n".join(lines).rstrip()
 
 
-BLOCKS = {"evaluation": evaluation, "precision": precision, "weights": weights, "speed": speed}
+def _peers(result: dict[str, Any]) -> dict[str, dict[str, float]]:
+    return {name: timing for name, timing in result["timings"].items() if name != result["baseline"]}
+
+
+def _column(name: str) -> str:
+    """Both precisions of a peer share a column; a row's name says which."""
+    return name.removesuffix(" bf16").removesuffix("-no-cudagraphs")
+
+
+def _slower(results: Sequence[dict[str, Any]]) -> str:
+    rows = [
+        f"{result['name']} ({name} {timing['speedup']:.2f}x)"
+        for result in results
+        for name, timing in _peers(result).items()
+        if timing["speedup"] < 1 and not name.startswith("cmslap")
+    ]
+    return f"Slower than a peer: {', '.join(rows)}." if rows else "No peer was faster in any of these rows."
+
+
+def _plot_links(folder: Path) -> list[str]:
+    names = [name for name in PLOTS if (DOCS / _plot_name(name, folder)).exists()]
+    return [" ".join(f"[{name}](docs/{_plot_name(name, folder)})" for name in names), ""] if names else []
+
+
+def _plot_name(name: str, folder: Path) -> str:
+    return f"{name}-{folder.name}.png"
+
+
+def draw(folder: Path, out: Path) -> None:
+    """Draw what the results in ``folder`` have to show into ``out``."""
+    found = records(folder)
+    for name, (suites, plot) in PLOTS.items():
+        for suite in suites:
+            if suite in found:
+                plot(found[suite], out / _plot_name(name, folder))
+
+
+# What is drawn from which suites.
+PLOTS = {
+    "speed": (("cpu", "gpu"), plots.speedups),
+    "roofline": (("cpu", "gpu"), plots.roofline),
+    "scaling": (("scaling",), plots.scaling),
+}
+BLOCKS = {
+    "evaluation": evaluation,
+    "precision": precision,
+    "weights": weights,
+    "cpu-speed": cpu_speed,
+    "gpu-speed": gpu_speed,
+}
 
 
 def render(text: str) -> str:
@@ -115,10 +206,17 @@ def render(text: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the README is out of date")
-    check = parser.parse_args().check
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="only draw a folder's results, into it")
+    args = parser.parse_args()
+    if args.plots:
+        draw(args.plots, args.plots)
+        return 0
+    if not args.check:
+        for folder in (CPU, *gpus()):
+            draw(folder, DOCS)
     current = README.read_text()
     rendered = render(current)
-    if check:
+    if args.check:
         print("README.md is up to date" if rendered == current else "README.md is out of date: python -m bench.report")
         return int(rendered != current)
     with replacing(README) as temporary:

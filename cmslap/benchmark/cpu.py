@@ -1,104 +1,87 @@
-"""The CPU suite: CMS-LapSRN D5R8 on this machine's processor, and the operations it is made of."""
+"""The CPU suite: CMS-LapSRN on this machine's processor, the operations it is made of, and what people do with it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
-from torch import Tensor
 
-from cmslap import ops
-from cmslap.benchmark import peers
-from cmslap.benchmark.timing import Case, Implementation
-from cmslap.models import CMSLapSRN
-from cmslap.precision import inference_autocast
+from cmslap.benchmark import everyday, peers
+from cmslap.benchmark.peers import EAGER, EAGER_NCHW, Peer
+from cmslap.benchmark.suite import Case
+from cmslap.benchmark.timing import Pace
+from cmslap.benchmark.work import OPERATIONS, Setting, forward, operation, training_step
 
-CONV_GFLOP = 2 * 9 * 64 * 64 * 1e-9  # of one 64→64 convolution, a pixel
-CONVOLUTIONS = 40  # a level of D5R8
-
-
-def results(rounds: int, limit: float | None, case: str | None, quick: bool) -> Iterator[dict[str, Any]]:
-    """Measure every case, or the one called ``case``; only one is in memory at a time. None is slow to compile."""
-    for name in [case] if case else CASES:
-        yield CASES[name]().measure(rounds, limit)
+DEVICE = torch.device("cpu")
+DTYPE = torch.float32  # of the ceilings
+BUDGET = {"quick": 10.0, "usual": 20.0, "full": 120.0}  # seconds for the turns of a case
+AVX2 = {"CMSLAP_ISA": "avx2", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}  # as if it had no AVX-512
 
 
-def _network() -> CMSLapSRN:
-    return CMSLapSRN(scale=4).requires_grad_(False)
+@dataclass(frozen=True)
+class Sizes:
+    """Pixels a side, and counts."""
+
+    operation: int = 128
+    block: int = 64  # of the recursive operations
+    picture: int = 128
+    step: tuple[int, int] = (4, 32)  # batch and side, a laptop's training
+    reference_step: tuple[int, int] = (64, 16)  # the reference code's: HR patches of 128 at 8x
+    photograph: tuple[int, int] = (1920, 1080)
+    folder: int = 16
+    recursions: int = 8
 
 
-def _image(batch: int, side: int) -> Tensor:
-    """Its strides say channels_last, so that plain PyTorch runs in its faster layout too."""
-    return torch.rand(batch, 1, side, side).to(memory_format=torch.channels_last)
+def pace(effort: str, rounds: int, limit: float | None) -> Pace:
+    return Pace(rounds, BUDGET[effort], stretch=0.05, limit=limit)
 
 
-def _network_gflop(pixels: int) -> float:
-    """Convolutions and upsampling of two levels, the second four times as large."""
-    return (CONVOLUTIONS + 1) * CONV_GFLOP * pixels * (1 + 4)
-
-
-def _forward() -> Case:
-    model, y = _network(), _image(1, 128)
-    ready, absent = peers.build(peers.FLOAT32, model, y)
-    return Case(
-        "4x forward, float32", "1×128×128", _network_gflop(128**2), {"cmslap": lambda: model(y), **ready}, absent
+def cases(effort: str, sizes: Sizes = Sizes()) -> dict[str, Case]:
+    """By name. "quick" compiles little, "full" adds what takes minutes."""
+    compiled = [] if effort == "quick" else [peers.compiled()]
+    ours = peers.ours(DEVICE)
+    picture = Setting(side=sizes.picture, recursions=sizes.recursions)
+    batch, side = sizes.step
+    step = Setting(batch=batch, side=side, recursions=sizes.recursions)
+    thorough = effort != "quick"
+    found = dict(_operations(sizes, [*ours, EAGER, EAGER_NCHW, *compiled]))
+    exported = [peers.ONNXRUNTIME, peers.OPENVINO]
+    tuned = [peers.compiled("max-autotune")] if effort == "full" else []
+    everyone = [*ours, EAGER, EAGER_NCHW, peers.compiled(), *tuned, *exported]
+    found["forward"] = Case(partial(forward, 4), picture, everyone, memory=thorough)
+    found["bfloat16-forward"] = _bfloat16_forward(picture)
+    found["avx2-forward"] = Case(partial(forward, 4), picture, _restricted(AVX2), note=", AVX2 only")
+    found["training"] = Case(
+        partial(training_step, 4, False), step, [*ours, EAGER, EAGER_NCHW, *compiled], memory=thorough
     )
+    if effort == "full":
+        batch, side = sizes.reference_step
+        setting = replace(step, batch=batch, side=side)
+        found["reference-training"] = Case(partial(training_step, 8, False), setting, [*ours, EAGER], memory=True)
+    if thorough:
+        build = partial(everyday.enlargement, 2, *sizes.photograph)
+        found["photograph"] = Case(build, Setting(), [*ours, EAGER], memory=True)
+    found["folder"] = Case(partial(everyday.folder, sizes.folder), Setting(), [*ours, EAGER])
+    found["first-result"] = Case(everyday.first_result, Setting(), everyday.starters(DEVICE, effort == "full"))
+    return found
 
 
-def _bfloat16_forward() -> Case:
-    model, y = _network(), _image(1, 128)
-    ready, absent = peers.build({"OpenVINO bf16": peers.openvino("bf16")}, model, y)
-
-    def bfloat16() -> None:
-        with inference_autocast("bf16", y.device):
-            model(y)
-
-    implementations = {"cmslap": bfloat16, "cmslap float32": lambda: model(y), **ready}
-    return Case("4x forward, bfloat16", "1×128×128", _network_gflop(128**2), implementations, absent)
+def _operations(sizes: Sizes, everyone: list[Peer]) -> Mapping[str, Case]:
+    found = {}
+    for name in OPERATIONS:
+        side = sizes.block if name in ("recursive_embedding", "lapsrn_level") else sizes.operation
+        setting = Setting(side=side, recursions=sizes.recursions)
+        for backward in (False, True):
+            found[name + "+backward" * backward] = Case(partial(operation, name, backward), setting, everyone)
+    return found
 
 
-def _training_step() -> Case:
-    model, y = CMSLapSRN(scale=4), _image(4, 32)
-    targets = [torch.rand(4, 1, 64, 64), torch.rand(4, 1, 128, 128)]
-
-    def step() -> None:
-        model.zero_grad()
-        loss = sum(((x - t).square() + 1e-6).sqrt().sum() for x, t in zip(model(y), targets, strict=True))
-        loss.backward()
-
-    implementations = {"cmslap": step, "eager": _on_reference(step)}
-    return Case("4x training step, float32", "4×32×32", 3 * _network_gflop(4 * 32**2), implementations)
+def _bfloat16_forward(picture: Setting) -> Case:
+    everyone = [*peers.ours_in_bfloat16(), *peers.ours(DEVICE, "cmslap float32"), peers.OPENVINO_BF16]
+    return Case(partial(forward, 4), picture, everyone, note=", bfloat16")
 
 
-def _operation(name: str, gflop: float) -> Case:
-    a = torch.randn(1, 64, 128, 128).contiguous(memory_format=torch.channels_last).requires_grad_()
-    weight = (torch.randn(64, 64, 3, 3) / 24).requires_grad_()
-    bias = torch.randn(64, requires_grad=True)
-    grad: Tensor | None = None
-
-    def both() -> None:
-        nonlocal grad
-        result = getattr(ops, name)(a, weight, bias)
-        grad = torch.ones_like(result) if grad is None else grad
-        torch.autograd.grad(result, (a, weight, bias), grad)
-
-    implementations = {"cmslap": both, "eager": _on_reference(both)}
-    return Case(f"{name}, forward and backward", "1×64×128×128", 3 * gflop, implementations)
-
-
-def _on_reference(call: Implementation) -> Implementation:
-    def run() -> None:
-        with ops.use_backend("reference"):
-            call()
-
-    return run
-
-
-CASES: dict[str, Callable[[], Case]] = {
-    "forward": _forward,
-    "bfloat16-forward": _bfloat16_forward,
-    "training": _training_step,
-    "tied": lambda: _operation("tied_conv_transpose2d", CONV_GFLOP * 128**2),
-    "conv": lambda: _operation("conv2d_lrelu", CONV_GFLOP * 128**2),
-}
+def _restricted(environment: Mapping[str, str]) -> list[Peer]:
+    return [replace(peer, environment=environment) for peer in (*peers.ours(DEVICE), EAGER)]

@@ -1,25 +1,112 @@
-"""What a user of a CPU would otherwise run: each peer turns a module and an input into a call.
+"""Who does the work: ours, and what a user would otherwise run. Each peer makes of a piece of work a call to time.
 
-A peer that is not installed, or that can't take the module, raises ImportError or says why in any exception: it is
-reported as absent.
+A peer that is not installed raises ImportError. Plain PyTorch is our own operations' reference backend, which the
+compilers and exporters see too.
 """
 
 from __future__ import annotations
 
+import functools
 import io
+import itertools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from cmslap import ops
 from cmslap.benchmark.timing import Implementation
+from cmslap.benchmark.work import Work
+from cmslap.ops.choice import BACKENDS
+from cmslap.precision import PrecisionError, inference_autocast
 
 
-class Reference(nn.Module):
-    """A module whose operations are plain PyTorch: what the peers get to see."""
+@dataclass(frozen=True)
+class Peer:
+    """One who does the work.
+
+    ``environment``, if not None, has variables that are read when a process starts: this peer has one of its own.
+    """
+
+    name: str
+    prepare: Callable[[Work], Implementation]
+    layout: torch.memory_format = torch.channels_last
+    environment: Mapping[str, str] | None = None
+
+
+def on(backend: str, call: Implementation) -> Implementation:
+    """``call`` with a backend of ours forced."""
+
+    def run() -> object:
+        with ops.use_backend(backend):
+            return call()
+
+    return run
+
+
+def _run(backend: str, work: Work) -> Implementation:
+    return on(backend, work.drive(work.function))
+
+
+def backend(name: str) -> Peer:
+    """One backend of ours."""
+    return Peer(f"cmslap {name}", functools.partial(_run, name))
+
+
+def ours(device: torch.device, label: str = "cmslap") -> list[Peer]:
+    """On a CPU its kernels, called ``label``; on a GPU every backend for it that is built here, the best first."""
+    return [replace(backend("cpu"), name=label)] if device.type == "cpu" else [backend(name) for name in gpu_backends()]
+
+
+def _run_in_bfloat16(work: Work) -> Implementation:
+    call = _run("cpu", work)
+
+    def run() -> object:
+        with inference_autocast("bf16", torch.device("cpu")):
+            return call()
+
+    return run
+
+
+def ours_in_bfloat16() -> list[Peer]:
+    """The CPU's kernels in bfloat16, where the processor multiplies it."""
+    try:
+        inference_autocast("bf16", torch.device("cpu"))
+    except PrecisionError:
+        return []
+    return [Peer("cmslap", _run_in_bfloat16)]
+
+
+def gpu_backends() -> list[str]:
+    return [backend.name for backend in BACKENDS if backend.name not in ("cpu", "reference") and not backend.missing]
+
+
+EAGER = Peer("eager", functools.partial(_run, "reference"))  # channels_last, the faster layout almost everywhere
+EAGER_NCHW = Peer("eager NCHW", functools.partial(_run, "reference"), torch.contiguous_format)
+
+
+def _compile(mode: str, work: Work) -> Implementation:
+    function = torch.compile(work.function, mode=mode, dynamic=False, fullgraph=True)
+    call = on("reference", work.drive(function))
+
+    def run() -> object:
+        torch.compiler.cudagraph_mark_step_begin()  # the last call's outputs may be overwritten
+        return call()
+
+    return run
+
+
+def compiled(mode: str = "default") -> Peer:
+    """torch.compile in a mode; of "max-autotune" it replays CUDA graphs."""
+    name = "torch.compile" if mode == "default" else f"torch.compile {mode}"
+    return Peer(name, functools.partial(_compile, mode))
+
+
+class _Reference(nn.Module):
+    """A network whose operations are plain PyTorch, whatever runs it: what exporters get."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -30,15 +117,6 @@ class Reference(nn.Module):
             return tuple(self.module(x))
 
 
-def eager(module: nn.Module, x: Tensor) -> Implementation:
-    return lambda: Reference(module)(x)
-
-
-def compiled(module: nn.Module, x: Tensor) -> Implementation:
-    function = torch.compile(Reference(module))
-    return lambda: function(x)
-
-
 @contextmanager
 def _fixed_sizes() -> Iterator[None]:
     """For tracing: it warns of every size that becomes a constant, and the peers' sizes are meant to be."""
@@ -47,45 +125,72 @@ def _fixed_sizes() -> Iterator[None]:
         yield
 
 
-def onnxruntime(module: nn.Module, x: Tensor) -> Implementation:
+def _arrays(work: Work) -> Iterator[object]:
+    """A network's inputs as NumPy arrays, over and over."""
+    return itertools.cycle([x.numpy() for (x,) in work.inputs])
+
+
+def _onnxruntime(work: Work) -> Implementation:
     import onnxruntime
 
     model = io.BytesIO()
     with _fixed_sizes():
-        torch.onnx.export(Reference(module), (x,), model, dynamo=False, input_names=["x"])
+        torch.onnx.export(_Reference(work.function), work.inputs[0], model, dynamo=False, input_names=["x"])
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(model.getvalue(), options, providers=["CPUExecutionProvider"])
-    inputs = {"x": x.numpy()}
-    return lambda: session.run(None, inputs)
+    arrays = _arrays(work)
+    return lambda: session.run(None, {"x": next(arrays)})
 
 
-def openvino(precision: str) -> Callable[[nn.Module, Tensor], Implementation]:
-    """OpenVINO computing in ``precision``, "f32" or "bf16"."""
+def _openvino(precision: str, work: Work) -> Implementation:
+    import openvino
 
-    def build(module: nn.Module, x: Tensor) -> Implementation:
-        import openvino
-
-        with _fixed_sizes():
-            converted = openvino.convert_model(Reference(module), example_input=x, input=[x.shape])
-        config = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-        network = openvino.Core().compile_model(converted, "CPU", config)
-        return lambda: network(x.numpy())
-
-    return build
+    x = work.inputs[0][0]
+    with _fixed_sizes():
+        converted = openvino.convert_model(_Reference(work.function), example_input=x, input=[x.shape])
+    config = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    network = openvino.Core().compile_model(converted, "CPU", config)
+    arrays = _arrays(work)
+    return lambda: network(next(arrays))
 
 
-FLOAT32 = {"eager": eager, "torch.compile": compiled, "ONNX Runtime": onnxruntime, "OpenVINO": openvino("f32")}
+def _tensorrt(work: Work) -> Implementation:
+    import torch_tensorrt  # noqa: F401 - registers the compiler
+
+    return on("reference", work.drive(torch.compile(work.function, backend="tensorrt", dynamic=False)))
 
 
-def build(
-    peers: dict[str, Callable[[nn.Module, Tensor], Implementation]], module: nn.Module, x: Tensor
-) -> tuple[dict[str, Implementation], dict[str, str]]:
-    """The peers that are there, ready to be called; and why the others are not."""
-    ready, absent = {}, {}
-    for name, peer in peers.items():
-        try:
-            ready[name] = peer(module, x)
-        except ImportError as error:
-            absent[name] = str(error)
-    return ready, absent
+ONNXRUNTIME = Peer("ONNX Runtime", _onnxruntime, torch.contiguous_format)
+OPENVINO = Peer("OpenVINO", functools.partial(_openvino, "f32"), torch.contiguous_format)
+OPENVINO_BF16 = Peer("OpenVINO bf16", functools.partial(_openvino, "bf16"), torch.contiguous_format)
+TENSORRT = Peer("TensorRT", _tensorrt)
+
+
+def _captured(name: str, work: Work) -> Implementation:
+    """A CUDA graph for each input, which takes the launches' time out, as "max-autotune" does for its side."""
+    call = on(name, work.drive(work.function))
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in work.inputs:  # tunes, and makes what is made once for an input
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graphs: list[torch.cuda.CUDAGraph] = []
+    for _ in work.inputs:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=graphs[0].pool() if graphs else None):
+            call()
+        graphs.append(graph)
+    turns = itertools.cycle(graphs)
+    return lambda: next(turns).replay()
+
+
+def captured() -> list[Peer]:
+    """Ours as CUDA graphs, a backend each."""
+    return [Peer(f"cmslap graph {name}", functools.partial(_captured, name)) for name in gpu_backends()]
+
+
+def keeps_memory_in_graph(name: str) -> bool:
+    """Whether a peer's memory lies in a CUDA graph, where the allocator does not count a call's."""
+    return name.startswith("cmslap graph") or name == "torch.compile max-autotune"

@@ -12,12 +12,35 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass
 
+import torch
 from tqdm import trange
 
 Implementation = Callable[[], object]
+FEWEST_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long to measure a case.
+
+    Attributes:
+        rounds: turns of each implementation, if ``seconds`` suffice; at least three.
+        seconds: for all turns together.
+        stretch: seconds a turn should last; a shorter call is repeated that long.
+        limit: seconds for all first calls of a case, where they compile and tune; None is no limit.
+        warm_ups: calls before the first turn, after the one that showed that it works; a CUDA graph of torch.compile's
+            is recorded in the first of them. One that takes over a second is enough.
+        clock: must wait for what was started.
+    """
+
+    rounds: int
+    seconds: float = math.inf
+    stretch: float = 0.0
+    limit: float | None = None
+    warm_ups: int = 1
+    clock: Callable[[], float] = time.perf_counter
 
 
 @dataclass(frozen=True)
@@ -34,25 +57,23 @@ class Timing:
         return asdict(self)
 
 
-def take_turns(
-    implementations: Mapping[str, Implementation],
-    rounds: int,
-    label: str,
-    clock: Callable[[], float] = time.perf_counter,
-    stretch: float = 0.0,
-) -> dict[str, Timing]:
-    """Time every implementation ``rounds`` times, by turns, after one call each to warm up.
-
-    ``clock`` must wait for what was started. A timed stretch is one call, or as many as take ``stretch`` seconds.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in implementations}
-    calls = {}
+def take_turns(implementations: Mapping[str, Implementation], label: str, pace: Pace) -> dict[str, Timing]:
+    """Time every implementation by turns; ``label`` names the progress bar."""
+    calls, a_round = {}, 0.0
     for name, implementation in implementations.items():
-        implementation()
-        calls[name] = math.ceil(stretch / max(_seconds(implementation, 1, clock), 1e-6)) if stretch else 1
-    for _ in trange(rounds, desc=label, leave=False):
+        for _ in range(pace.warm_ups):
+            once = max(_seconds(implementation, 1, pace.clock), 1e-6)
+            if once > 1:
+                break
+        calls[name] = max(math.ceil(pace.stretch / once), 1)
+        a_round += calls[name] * once
+    rounds = pace.rounds
+    if rounds * a_round > pace.seconds:
+        rounds = min(rounds, max(FEWEST_ROUNDS, int(pace.seconds / a_round)))
+    seconds: dict[str, list[float]] = {name: [] for name in implementations}
+    for _ in trange(rounds, desc=label, leave=False, disable=None):
         for name, implementation in implementations.items():
-            seconds[name].append(_seconds(implementation, calls[name], clock))
+            seconds[name].append(_seconds(implementation, calls[name], pace.clock))
     first = next(iter(seconds.values()), [])
     return {name: _summary(values, first) for name, values in seconds.items()}
 
@@ -64,30 +85,65 @@ def _seconds(implementation: Implementation, calls: int, clock: Callable[[], flo
     return (clock() - start) / calls
 
 
+def _summary(seconds: list[float], first: list[float]) -> Timing:
+    low, _, high = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
+    speedup = statistics.median(other / own for other, own in zip(seconds, first, strict=True))
+    return Timing(statistics.median(seconds), low, high, min(seconds), speedup)
+
+
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """Seconds on a clock that waits for what was started on ``device``."""
+    if device.type != "cuda":
+        return time.perf_counter
+
+    def clock() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return clock
+
+
 class TimeLimitError(BaseException):
     """The time is up. Like KeyboardInterrupt no Exception, so that no compiler takes it for a failed attempt."""
 
 
-def ready(
-    implementations: Mapping[str, Implementation], limit: float | None = None
-) -> tuple[dict[str, Implementation], dict[str, str]]:
-    """The implementations whose first call succeeds, where they compile and tune; and why the others don't.
+@dataclass(frozen=True)
+class Ready:
+    """The implementations whose first call succeeded, and why the others are not there or failed."""
 
-    All first calls together may take ``limit`` seconds; what is not ready then is left out.
+    working: dict[str, Implementation]
+    absent: dict[str, str]
+    failed: dict[str, str]
+
+
+def ready(contenders: Mapping[str, Callable[[], Implementation]], limit: float | None = None) -> Ready:
+    """Prepare every contender and call it once, where it compiles and tunes; all together may take ``limit`` seconds.
+
+    One that raises ImportError is absent: not installed.
     """
     deadline = None if limit is None else time.monotonic() + limit
-    working, failed = {}, {}
-    for name, implementation in implementations.items():
+    found = Ready({}, {}, {})
+    for name, prepare in contenders.items():
         try:
             with _alarm(deadline):
+                implementation = prepare()
                 implementation()
+        except ImportError as error:
+            found.absent[name] = str(error)
         except Exception as error:
-            failed[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            found.failed[name] = reason(error)
         except TimeLimitError:
-            failed[name] = f"not ready within the {limit:.0f} s of this case"
+            found.failed[name] = f"not ready within the {limit:.0f} s of this case"
         else:
-            working[name] = implementation
-    return working, failed
+            found.working[name] = implementation
+    return found
+
+
+def reason(error: Exception) -> str:
+    """One line."""
+    text = " ".join(str(error).split())[:200]
+    memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text
+    return "out of memory" if memory or "bad_alloc" in text else f"{type(error).__name__}: {text}"
 
 
 @contextmanager
@@ -107,39 +163,3 @@ def _alarm(deadline: float | None) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-
-
-def _summary(seconds: list[float], first: list[float]) -> Timing:
-    low, _, high = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
-    speedup = statistics.median(other / own for other, own in zip(seconds, first, strict=True))
-    return Timing(statistics.median(seconds), low, high, min(seconds), speedup)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One thing to do, done by several implementations; the first is ours."""
-
-    name: str
-    size: str
-    gflop: float  # counted directly: multiply-adds of plain convolutions, twice
-    implementations: dict[str, Implementation]
-    absent: dict[str, str] = field(default_factory=dict)  # implementation -> why it is not there
-
-    def measure(
-        self,
-        rounds: int,
-        limit: float | None = None,
-        clock: Callable[[], float] = time.perf_counter,
-        stretch: float = 0.0,
-    ) -> dict[str, Any]:
-        """What goes into the JSON file; see :func:`ready` and :func:`take_turns` for the arguments."""
-        working, failed = ready(self.implementations, limit)
-        timings = take_turns(working, rounds, self.name, clock, stretch)
-        return {
-            "name": self.name,
-            "size": self.size,
-            "gflop": self.gflop,
-            "absent": self.absent,
-            "failed": failed,
-            "timings": {name: timing.to_json() for name, timing in timings.items()},
-        }

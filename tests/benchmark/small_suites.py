@@ -1,0 +1,24 @@
+"""Suites in sizes without meaning."""
+
+from cmslap.benchmark import cpu, gpu
+from cmslap.benchmark.timing import Pace
+
+CPU_SIZES = cpu.Sizes(
+    operation=8, block=4, picture=4, step=(1, 4), reference_step=(1, 2), photograph=(8, 6), folder=2, recursions=1
+)
+GPU_SIZES = gpu.Sizes(
+    batch=1, side=4, low=2, reference_step=(1, 2), picture=4, photograph=(8, 6), folder=2, recursions=1
+)
+CEILINGS = {
+    "dtype": "float32",
+    "matmul_gflops": 200.0,
+    "convolution_gflops": 100.0,
+    "copy_gbs": 30.0,
+    "triad_gbs": 40.0,
+}
+ONCE = Pace(1)
+
+
+def uncompiled(case):
+    """Without the peers that compile, which takes long."""
+    return [peer for peer in case.peers if "compile" not in peer.name and peer.name != "TensorRT"]

@@ -12,7 +12,7 @@ from cmslap.benchmark import everyday, peers
 from cmslap.benchmark.peers import EAGER, EAGER_NCHW, Peer
 from cmslap.benchmark.suite import Case
 from cmslap.benchmark.timing import Pace
-from cmslap.benchmark.work import OPERATIONS, Setting, forward, operation, training_step
+from cmslap.benchmark.work import OPERATIONS, Setting, forward, operation, training_step, vdsr_forward
 
 DEVICE = torch.device("cpu")
 DTYPE = torch.float32  # of the ceilings
@@ -63,6 +63,7 @@ def cases(effort: str, sizes: Sizes = Sizes()) -> dict[str, Case]:
     if thorough:
         build = partial(everyday.enlargement, 2, *sizes.photograph)
         found["photograph"] = Case(build, Setting(), [*ours, EAGER], memory=True)
+    found["accelerate"] = Case(vdsr_forward, picture, [peers.ACCELERATED, EAGER, EAGER_NCHW, *compiled])
     found["folder"] = Case(partial(everyday.folder, sizes.folder), Setting(), [*ours, EAGER])
     found["first-result"] = Case(everyday.first_result, Setting(), everyday.starters(DEVICE, effort == "full"))
     return found

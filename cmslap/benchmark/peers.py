@@ -6,6 +6,7 @@ compilers and exporters see too.
 
 from __future__ import annotations
 
+import copy
 import functools
 import io
 import itertools
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from cmslap import ops
 from cmslap.benchmark.timing import Implementation
 from cmslap.benchmark.work import Work
+from cmslap.interop.accelerate import accelerate
 from cmslap.ops.choice import BACKENDS
 from cmslap.precision import PrecisionError, inference_autocast
 
@@ -78,6 +80,15 @@ def ours_in_bfloat16() -> list[Peer]:
     except PrecisionError:
         return []
     return [Peer("cmslap", _run_in_bfloat16)]
+
+
+def _accelerate(work: Work) -> Implementation:
+    network = copy.deepcopy(work.function)
+    accelerate(network)
+    return work.drive(network)
+
+
+ACCELERATED = Peer("cmslap", _accelerate)  # of a network in plain PyTorch
 
 
 def gpu_backends() -> list[str]:

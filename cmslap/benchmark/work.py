@@ -252,6 +252,37 @@ def forward(scale: int, setting: Setting) -> Work:
     return Work(name, size_text(inputs[0][0]), model, inputs, forward_of(inputs), gflop, gbyte, images=setting.batch)
 
 
+class _VDSR(nn.Module):
+    """A network of 20 convolutions as somebody would write it in plain PyTorch."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        sizes = [1, *[channels] * 19]
+        layers = [[nn.Conv2d(a, b, 3, padding=1), nn.ReLU(inplace=True)] for a, b in itertools.pairwise(sizes)]
+        self.body = nn.Sequential(*itertools.chain(*layers), nn.Conv2d(channels, 1, 3, padding=1))
+
+    def forward(self, y: Tensor) -> Tensor:
+        return y + self.body(y)
+
+
+def vdsr_forward(setting: Setting) -> Work:
+    """Inference of a network that is not ours."""
+    model = _VDSR(setting.channels).requires_grad_(False)
+    model = model.to(setting.device, setting.dtype, memory_format=setting.layout)
+    inputs = _images(setting, setting.dtype)
+    convolutions = 18
+    return Work(
+        "VDSR forward, accelerated",
+        size_text(inputs[0][0]),
+        model,
+        inputs,
+        forward_of(inputs),
+        convolutions * setting.conv_gflop,
+        2 * convolutions * setting.map_gbyte,
+        images=setting.batch,
+    )
+
+
 def training_step(scale: int, recompute: bool, setting: Setting) -> Work:
     """CMS-LapSRN's step with every level's Charbonnier loss and Adam; a dtype below float32 means autocast."""
     model = _network(setting, scale)

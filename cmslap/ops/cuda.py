@@ -1,6 +1,6 @@
 """The CUDA backend: the kernels of csrc/cuda.
 
-They run on maps in channels_last memory of bfloat16 or float16 and sum in float32, on the current stream of the
+They run on maps in channels_last memory of bfloat16 or float16 and pictures of float32, and sum in float32, on the current stream of the
 tensors' device. Parameters' gradients are float32 and added to their buffers, so these start as zeros; everything else
 the kernels write in full.
 """
@@ -86,6 +86,12 @@ def _new_map(like: Tensor, channels: int, factor: int = 1) -> Tensor:
     return like.new_empty(n, factor * height, factor * width, channels).permute(0, 3, 1, 2)
 
 
+def _new_picture(like: Tensor, factor: int = 1) -> Tensor:
+    """Memory for pictures of ``like``'s batch, ``factor`` times as high and wide: float32."""
+    n, _, height, width = like.shape
+    return like.new_empty(n, 1, factor * height, factor * width, dtype=torch.float32)
+
+
 def _zeros(like: Tensor, *shape: int) -> Tensor:
     """A float32 buffer on ``like``'s device, of its shape if no other is given."""
     return torch.zeros(shape or like.shape, dtype=torch.float32, device=like.device)
@@ -98,7 +104,7 @@ def _from_picture(x: Tensor) -> bool:
 def _conv2d_lrelu(x: Tensor, weight: Tensor, bias: Tensor | None, skip: Tensor | None, negative_slope: float) -> Tensor:
     out = _new_map(x, weight.shape[0])
     if _from_picture(x):
-        _kernels.picture_conv(_map(x), _floats(weight), _floats(bias), negative_slope, _stream(x), out)
+        _kernels.picture_conv(_floats(x), _floats(weight), _floats(bias), negative_slope, _stream(x), out)
     else:
         inputs = _map(x), weight.contiguous(), _floats(bias), _map(skip)
         _kernels.conv2d_lrelu(*inputs, negative_slope, _stream(x), out)
@@ -134,7 +140,7 @@ def _picture_conv_backward(
 ) -> Gradients:
     """The picture's own gradient, which training never asks for, is left to PyTorch."""
     before, parameters = _new_map(x, weight.shape[0]), _zeros(weight, weight.shape[0], 10)
-    _kernels.picture_conv_backward(_map(x), _map(output), _map(grad), negative_slope, _stream(x), before, parameters)
+    _kernels.picture_conv_backward(_floats(x), _map(output), _map(grad), negative_slope, _stream(x), before, parameters)
     gradients = {"weight": parameters[:, :9].reshape(weight.shape), "bias": parameters[:, 9]}
     if "x" in wanted:
         gradients["x"] = torch.nn.grad.conv2d_input(x.shape, weight, before, padding=1)
@@ -244,10 +250,10 @@ def _lapsrn_level_backward(
 def _residual_head(
     f: Tensor, image: Tensor, residual_weight: Tensor, residual_bias: Tensor, image_weight: Tensor
 ) -> Tensor:
-    out = _new_map(image, 1, factor=2)
+    out = _new_picture(image, factor=2)
     parameters = _floats(residual_weight), _floats(residual_bias), _floats(image_weight)
-    _kernels.residual_head(_map(f), _map(image), *parameters, _stream(f), out)
-    return out
+    _kernels.residual_head(_map(f), _floats(image), *parameters, _stream(f), out)
+    return out.to(image.dtype)
 
 
 def _residual_head_backward(
@@ -265,9 +271,9 @@ def _residual_head_backward(
     parameters = _zeros(f, 9 * f.shape[1] + 17)
     gradients = {
         "f": _new_map(f, f.shape[1]) if "f" in wanted else None,
-        "image": _new_map(image, 1) if "image" in wanted else None,
+        "image": _new_picture(image) if "image" in wanted else None,
     }
-    inputs = _map(f), _map(image), _floats(residual_weight), _floats(image_weight), _map(grad)
+    inputs = _map(f), _floats(image), _floats(residual_weight), _floats(image_weight), _floats(grad)
     _kernels.residual_head_backward(*inputs, _stream(f), *gradients.values(), parameters)
     parts = parameters.split([9 * f.shape[1], 1, 16])
     return gradients | {name: part.reshape(shapes[name]) for name, part in zip(shapes, parts, strict=True)}

@@ -115,7 +115,7 @@ void conv2d_lrelu_backward(const Tensor& x, const Tensor& weight, const Tensor& 
 
 void picture_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, double negative_slope, int64_t stream,
                   Tensor out) {
-  const PictureConv op{type_of(x),    size_of(x),   integer(out.size(1)), pixels(x), floats(weight),
+  const PictureConv op{type_of(out),  size_of(x),   integer(out.size(1)), floats(x), floats(weight),
                        floats(bias), static_cast<float>(negative_slope), pixels(out)};
   cuda::picture_conv(op, reinterpret_cast<cudaStream_t>(stream));
 }
@@ -124,7 +124,7 @@ void picture_conv_backward(const Tensor& x, const Tensor& out, const Tensor& gra
                            Tensor grad_before, Tensor grad_parameters) {
   AllocatorWorkspace memory(x);
   PictureConv op{};
-  op.type = type_of(x), op.size = size_of(x), op.out = integer(out.size(1)), op.x = pixels(x);
+  op.type = type_of(out), op.size = size_of(x), op.out = integer(out.size(1)), op.x = floats(x);
   op.slope = static_cast<float>(negative_slope);
   picture_backward(op, pixels(out), pixels(grad), pixels(grad_before), floats(grad_parameters), queue_on(stream, memory));
 }
@@ -178,7 +178,7 @@ void lapsrn_level_backward(const Tensor& weights, const Tensor& biases, const Te
 void residual_head(const Tensor& f, const Tensor& image, const Tensor& residual_weight, const Tensor& residual_bias,
                    const Tensor& image_weight, int64_t stream, Tensor out) {
   const ResidualHead op{type_of(f),  size_of(image),          integer(f.size(1)),    pixels(f),
-                        pixels(image), floats(residual_weight), floats(residual_bias), floats(image_weight), pixels(out)};
+                        floats(image), floats(residual_weight), floats(residual_bias), floats(image_weight), floats(out)};
   cuda::residual_head(op, reinterpret_cast<cudaStream_t>(stream));
 }
 
@@ -186,8 +186,8 @@ void residual_head_backward(const Tensor& f, const Tensor& image, const Tensor& 
                             const Tensor& grad, int64_t stream, OptionalTensor grad_f, OptionalTensor grad_image,
                             Tensor grad_parameters) {
   AllocatorWorkspace memory(f);
-  const ResidualHeadGradient op{type_of(f), size_of(image), integer(f.size(1)), pixels(f), pixels(image), pixels(grad),
-                                floats(residual_weight), floats(image_weight), pixels(grad_f), pixels(grad_image), nullptr};
+  const ResidualHeadGradient op{type_of(f), size_of(image), integer(f.size(1)), pixels(f), floats(image), floats(grad),
+                                floats(residual_weight), floats(image_weight), pixels(grad_f), floats(grad_image), nullptr};
   residual_head_backward(op, floats(grad_parameters), queue_on(stream, memory));
 }
 

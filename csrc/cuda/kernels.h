@@ -107,12 +107,12 @@ int pixel_sum_rows(int64_t pixels, int channels);
 // out[i] += Σ over rows of sums[row][i], in order.
 void reduce_rows(const float* sums, int rows, int columns, float* out, cudaStream_t);
 
-// ---- From and to pictures: one channel on one side ----
+// ---- From and to pictures: one channel on one side, which is float32 (16 bits would round what a pixel has) ----
 struct PictureConv {  // φ(W ⋆ x + b), 1 → out
   Type type;
   Size size;
   int out;
-  const void* x;          // [N, H, W]
+  const float* x;         // [N, H, W]
   const float* weight;    // [out, 9]
   const float* bias;      // [out], optional
   float slope;
@@ -120,7 +120,7 @@ struct PictureConv {  // φ(W ⋆ x + b), 1 → out
 };
 void picture_conv(const PictureConv&, cudaStream_t);
 // grad: of the value before φ. sums [picture_sum_rows(), out · 10]: for each channel 9 taps and the bias; rows add up.
-void picture_conv_weight_gradient(Type, Size, int out, const void* x, const void* grad, float* sums, cudaStream_t);
+void picture_conv_weight_gradient(Type, Size, int out, const float* x, const void* grad, float* sums, cudaStream_t);
 int picture_sum_rows(Size);
 
 struct ResidualHead {  // I' = K ⋆ᵀ I + (W_res ⋆ f + b_res)
@@ -128,11 +128,11 @@ struct ResidualHead {  // I' = K ⋆ᵀ I + (W_res ⋆ f + b_res)
   Size size;                  // of the image
   int channels;
   const void* f;              // [N, 2H, 2W, channels]
-  const void* image;          // [N, H, W]
+  const float* image;         // [N, H, W]
   const float* weight;        // [channels, 9]
   const float* bias;          // [1]
   const float* image_weight;  // [4, 4]
-  void* y;                    // [N, 2H, 2W]
+  float* y;                   // [N, 2H, 2W]
 };
 void residual_head(const ResidualHead&, cudaStream_t);
 
@@ -141,12 +141,12 @@ struct ResidualHeadGradient {
   Size size;  // of the image
   int channels;
   const void* f;
-  const void* image;
-  const void* grad;           // [N, 2H, 2W]
+  const float* image;
+  const float* grad;          // [N, 2H, 2W]
   const float* weight;
   const float* image_weight;
   void* grad_f;               // [N, 2H, 2W, channels], optional
-  void* grad_image;           // [N, H, W], optional
+  float* grad_image;          // [N, H, W], optional
   float* sums;                // [picture_sum_rows(2× size), channels · 9 + 1 + 16], optional: W_res, b_res, K; rows add up
 };
 void residual_head_gradient(const ResidualHeadGradient&, cudaStream_t);

@@ -14,18 +14,16 @@ using namespace picture;
 constexpr int kThreads = 256;
 
 struct Picture {
-  const uint16_t* data;
+  const float* data;
   int height, width;
 };
 
-template <class T>
 DEVICE float pixel(const Picture& picture, int image, int y, int x) {
   if (y < 0 || y >= picture.height || x < 0 || x >= picture.width) return 0.0f;
-  return load_one<T>(picture.data + (int64_t{image} * picture.height + y) * picture.width + x);
+  return picture.data[(int64_t{image} * picture.height + y) * picture.width + x];
 }
 
 // The 3×3 pixels around a place that walks down a column.
-template <class T>
 struct Neighbourhood {
   float values[9];
   const Picture& picture;
@@ -33,7 +31,7 @@ struct Neighbourhood {
 
   DEVICE Neighbourhood(const Picture& picture, int image, int y, int x) : picture(picture), image(image), y(y - 1), x(x) {
 #pragma unroll
-    for (int i = 0; i < 9; ++i) values[i] = i < 3 ? 0.0f : pixel<T>(picture, image, y - 2 + i / 3, x - 1 + i % 3);
+    for (int i = 0; i < 9; ++i) values[i] = i < 3 ? 0.0f : pixel(picture, image, y - 2 + i / 3, x - 1 + i % 3);
     down();
   }
   DEVICE void down() {
@@ -41,7 +39,7 @@ struct Neighbourhood {
 #pragma unroll
     for (int i = 0; i < 6; ++i) values[i] = values[i + 3];
 #pragma unroll
-    for (int l = 0; l < 3; ++l) values[6 + l] = pixel<T>(picture, image, y + 1, x - 1 + l);
+    for (int l = 0; l < 3; ++l) values[6 + l] = pixel(picture, image, y + 1, x - 1 + l);
   }
 };
 
@@ -73,7 +71,7 @@ __global__ void __launch_bounds__(kThreads) spread_kernel(const __grid_constant_
   for (int64_t number = blockIdx.x; number < strips.count; number += gridDim.x) {
     const Strip strip = strips.at(number, lane);
     if (strip.x >= p.x.width) continue;
-    Neighbourhood<T> near(p.x, strip.image, strip.y, strip.x);
+    Neighbourhood near(p.x, strip.image, strip.y, strip.x);
     for (; near.y < strip.end; near.down()) {
       float values[8];
 #pragma unroll
@@ -98,7 +96,7 @@ static void spread(Type type, const SpreadParameters& p, cudaStream_t stream) {
 
 void picture_conv(const PictureConv& c, cudaStream_t stream) {
   spread(c.type,
-         {{words(c.x), c.size.height, c.size.width}, c.size.batch, c.out, c.weight, false, c.bias, c.slope, words(c.y)}, stream);
+         {{c.x, c.size.height, c.size.width}, c.size.batch, c.out, c.weight, false, c.bias, c.slope, words(c.y)}, stream);
 }
 
 // ---- Sums over pixels of many channels times one: the weight gradients of both ----
@@ -124,7 +122,7 @@ __global__ void __launch_bounds__(kThreads) correlate_kernel(const __grid_consta
   for (int64_t number = blockIdx.x; number < strips.count && lane < strips.lanes; number += gridDim.x) {
     const Strip strip = strips.at(number, lane);
     if (strip.x >= p.x.width) continue;
-    Neighbourhood<T> near(p.x, strip.image, strip.y, strip.x);
+    Neighbourhood near(p.x, strip.image, strip.y, strip.x);
     for (; near.y < strip.end; near.down()) {
       float values[8];
       const int64_t place = (int64_t{strip.image} * p.x.height + near.y) * p.x.width + strip.x;
@@ -165,9 +163,9 @@ static void correlate(Type type, const CorrelateParameters& p, int rows, cudaStr
          kThreads * 8 * sizeof(float), stream, p);
 }
 
-void picture_conv_weight_gradient(Type type, Size size, int out, const void* x, const void* grad, float* sums,
+void picture_conv_weight_gradient(Type type, Size size, int out, const float* x, const void* grad, float* sums,
                                   cudaStream_t stream) {
-  correlate(type, {{words(x), size.height, size.width}, size.batch, out, words(grad), false, 10, 10 * out, sums},
+  correlate(type, {{x, size.height, size.width}, size.batch, out, words(grad), false, 10, 10 * out, sums},
             picture_sum_rows(size), stream);
 }
 
@@ -176,9 +174,9 @@ void picture_conv_weight_gradient(Type type, Size size, int out, const void* x, 
 struct HeadParameters {
   int batch, height, width, channels;  // of f
   int down, across;                    // tiles of an image
-  const uint16_t *f, *image;
-  const float *weight, *bias, *image_weight;
-  uint16_t* y;
+  const uint16_t* f;
+  const float *image, *weight, *bias, *image_weight;
+  float* y;
 };
 
 // Which products a lane's eight successive channels take part in: word 2·s + b of them is register b of step s.
@@ -188,7 +186,6 @@ DEVICE uint32_t head_matrix_word(const float* weight, int channel, int tap) {
 }
 
 // K ⋆ᵀ I at pixel (y, x).
-template <class T>
 DEVICE float upsampled(const HeadParameters& p, int batch, int y, int x) {
   const Picture image{p.image, p.height / 2, p.width / 2};
   float sum = 0.0f;
@@ -197,7 +194,7 @@ DEVICE float upsampled(const HeadParameters& p, int batch, int y, int x) {
 #pragma unroll
     for (int b = 0; b < 2; ++b) {
       const int k = image_tap(y, a), l = image_tap(x, b);
-      sum += p.image_weight[4 * k + l] * pixel<T>(image, batch, image_pixel(y, k), image_pixel(x, l));
+      sum += p.image_weight[4 * k + l] * pixel(image, batch, image_pixel(y, k), image_pixel(x, l));
     }
   return sum;
 }
@@ -260,19 +257,19 @@ __global__ void __launch_bounds__(kThreads) residual_head_kernel(const __grid_co
   for (int i = threadIdx.x; i < kHeadHeight * kHeadWidth; i += kThreads) {
     const int row = i / kHeadWidth, column = i % kHeadWidth, y = top + row, x = left + column;
     if (y >= p.height || x >= p.width) continue;
-    float value = *p.bias + upsampled<T>(p, batch, y, x);
+    float value = *p.bias + upsampled(p, batch, y, x);
 #pragma unroll
     for (int tap = 0; tap < 9; ++tap)
       value += products[tap * kHeadHalo + (row + tap / 3) * kHeadHaloWidth + column + tap % 3];
-    store_one<T>(p.y + (int64_t{batch} * p.height + y) * p.width + x, value);
+    p.y[(int64_t{batch} * p.height + y) * p.width + x] = value;
   }
 }
 
 void residual_head(const ResidualHead& h, cudaStream_t stream) {
   const int height = 2 * h.size.height, width = 2 * h.size.width;
   const int down = (height + kHeadHeight - 1) / kHeadHeight, across = (width + kHeadWidth - 1) / kHeadWidth;
-  const HeadParameters p{h.size.batch, height, width, h.channels, down, across, words(h.f), words(h.image), h.weight, h.bias,
-                         h.image_weight, words(h.y)};
+  const HeadParameters p{h.size.batch, height, width, h.channels, down, across, words(h.f), h.image, h.weight, h.bias,
+                         h.image_weight, h.y};
   const size_t bytes = 9 * kHeadHalo * sizeof(float) + (h.channels + 31) / 32 * 32 * 8 * sizeof(uint32_t);
   launch(h.type == Type::kBFloat16 ? residual_head_kernel<BFloat16> : residual_head_kernel<Float16>,
          dim3(unsigned(h.size.batch * down * across)), dim3(kThreads), bytes, stream, p);
@@ -284,13 +281,12 @@ struct ImageGradientParameters {
   Picture image, grad;
   int batch;
   const float* weight;
-  uint16_t* grad_image;  // optional
+  float* grad_image;     // optional
   float* sums;           // of b_res and K, optional
   int pitch;             // of the rows of sums
 };
 
 // A thread takes pixels of the image: each meets 4×4 pixels of the gradient, four of them its own.
-template <class T>
 __global__ void __launch_bounds__(kThreads) image_gradient_kernel(const __grid_constant__ ImageGradientParameters p) {
   SHARED_MEMORY(smem);
   float* shared = reinterpret_cast<float*>(smem);  // [17, warps]
@@ -299,16 +295,16 @@ __global__ void __launch_bounds__(kThreads) image_gradient_kernel(const __grid_c
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < pixels; i += int64_t{gridDim.x} * kThreads) {
     const int x = int(i % p.image.width), y = int(i / p.image.width % p.image.height);
     const int batch = int(i / p.image.width / p.image.height);
-    const float value = load_one<T>(p.image.data + i);
+    const float value = p.image.data[i];
     float sum = 0.0f;
 #pragma unroll
     for (int tap = 0; tap < 16; ++tap) {
-      const float grad = pixel<T>(p.grad, batch, 2 * y + tap / 4 - 1, 2 * x + tap % 4 - 1);
+      const float grad = pixel(p.grad, batch, 2 * y + tap / 4 - 1, 2 * x + tap % 4 - 1);
       sum += p.weight[tap] * grad;
       own[1 + tap] += value * grad;
       if (tap / 4 % 3 != 0 && tap % 4 % 3 != 0) own[0] += grad;
     }
-    if (p.grad_image != nullptr) store_one<T>(p.grad_image + i, sum);
+    if (p.grad_image != nullptr) p.grad_image[i] = sum;
   }
   if (p.sums == nullptr) return;
 #pragma unroll
@@ -326,17 +322,16 @@ __global__ void __launch_bounds__(kThreads) image_gradient_kernel(const __grid_c
 
 void residual_head_gradient(const ResidualHeadGradient& g, cudaStream_t stream) {
   const Size large{g.size.batch, 2 * g.size.height, 2 * g.size.width};
-  const Picture grad{words(g.grad), large.height, large.width};
+  const Picture grad{g.grad, large.height, large.width};
   const int rows = picture_sum_rows(large), pitch = 9 * g.channels + 1 + 16;
   if (g.grad_f != nullptr)
     spread(g.type, {grad, g.size.batch, g.channels, g.weight, true, nullptr, 1.0f, words(g.grad_f)}, stream);
   if (g.sums != nullptr)
     correlate(g.type, {grad, g.size.batch, g.channels, words(g.f), true, 9, pitch, g.sums}, rows, stream);
   if (g.grad_image == nullptr && g.sums == nullptr) return;
-  const ImageGradientParameters p{{words(g.image), g.size.height, g.size.width}, grad, g.size.batch, g.image_weight,
-                                  words(g.grad_image), g.sums != nullptr ? g.sums + 9 * g.channels : nullptr, pitch};
-  launch(g.type == Type::kBFloat16 ? image_gradient_kernel<BFloat16> : image_gradient_kernel<Float16>, dim3(rows),
-         dim3(kThreads), 17 * (kThreads / 32) * sizeof(float), stream, p);
+  const ImageGradientParameters p{{g.image, g.size.height, g.size.width}, grad, g.size.batch, g.image_weight,
+                                  g.grad_image, g.sums != nullptr ? g.sums + 9 * g.channels : nullptr, pitch};
+  launch(image_gradient_kernel, dim3(rows), dim3(kThreads), 17 * (kThreads / 32) * sizeof(float), stream, p);
 }
 
 }  // namespace cmslap::cuda

@@ -35,14 +35,4 @@ DEVICE void store_eight(uint16_t* to, const float (&values)[8]) {
   store_16(to, pack_eight<T>(values));
 }
 
-template <class T>
-DEVICE float load_one(const uint16_t* from) {
-  return unpack<T>(*from).x;
-}
-
-template <class T>
-DEVICE void store_one(uint16_t* to, float value) {
-  *to = uint16_t(pack<T>(value, 0.0f));
-}
-
 }  // namespace cmslap::cuda

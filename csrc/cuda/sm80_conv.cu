@@ -116,7 +116,7 @@ struct Results {
     first = ((int64_t{tile.image} * p.height + row) * p.width + column) * p.out + channel;
   }
   DEVICE bool inside(int r, int half) const { return row + r < p.height && column + 8 * half < p.width && channel < p.out; }
-  DEVICE int64_t element(int r, int half) const { return first + (int64_t{r} * p.width + 8 * half) * p.out; }
+  DEVICE int64_t element(int r, int half) const { return first + (r * p.width + 8 * half) * p.out; }
 
   DEVICE void load(const uint16_t* map, uint4 (&values)[kRows][2]) const {
 #pragma unroll

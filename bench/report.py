@@ -27,6 +27,7 @@ README = ROOT / "README.md"
 WEIGHTS = ROOT / "cmslap" / "weights"
 RESULTS = ROOT / "bench" / "results"
 OFFICIAL = RESULTS / "evaluation" / "MSLapSRN_D5R8.json"
+OFFICIAL_BF16 = OFFICIAL.with_name("MSLapSRN_D5R8-bf16.json")
 CPU = RESULTS / "cpu"
 DOCS = ROOT / "docs"
 SHIPPED = ALIASES["cms-lapsrn"]
@@ -59,6 +60,22 @@ def evaluation() -> str:
         paper = "{:.2f} / {:.3f}".format(*PAPER[key])
         cells = (_cell(row["bicubic"]), f"**{_cell(row['model'])}**", _cell(official[key]["model"]), paper)
         lines.append(f"| {name.capitalize()} {scale}x | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def precision() -> str:
+    """PSNR in float32 and in bfloat16 on Set5."""
+    pairs = {
+        f"`{SHIPPED}`": (WEIGHTS / f"{SHIPPED}.evaluation.json", WEIGHTS / f"{SHIPPED}.evaluation-bf16.json"),
+        "MS-LapSRN D5R8, official weights": (OFFICIAL, OFFICIAL_BF16),
+    }
+    lines = ["| PSNR on Set5, bfloat16 (float32) | 2x | 4x | 8x |", "|---|---|---|---|"]
+    for name, (exact, rounded) in pairs.items():
+        exact, rounded = (
+            {key: row["model"]["psnr"] for key, row in _results(path).items()} for path in (exact, rounded)
+        )
+        cells = (f"{rounded['set5', scale]:.3f} ({exact['set5', scale]:.3f})" for scale in (2, 4, 8))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -167,7 +184,13 @@ PLOTS = {
     "roofline": (("cpu", "gpu"), plots.roofline),
     "scaling": (("scaling",), plots.scaling),
 }
-BLOCKS = {"evaluation": evaluation, "weights": weights, "cpu-speed": cpu_speed, "gpu-speed": gpu_speed}
+BLOCKS = {
+    "evaluation": evaluation,
+    "precision": precision,
+    "weights": weights,
+    "cpu-speed": cpu_speed,
+    "gpu-speed": gpu_speed,
+}
 
 
 def render(text: str) -> str:

@@ -1,6 +1,6 @@
 """Who does the work: ours, and what a user would otherwise run. Each peer makes of a piece of work a call to time.
 
-A peer that is not installed raises ImportError. Plain PyTorch is our own operations' reference backend, which the
+A peer that is not installed raises ImportError, a precision that the processor lacks PrecisionError. Plain PyTorch is our own operations' reference backend, which the
 compilers and exporters see too.
 """
 
@@ -21,6 +21,7 @@ from cmslap import ops
 from cmslap.benchmark.timing import Implementation
 from cmslap.benchmark.work import Work
 from cmslap.ops.choice import BACKENDS
+from cmslap.precision import inference_autocast
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,21 @@ def backend(name: str) -> Peer:
 def ours(device: torch.device, label: str = "cmslap") -> list[Peer]:
     """On a CPU its kernels, called ``label``; on a GPU every backend for it that is built here, the best first."""
     return [replace(backend("cpu"), name=label)] if device.type == "cpu" else [backend(name) for name in gpu_backends()]
+
+
+def _run_in_precision(precision: str, work: Work) -> Implementation:
+    call = _run("cpu", work)
+
+    def run() -> object:
+        with inference_autocast(precision, torch.device("cpu")):
+            return call()
+
+    return run
+
+
+def in_precision(precision: str) -> Peer:
+    """Our CPU kernels on float32 inputs, with features of another precision."""
+    return Peer("cmslap", functools.partial(_run_in_precision, precision))
 
 
 def gpu_backends() -> list[str]:

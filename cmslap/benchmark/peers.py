@@ -1,7 +1,7 @@
 """Who does the work: ours, and what a user would otherwise run. Each peer makes of a piece of work a call to time.
 
-A peer that is not installed raises ImportError, a precision that the processor lacks PrecisionError. Plain PyTorch is our own operations' reference backend, which the
-compilers and exporters see too.
+A peer that is not installed raises ImportError, a precision that the processor lacks PrecisionError. Plain PyTorch is
+our own operations' reference backend, which the compilers and exporters see too.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cmslap.benchmark.timing import Case
+from cmslap.benchmark.timing import Pace, take_turns
 from cmslap.files import replacing
 from cmslap.training import config as configuration
 from cmslap.training import distributed, loop
@@ -73,13 +73,11 @@ def main() -> None:
     configs = {name: variant(configuration.load(args.config, args.settings), name) for name in VARIANTS}
     records = {name: train(config) for name, config in configs.items()}
     steps = {name: step(config) for name, config in configs.items()}
-    timings = Case("training step", "", 0.0, steps).measure(ROUNDS)["timings"]
+    timings = take_turns(steps, "training step", Pace(ROUNDS))
     record = next(iter(records.values()))
     shared = {key: record[key] for key in ("commit", "torch", "device", "threads", "config", "step")}
     del shared["config"]["model"]["shared_conv"], shared["config"]["out"]
-    shared["variants"] = {
-        name: result(config, records[name], timings[name]["median"]) for name, config in configs.items()
-    }
+    shared["variants"] = {name: result(config, records[name], timings[name].median) for name, config in configs.items()}
     with replacing(args.out) as temporary:
         temporary.write_text(json.dumps(shared, indent=1) + "\n", encoding="utf-8")
 

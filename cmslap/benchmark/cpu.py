@@ -80,7 +80,7 @@ def _operations(sizes: Sizes, everyone: list[Peer]) -> Mapping[str, Case]:
 
 
 def _bfloat16_forward(picture: Setting) -> Case:
-    everyone = [*peers.ours_in_bfloat16(), *peers.ours(DEVICE, "cmslap float32"), peers.OPENVINO_BF16]
+    everyone = [peers.in_precision("bf16"), *peers.ours(DEVICE, "cmslap float32"), peers.OPENVINO_BF16]
     return Case(partial(forward, 4), picture, everyone, note=", bfloat16")
 
 

@@ -39,13 +39,17 @@ def _photograph(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng().integers(256, size=(height, width, 3), dtype=np.uint8))
 
 
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def enlargement(scale: int, width: int, height: int, setting: Setting) -> Work:
     """``cmslap.upscale`` of a photograph in memory by the shipped network, chroma and tiles included."""
     model = load_model(device=setting.device)
     inputs = [(_photograph(width, height),) for _ in range(2)]
 
     def enlarge(picture: Image.Image) -> Image.Image:
-        return upscale(picture, scale, model, dtype=setting.dtype)
+        return upscale(picture, scale, model, precision=_name(setting.dtype))
 
     side = Setting(dtype=setting.dtype, side=1, recursions=model.recursions)
     gflop, gbyte = (width * height * each for each in network_work(side, scale))
@@ -61,7 +65,7 @@ def folder(count: int, setting: Setting) -> Work:
     sides = np.random.default_rng().integers(SMALLEST, LARGEST, size=(count, 2), endpoint=True)
     for index, (width, height) in enumerate(sides):
         _photograph(width, height).save(source / f"{index}.png")
-    options = ["--overwrite", "--device", setting.device.type, "--dtype", str(setting.dtype).removeprefix("torch.")]
+    options = ["--overwrite", "--device", setting.device.type, "--precision", _name(setting.dtype)]
 
     def run(folder: tempfile.TemporaryDirectory) -> None:
         from cmslap.cli import main  # which imports this package

@@ -1,7 +1,7 @@
 """Who does the work: ours, and what a user would otherwise run. Each peer makes of a piece of work a call to time.
 
-A peer that is not installed raises ImportError. Plain PyTorch is our own operations' reference backend, which the
-compilers and exporters see too.
+A peer that is not installed raises ImportError, a precision that the processor lacks PrecisionError. Plain PyTorch is
+our own operations' reference backend, which the compilers and exporters see too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cmslap.benchmark.timing import Implementation
 from cmslap.benchmark.work import Work
 from cmslap.interop.accelerate import accelerate
 from cmslap.ops.choice import BACKENDS
-from cmslap.precision import PrecisionError, inference_autocast
+from cmslap.precision import inference_autocast
 
 
 @dataclass(frozen=True)
@@ -63,23 +63,19 @@ def ours(device: torch.device, label: str = "cmslap") -> list[Peer]:
     return [replace(backend("cpu"), name=label)] if device.type == "cpu" else [backend(name) for name in gpu_backends()]
 
 
-def _run_in_bfloat16(work: Work) -> Implementation:
+def _run_in_precision(precision: str, work: Work) -> Implementation:
     call = _run("cpu", work)
 
     def run() -> object:
-        with inference_autocast("bf16", torch.device("cpu")):
+        with inference_autocast(precision, torch.device("cpu")):
             return call()
 
     return run
 
 
-def ours_in_bfloat16() -> list[Peer]:
-    """The CPU's kernels in bfloat16, where the processor multiplies it."""
-    try:
-        inference_autocast("bf16", torch.device("cpu"))
-    except PrecisionError:
-        return []
-    return [Peer("cmslap", _run_in_bfloat16)]
+def in_precision(precision: str) -> Peer:
+    """Our CPU kernels on float32 inputs, with features of another precision."""
+    return Peer("cmslap", functools.partial(_run_in_precision, precision))
 
 
 def _accelerate(work: Work) -> Implementation:

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 import torch
 from tqdm import trange
 
+from cmslap.precision import PrecisionError
+
 Implementation = Callable[[], object]
 FEWEST_ROUNDS = 3
 
@@ -119,7 +121,7 @@ class Ready:
 def ready(contenders: Mapping[str, Callable[[], Implementation]], limit: float | None = None) -> Ready:
     """Prepare every contender and call it once, where it compiles and tunes; all together may take ``limit`` seconds.
 
-    One that raises ImportError is absent: not installed.
+    One that raises ImportError or PrecisionError is absent: not installed, or not to be had here.
     """
     deadline = None if limit is None else time.monotonic() + limit
     found = Ready({}, {}, {})
@@ -128,7 +130,7 @@ def ready(contenders: Mapping[str, Callable[[], Implementation]], limit: float |
             with _alarm(deadline):
                 implementation = prepare()
                 implementation()
-        except ImportError as error:
+        except (ImportError, PrecisionError) as error:
             found.absent[name] = str(error)
         except Exception as error:
             found.failed[name] = reason(error)

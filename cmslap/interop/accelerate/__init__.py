@@ -1,0 +1,143 @@
+"""``accelerate``: any network's 3×3 convolutions on the operations of ``cmslap.ops``, without touching the network.
+
+Read on in the order of the work: tracing (the forward as a graph), patterns and fusing (its rewriting, with aliasing
+for what must not move), recursion (blocks that repeat), layout (memory formats), calls (what the rewritten code calls),
+forward (what the module gets).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from cmslap.interop.accelerate.forward import AcceleratedForward, Variant
+from cmslap.interop.accelerate.fusing import fuse
+from cmslap.interop.accelerate.report import Fused, Left, Report, join
+from cmslap.interop.accelerate.tracing import Trace, Untraceable, has_hooks, is_pytorchs, trace
+
+__all__ = ["Fused", "Left", "Report", "accelerate", "restore"]
+
+
+def accelerate(module: nn.Module) -> Report:
+    """Run a network's 3×3 convolutions, and the activations, skips and recursions around them, on ``cmslap.ops``.
+
+    In place: ``module`` and its submodules get a new ``forward``; parameters, buffers, names and hooks stay the same
+    objects, so state_dict, optimizers, DDP, ``copy.deepcopy`` and ``torch.save`` work as before. Each call of an
+    operation decides by device, dtype and size whether it pays, and runs PyTorch's own functions where not.
+
+    Results are the same to the precision's tolerance. Where the code of a forward has a say in that (other arguments,
+    changed attributes, hooks or submodules since), its own code runs. Inside, images lie in channels_last memory; results
+    have the layout they had. Replicas of ``nn.DataParallel`` and ``torch.jit.script`` need :func:`restore` first.
+
+    Returns what was fused, what was left alone, and why; ``print`` it.
+    """
+    restore(module)
+    report = Report()
+    _Work(report).accelerate(module, "")
+    return report
+
+
+def restore(module: nn.Module) -> None:
+    """Undo :func:`accelerate`, on ``module`` and everything in it. A module that was not accelerated stays as it is."""
+    for submodule in module.modules():
+        if isinstance(vars(submodule).get("forward"), AcceleratedForward):
+            del submodule.forward
+
+
+class _Work:
+    """One call of accelerate."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        self.done: set[nn.Module] = set()
+
+    def accelerate(self, module: nn.Module, path: str) -> None:
+        """Replace a module's forward if it can be traced; those of its submodules where it can't."""
+        if module in self.done:
+            return
+        self.done.add(module)
+        reason = _unfit(module)
+        if reason is None:
+            try:
+                self.install(module, path, _traces(module))
+            except Untraceable as finding:
+                reason = finding.args[1]
+        if reason is not None:
+            if reason:
+                self.report.add(path, [], [Left("", type(module).__name__, reason)])
+            for name, child in module.named_children():
+                self.accelerate(child, join(path, name))
+
+    def install(self, module: nn.Module, path: str, traces: list[Trace]) -> None:
+        """Rewrite the graphs, and give the module a forward that runs them if there is anything to gain."""
+        paths = {submodule: join(path, name) for name, submodule in module.named_modules()}
+        leaves = [leaf for traced in traces for leaf in traced.leaves]
+        results = [fuse(traced, module) for traced in traces]
+        if any(fused for fused, _ in results):
+            module.forward = AcceleratedForward(module, _variants(traces))
+        for fused, left in results:
+            self.report.add(path, fused, left)
+        for leaf in leaves:
+            if not is_pytorchs(leaf) or has_hooks(leaf):
+                self.accelerate(leaf, paths[leaf])
+
+
+def _unfit(module: nn.Module) -> str | None:
+    """Why not to look at a module's own forward; "" where there is nothing to say."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is a script"
+    if "forward" in vars(module):
+        return "its forward() was replaced"
+    has_none = type(module).forward is nn.Module.forward
+    if has_none or (is_pytorchs(module) and not isinstance(module, nn.Sequential | nn.Conv2d)):
+        return ""
+    return None
+
+
+def _traces(module: nn.Module) -> list[Trace]:
+    """Traces in training and in evaluation mode; submodules that can't be traced are left as calls in both.
+
+    Raises Untraceable for the module itself.
+    """
+    untraceable: set[nn.Module] = set()
+    while True:
+        try:
+            return [_trace(module, untraceable, training) for training in (True, False)]
+        except Untraceable as finding:
+            culprit = finding.args[0]
+            if culprit is module:
+                raise
+            untraceable.add(culprit)
+
+
+def _trace(module: nn.Module, untraceable: set[nn.Module], training: bool) -> Trace:
+    with _mode(module, training):
+        with torch.enable_grad():
+            traced = trace(module, untraceable)
+        with torch.no_grad():
+            without_gradients = trace(module, untraceable)
+    if traced.graph.python_code("self").src != without_gradients.graph.python_code("self").src:
+        raise Untraceable(module, "its forward() asks whether gradients are recorded")
+    return traced
+
+
+@contextmanager
+def _mode(module: nn.Module, training: bool) -> Iterator[None]:
+    before = {submodule: submodule.training for submodule in module.modules()}
+    try:
+        for submodule in before:
+            submodule.training = training  # not train(), which some override
+        yield
+    finally:
+        for submodule, value in before.items():
+            submodule.training = value
+
+
+def _variants(traces: list[Trace]) -> list[Variant]:
+    """One variant where training and evaluation are the same."""
+    first, second = (Variant(traced.graph, traced.assumptions) for traced in traces)
+    same = first.source == second.source and first.assumptions.attributes == second.assumptions.attributes
+    return [first] if same else [first, second]

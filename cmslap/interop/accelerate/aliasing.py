@@ -1,0 +1,83 @@
+"""Which values of a graph share memory, so that fusing moves nothing past an in-place operation it depends on."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from cmslap.interop.accelerate import patterns
+
+# Functions and methods whose result is new memory; of anything else the result may be, or view, its inputs.
+NEW_MEMORY = {
+    *(
+        torch.conv2d,
+        torch.conv_transpose2d,
+        torch.cat,
+        torch.add,
+        torch.mul,
+        torch.sub,
+        F.interpolate,
+        F.relu,
+        F.leaky_relu,
+    ),
+    *(operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, torch.sigmoid, torch.tanh, torch.relu),
+    *("add", "sub", "mul", "div", "neg", "sigmoid", "tanh", "relu", "mean", "sum", "clone", "size"),
+}
+NEW_MEMORY_MODULES = (
+    *(nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Sigmoid, nn.Tanh, nn.BatchNorm2d),
+    *(nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.MaxPool2d, nn.Upsample, nn.PixelShuffle),
+)
+
+
+def sources(node: fx.Node, root: nn.Module) -> set[fx.Node | str]:
+    """Where the memory of a value may come from: nodes that made it, or "inputs"."""
+    found: set[fx.Node | str] = set()
+    pending, seen = [node], set()
+    while pending:
+        value = pending.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        if value.op == "placeholder":
+            found.add("inputs")  # the caller may give one tensor as two arguments
+        else:
+            found.add(value)
+            if not _is_new(value, root):
+                pending += value.all_input_nodes
+    return found
+
+
+def _is_new(node: fx.Node, root: nn.Module) -> bool:
+    if node.op == "call_module":
+        module = patterns.module_of(node, root)
+        return type(module) in NEW_MEMORY_MODULES and not patterns.changed_in_place(node, root)
+    if node.op not in ("call_function", "call_method"):
+        return False
+    return node.target in NEW_MEMORY and not patterns.changed_in_place(node, root)
+
+
+def changed_between(first: fx.Node, last: fx.Node, values: list[fx.Node], own: set[fx.Node], root: nn.Module) -> bool:
+    """Whether a node between ``first`` and ``last``, none of ``own``, may change one of ``values`` in place."""
+    kept = set().union(*(sources(value, root) for value in values))
+    node = first.next
+    while node is not last:
+        if node not in own:
+            for changed in patterns.changed_in_place(node, root):
+                if kept & sources(changed, root):
+                    return True
+        node = node.next
+    return False
+
+
+def changed_later(node: fx.Node, root: nn.Module) -> list[fx.Node]:
+    """The nodes after ``node`` that may change its value in place."""
+    later = []
+    user = node.next
+    while user.op != "root":
+        if any(node in sources(changed, root) for changed in patterns.changed_in_place(user, root)):
+            later.append(user)
+        user = user.next
+    return later

@@ -1,0 +1,93 @@
+"""The forward an accelerated module gets: a traced graph's code where what it assumes holds, else the module's own.
+
+It is an attribute of the instance, found before the class's method. It holds no parameters: the code reads them from the
+module, so that names, identities, devices and dtypes stay the module's own affair.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import types
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from cmslap.interop.accelerate.tracing import ABSENT, Assumptions, defaults
+
+
+class Variant:
+    """A graph as Python code, and what it assumes. Pickles as source text."""
+
+    def __init__(self, graph: fx.Graph, assumptions: Assumptions) -> None:
+        code = graph.python_code("self")
+        self.source, self.assumptions = code.src, assumptions
+        used = _names(compile(self.source, "<accelerated forward>", "exec"))
+        self.names = {name: value for name, value in code.globals.items() if name in used}
+        self.function = self._compiled()
+
+    def _compiled(self) -> Callable[..., Any]:
+        namespace = dict(self.names)
+        exec(compile(self.source, "<accelerated forward>", "exec"), namespace)
+        return namespace["forward"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = {name: _Import(v.__name__) if isinstance(v, types.ModuleType) else v for name, v in self.names.items()}
+        return {"source": self.source, "names": names, "assumptions": self.assumptions}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.source, self.assumptions = state["source"], state["assumptions"]
+        self.names = {name: v.load() if isinstance(v, _Import) else v for name, v in state["names"].items()}
+        self.function = self._compiled()
+
+
+class _Import:
+    """A Python module, which does not pickle."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def load(self) -> types.ModuleType:
+        return importlib.import_module(self.name)
+
+
+def _names(code: types.CodeType) -> set[str]:
+    nested = (_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType))
+    return set(code.co_names).union(*nested)
+
+
+class AcceleratedForward:
+    """Callable in the place of ``module.forward``."""
+
+    def __init__(self, module: nn.Module, variants: list[Variant]) -> None:
+        self.module, self.variants = module, variants
+        self.parameters = defaults(type(module).forward)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(types.MethodType(type(self.module).forward, self.module))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (as the module's own)
+        tensors = self._tensors(args, kwargs)
+        if tensors is not None and not nn.modules.module._has_any_global_hook():
+            for variant in self.variants:
+                if variant.assumptions.hold():
+                    return variant.function(self.module, *tensors)
+        return type(self.module).forward(self.module, *args, **kwargs)
+
+    def _tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor] | None:
+        """The tensor arguments; None for a call the graph was not traced for."""
+        if len(args) > len(self.parameters) or not kwargs.keys() <= self.parameters.keys():
+            return None
+        given = dict(zip(self.parameters, args, strict=False)) | kwargs
+        tensors = []
+        for name, default in self.parameters.items():
+            value = given.get(name, default)
+            if default is ABSENT:
+                if not isinstance(value, Tensor):
+                    return None
+                tensors.append(value)
+            elif value is not default:
+                return None
+        return tensors

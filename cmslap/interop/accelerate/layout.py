@@ -1,0 +1,73 @@
+"""Keeps channels_last memory inside: values go back to the user's own layout where other code may look at it.
+
+The operations want channels_last images and return such, and PyTorch's functions below hand the layout on without
+caring. Everything else (views, modules of the user's, the caller) gets what it would have got without us.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from cmslap.interop.accelerate import calls
+from cmslap.interop.accelerate.patterns import module_of
+from cmslap.interop.accelerate.tracing import has_hooks
+
+OURS = (calls.conv2d_lrelu, calls.conv_transpose2d, calls.recursive_embedding, calls.lapsrn_level)
+INDIFFERENT = {
+    *(torch.conv2d, torch.conv_transpose2d, torch.cat, torch.add, torch.mul, torch.sub, torch.relu, torch.relu_),
+    *(
+        torch.sigmoid,
+        torch.tanh,
+        torch.pixel_shuffle,
+        F.relu,
+        F.leaky_relu,
+        F.relu_,
+        F.leaky_relu_,
+        F.interpolate,
+        F.pad,
+    ),
+    *(operator.add, operator.sub, operator.mul, operator.truediv, operator.neg),
+    *(operator.iadd, operator.isub, operator.imul, operator.itruediv),
+    *("add", "sub", "mul", "div", "neg", "sigmoid", "tanh", "relu", "add_", "mul_", "relu_", "clamp"),
+}
+INDIFFERENT_MODULES = (
+    *(nn.Conv2d, nn.ConvTranspose2d, nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Sigmoid, nn.Tanh, nn.BatchNorm2d, nn.Identity),
+    *(nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Upsample, nn.PixelShuffle),
+)
+SIZES = ("size", "dim")
+
+
+def keep(graph: fx.Graph, root: nn.Module) -> None:
+    """Insert the conversions."""
+    inputs = next(node for node in graph.nodes if node.op == "placeholder")
+    weight = next(node for node in graph.nodes if node.target in OURS or node.target is calls.Block)
+    weight = weight.args[0][0] if weight.target is calls.Block else weight.args[1]
+    ours: set[fx.Node] = set()  # values that may lie in channels_last memory because of us
+    for node in list(graph.nodes):
+        if node.target in OURS or (_is_indifferent(node, root) and ours & set(node.all_input_nodes)):
+            ours.add(node)
+        elif not _asks_size(node):
+            for value in ours & set(node.all_input_nodes):
+                _convert(graph, node, value, inputs, weight)
+
+
+def _is_indifferent(node: fx.Node, root: nn.Module) -> bool:
+    if node.op == "call_module":
+        module = module_of(node, root)
+        return type(module) in INDIFFERENT_MODULES and not has_hooks(module)
+    return node.op in ("call_function", "call_method") and node.target in INDIFFERENT
+
+
+def _asks_size(node: fx.Node) -> bool:
+    return node.target in SIZES or (node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device"))
+
+
+def _convert(graph: fx.Graph, node: fx.Node, value: fx.Node, inputs: fx.Node, weight: fx.Node) -> None:
+    with graph.inserting_before(node):
+        path = graph.get_attr(weight.target)
+        converted = graph.call_function(calls.users_layout, (value, inputs, path))
+    node.replace_input_with(value, converted)

@@ -62,7 +62,7 @@ def _is_new(node: fx.Node, root: nn.Module) -> bool:
 def changed_between(first: fx.Node, last: fx.Node, values: list[fx.Node], own: set[fx.Node], root: nn.Module) -> bool:
     """Whether a node between ``first`` and ``last``, none of ``own``, may change one of ``values`` in place."""
     kept = set().union(*(sources(value, root) for value in values))
-    node = first.next
+    node = first
     while node is not last:
         if node not in own:
             for changed in patterns.changed_in_place(node, root):

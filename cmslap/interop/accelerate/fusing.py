@@ -55,6 +55,11 @@ class Match:
         return second if first is self.convolution.node else first
 
     @property
+    def keeps_result(self) -> bool:
+        """Whether PyTorch's own backward reads the result too, so that nobody may change it anyway."""
+        return self.activated is not None and (self.activated.in_place or self.activated.negative_slope == 0.0)
+
+    @property
     def text(self) -> str:
         """Such as "conv 3×3 64→64 + skip + ReLU"."""
         if self.crop is not None:
@@ -79,6 +84,9 @@ def fuse(traced: Trace, root: nn.Module) -> tuple[list[Fused], list[Left]]:
     rows += [
         Fused(OPERATIONS[node.target], (match.convolution.module,), match.text, 1) for node, match in fused.items()
     ]
+    for node in graph.find_nodes(op="get_attr"):
+        if not node.users:
+            graph.erase_node(node)
     if rows:
         layout.keep(graph, root)
     return rows, left
@@ -137,11 +145,11 @@ def _hazard(match: Match, root: nn.Module) -> str | None:
         return "its input is changed in place before its activation"
     if match.skip is not None and changed_between(match.addition, last, [match.skip], nodes, root):
         return "its skip is changed in place before its activation"
-    # Backward reads the result of an operation, which PyTorch's plain convolution does not.
-    while changes := changed_later(last, root):
+    # Backward reads the result of an operation, as it does that of ReLU, but not that of a convolution or a sum.
+    while not match.keeps_result and (changes := changed_later(last, root)):
         change = changes[0]
         if _only_user(last) is not change or change.args[0] is not last or out_of_place(change) is None:
-            return "its result is changed in place later"
+            return "its result may be changed in place later"
         change.target = out_of_place(change)
     return None
 

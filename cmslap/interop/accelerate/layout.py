@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from cmslap.interop.accelerate import calls
-from cmslap.interop.accelerate.patterns import module_of
+from cmslap.interop.accelerate.patterns import asks_size, module_of
 from cmslap.interop.accelerate.tracing import has_hooks
 
 OURS = (calls.conv2d_lrelu, calls.conv_transpose2d, calls.recursive_embedding, calls.lapsrn_level)
@@ -38,7 +38,6 @@ INDIFFERENT_MODULES = (
     *(nn.Conv2d, nn.ConvTranspose2d, nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Sigmoid, nn.Tanh, nn.BatchNorm2d, nn.Identity),
     *(nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Upsample, nn.PixelShuffle),
 )
-SIZES = ("size", "dim")
 
 
 def keep(graph: fx.Graph, root: nn.Module) -> None:
@@ -50,7 +49,7 @@ def keep(graph: fx.Graph, root: nn.Module) -> None:
     for node in list(graph.nodes):
         if node.target in OURS or (_is_indifferent(node, root) and ours & set(node.all_input_nodes)):
             ours.add(node)
-        elif not _asks_size(node):
+        elif not asks_size(node):
             for value in ours & set(node.all_input_nodes):
                 _convert(graph, node, value, inputs, weight)
 
@@ -60,10 +59,6 @@ def _is_indifferent(node: fx.Node, root: nn.Module) -> bool:
         module = module_of(node, root)
         return type(module) in INDIFFERENT_MODULES and not has_hooks(module)
     return node.op in ("call_function", "call_method") and node.target in INDIFFERENT
-
-
-def _asks_size(node: fx.Node) -> bool:
-    return node.target in SIZES or (node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device"))
 
 
 def _convert(graph: fx.Graph, node: fx.Node, value: fx.Node, inputs: fx.Node, weight: fx.Node) -> None:

@@ -105,7 +105,7 @@ def _function_convolution(node: fx.Node, root: nn.Module) -> Convolution | None:
     if not isinstance(weight, fx.Node) or weight.op != "get_attr" or getattr(bias, "op", "get_attr") != "get_attr":
         return Convolution(node, node.name, "", None, transposed, "", "its kernel is computed in forward()")
     kernel = attribute(root, weight.target)
-    module = weight.target.removesuffix(".weight")
+    module = weight.target.removesuffix("weight").removesuffix(".")
     objection = _objection(kernel, transposed, **arguments)
     bias = None if bias is None else bias.target
     return Convolution(node, module, weight.target, bias, transposed, _kernel(kernel, transposed), objection)
@@ -233,6 +233,13 @@ def _is_in_place(node: fx.Node) -> bool:
         name = getattr(node.target, "__name__", "")
     trailing = name.endswith("_") and not name.endswith("__")
     return trailing or node.target in IN_PLACE or node.kwargs.get("inplace", False) is not False
+
+
+def asks_size(node: fx.Node) -> bool:
+    """Whether a node reads what a tensor is like, not what is in it."""
+    if node.op == "call_method":
+        return node.target in ("size", "dim")
+    return node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device")
 
 
 def out_of_place(node: fx.Node) -> Callable[..., object] | str | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx, nn
 
 from cmslap.interop.accelerate import calls
-from cmslap.interop.accelerate.patterns import activation, attribute
+from cmslap.interop.accelerate.patterns import activation, asks_size, attribute
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,9 @@ class Blocks:
         """Replace a recursion, with the upsampling if that alone reads it, by one call; the call and what it replaces."""
         block, last = self._block(recursion), recursion.convolutions[-1]
         slope = last.args[4]
+        for user in list(last.users):
+            if asks_size(user):  # it is that of u, too
+                user.replace_input_with(last, recursion.start.args[0])
         upsampling = next(iter(last.users))
         if len(last.users) == 1 and upsampling.target is calls.conv_transpose2d and self._fits(recursion, upsampling):
             _, weight, bias, *size = upsampling.args

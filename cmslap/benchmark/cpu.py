@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cmslap import ops
 from cmslap.benchmark import peers
 from cmslap.benchmark.timing import Case, Implementation
+from cmslap.interop.accelerate import accelerate
 from cmslap.models import CMSLapSRN
 from cmslap.precision import inference_autocast
 
@@ -87,6 +89,17 @@ def _operation(name: str, gflop: float) -> Case:
     return Case(f"{name}, forward and backward", "1×64×128×128", 3 * gflop, implementations)
 
 
+def _accelerated() -> Case:
+    """A VDSR somebody wrote: 20 convolutions of 64 channels with ReLU, and a global residual."""
+    layers = [nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(inplace=True)) for _ in range(18)]
+    body = nn.Sequential(nn.Conv2d(1, 64, 3, padding=1), nn.ReLU(inplace=True), *layers, nn.Conv2d(64, 1, 3, padding=1))
+    eager = body.requires_grad_(False).to(memory_format=torch.channels_last)
+    ours, y = copy.deepcopy(body), _image(1, 128)
+    accelerate(ours)
+    implementations = {"cmslap": lambda: y + ours(y), "eager": lambda: y + eager(y)}
+    return Case("VDSR forward, accelerated", "1×128×128", 18 * CONV_GFLOP * 128**2, implementations)
+
+
 def _on_reference(call: Implementation) -> Implementation:
     def run() -> None:
         with ops.use_backend("reference"):
@@ -100,5 +113,6 @@ CASES: dict[str, Callable[[], Case]] = {
     "bfloat16-forward": _bfloat16_forward,
     "training": _training_step,
     "tied": lambda: _operation("tied_conv_transpose2d", CONV_GFLOP * 128**2),
+    "accelerate": _accelerated,
     "conv": lambda: _operation("conv2d_lrelu", CONV_GFLOP * 128**2),
 }

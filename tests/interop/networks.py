@@ -11,7 +11,9 @@ class VDSR(nn.Module):
     def __init__(self, depth=6, channels=16):
         super().__init__()
         self.input = nn.Conv2d(1, channels, 3, 1, 1, bias=False)
-        layers = [nn.Sequential(nn.Conv2d(channels, channels, 3, 1, 1, bias=False), nn.ReLU(True)) for _ in range(depth)]
+        layers = [
+            nn.Sequential(nn.Conv2d(channels, channels, 3, 1, 1, bias=False), nn.ReLU(True)) for _ in range(depth)
+        ]
         self.residual_layer = nn.Sequential(*layers)
         self.output = nn.Conv2d(channels, 1, 3, 1, 1, bias=False)
         self.relu = nn.ReLU(inplace=True)
@@ -195,7 +197,9 @@ class UNetLike(nn.Module):
 
     def __init__(self, channels=16):
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
+        )
         self.down = nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1)
         self.middle = nn.Sequential(
             nn.Conv2d(2 * channels, 2 * channels, 3, padding=1), nn.LeakyReLU(0.1, True), nn.Dropout2d(0.0)

@@ -5,7 +5,6 @@ import io
 import operator
 import pickle
 
-import networks
 import pytest
 import torch
 from networks import NETWORKS
@@ -101,3 +100,522 @@ def test_kernels_match_float64(name):
     expected, expected_gradients = run(exact, x.double())
     assert_close(outputs, expected, 1e-5)
     assert_close(gradients, expected_gradients, 1e-4)
+
+
+def conv(channels=16):
+    return nn.Conv2d(channels, channels, 3, padding=1)
+
+
+class Snippet(nn.Module):
+    """A forward of a few lines, with two convolutions at hand."""
+
+    def __init__(self, code):
+        super().__init__()
+        self.a, self.b = conv(), conv()
+        self.relu_ = nn.ReLU(inplace=True)
+        self.steps, self.factor = 2, 0.5
+        self.register_buffer("count", torch.zeros(()))
+        self.code = code
+
+    def forward(self, x):
+        return self.code(self, x)
+
+
+def activates_its_skip(self, x):
+    x = x * 1
+    return self.a(self.relu_(x)) + x
+
+
+def reads_the_sum_before_it_is_activated(self, x):
+    y = self.a(x)
+    return y + torch.relu(y)
+
+
+def activates_in_place_and_drops_the_result(self, x):
+    y = self.a(x)
+    self.relu_(y)
+    return y + self.b(y)
+
+
+def adds_into_the_skip(self, x):
+    skip = self.a(x) * 1
+    y = self.b(skip)
+    before = skip
+    skip += y
+    return skip * before
+
+
+def scales_a_view(self, x):
+    y = self.a(x)
+    y[:, :8].mul_(2)
+    return y
+
+
+def scales_then_adds_in_place(self, x):
+    y = self.a(x)
+    y *= self.factor
+    y += x
+    return y.relu_()
+
+
+def changes_the_input_before_activating(self, x):
+    x = x * 1
+    y = self.a(x)
+    x.mul_(2)
+    return torch.relu(y) + x
+
+
+def changes_the_skip_before_activating(self, x):
+    skip = x * 1
+    y = self.a(x) + skip
+    skip.mul_(2)
+    return torch.relu(y) + skip
+
+
+def adds_itself(self, x):
+    y = self.a(x)
+    return y + y
+
+
+def adds_a_number(self, x):
+    return torch.relu(self.a(x) + 1)
+
+
+def broadcasts_the_skip(self, x):
+    return torch.relu(self.a(x) + x.mean((2, 3), keepdim=True))
+
+
+def adds_with_a_factor(self, x):
+    return torch.add(self.a(x), x, alpha=2).relu()
+
+
+def takes_a_view_that_needs_contiguous_memory(self, x):
+    return self.a(x).view(x.shape[0], -1)
+
+
+def calls_with_keywords(self, x):
+    return torch.nn.functional.leaky_relu(self.a(input=x), negative_slope=0.3, inplace=True)
+
+
+def repeats_by_an_attribute(self, x):
+    for _ in range(self.steps):
+        x = self.b(torch.relu(self.a(torch.relu(x)))) + x
+    return x
+
+
+def recurs_without_activation_at_the_end(self, x):
+    h = x
+    for _ in range(3):
+        h = self.b(torch.relu(self.a(torch.relu(h)))) + x
+    return h
+
+
+SNIPPETS = [
+    *(activates_its_skip, reads_the_sum_before_it_is_activated, activates_in_place_and_drops_the_result),
+    *(scales_a_view, scales_then_adds_in_place, adds_itself, adds_a_number, broadcasts_the_skip, adds_with_a_factor),
+    *(takes_a_view_that_needs_contiguous_memory, calls_with_keywords, repeats_by_an_attribute),
+    *(changes_the_skip_before_activating, recurs_without_activation_at_the_end),
+]
+WITHOUT_GRADIENTS = [adds_into_the_skip, changes_the_input_before_activating]  # PyTorch can't differentiate them
+
+
+@pytest.mark.parametrize("code", SNIPPETS + WITHOUT_GRADIENTS, ids=operator.attrgetter("__name__"))
+def test_order_and_aliases_are_kept(code):
+    net, x = Snippet(code).double(), torch.randn(1, 16, 6, 5).double()
+    plain = copy.deepcopy(net)
+    cmslap.accelerate(net)
+    with torch.no_grad(), ops.use_backend("reference"):
+        assert_close(flat(net(x)), flat(plain(x)), 1e-12)
+
+
+@pytest.mark.parametrize("code", SNIPPETS, ids=operator.attrgetter("__name__"))
+@pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=needs_kernels)])
+def test_backward_finds_what_it_needs(code, backend):
+    """No result that an operation keeps is changed in place."""
+    net = Snippet(code)
+    plain, x = copy.deepcopy(net), clear_input(net, torch.randn(1, 16, 6, 5))
+    cmslap.accelerate(net)
+    with ops.use_backend(backend):
+        outputs, gradients = run(net, x)
+    expected, expected_gradients = run(plain.double(), x.double())
+    assert_close(outputs, expected, 1e-5)
+    assert_close(gradients, expected_gradients, 1e-4)
+
+
+def decides_by_values(self, x):
+    return self.a(x) if x.sum() > 0 else self.b(x)
+
+
+def decides_by_size(self, x):
+    return self.a(x) if x.shape[2] > 5 else self.b(x)
+
+
+def asks_the_type(self, x):
+    return self.a(x) if isinstance(x, torch.Tensor) else None
+
+
+def counts_calls(self, x):
+    self.steps += 1
+    return self.a(x)
+
+
+def keeps_its_features(self, x):
+    self.features = self.a(x)
+    return self.features
+
+
+def draws_random_numbers(self, x):
+    return self.a(x) + torch.randn(1).item()
+
+
+def makes_a_tensor(self, x):
+    return self.a(x) * torch.tensor([2.0])
+
+
+def stops_gradients(self, x):
+    with torch.no_grad():
+        y = self.a(x)
+    return self.b(y)
+
+
+def asks_for_gradients(self, x):
+    return self.a(x) if torch.is_grad_enabled() else self.b(x)
+
+
+UNTRACEABLE = {
+    decides_by_values: "decides by the values",
+    decides_by_size: "decides by the values or sizes",
+    asks_the_type: "asks what type",
+    counts_calls: "sets attributes",
+    keeps_its_features: "sets attributes",
+    draws_random_numbers: "draws random numbers",
+    makes_a_tensor: "neither inputs, parameters nor buffers",
+    stops_gradients: "in a mode of its own",
+    asks_for_gradients: "asks whether gradients",
+}
+
+
+@pytest.mark.parametrize("code", UNTRACEABLE, ids=operator.attrgetter("__name__"))
+def test_what_cannot_be_traced_is_left_alone(code):
+    net = nn.Sequential(conv(), nn.ReLU(), Snippet(code), conv())
+    attributes = dict(vars(net[2]))
+    report = cmslap.accelerate(net)
+    assert vars(net[2]) == attributes
+    assert {row.module: row.reason for row in report.left}.get("2", "").find(UNTRACEABLE[code]) >= 0, report
+    fused = {name for row in report.fused for name in row.modules}
+    assert fused == {"0", "3", "2.a", "2.b"}  # what lies around it, and the convolutions in it
+    x = torch.rand(1, 16, 6, 5)
+    plain = copy.deepcopy(net)
+    cmslap.restore(plain)
+    for seed in range(2):
+        torch.manual_seed(seed)
+        result = net(x)
+        torch.manual_seed(seed)
+        torch.testing.assert_close(result, plain(x))
+
+
+@pytest.fixture(params=["vdsr", "ms-lapsrn", "unet"])
+def pair(request):
+    """A plain network, the same accelerated, and an input."""
+    plain, x = build(request.param)
+    net = copy.deepcopy(plain)
+    cmslap.accelerate(net)
+    with ops.use_backend("reference"):
+        yield plain, net, x
+
+
+def runs_accelerated(net, x):
+    """Whether calling ``net`` reaches an operation of ours through its own forward."""
+    seen = []
+    forward = vars(net).get("forward")
+    for variant in forward.variants if forward else ():
+        function = variant.function
+        variant.function = lambda *args, function=function: seen.append(True) or function(*args)
+    net(x)
+    return bool(seen)
+
+
+def test_parameters_and_names_stay(pair):
+    plain, _, _ = pair
+    before = dict(plain.named_parameters()), list(plain.state_dict()), [name for name, _ in plain.named_modules()]
+    cmslap.accelerate(plain)
+    after = dict(plain.named_parameters()), list(plain.state_dict()), [name for name, _ in plain.named_modules()]
+    assert before[1:] == after[1:]
+    assert all(before[0][name] is after[0][name] for name in before[0])
+
+
+def test_restore_undoes_everything(pair):
+    plain, _, x = pair
+    before = {module: dict(vars(module)) for module in plain.modules()}
+    first = str(cmslap.accelerate(plain))
+    assert str(cmslap.accelerate(plain)) == first
+    assert runs_accelerated(plain, x)
+    cmslap.restore(plain)
+    cmslap.restore(plain)
+    assert {module: dict(vars(module)) for module in plain.modules()} == before
+
+
+def test_copies_are_their_own(pair):
+    plain, net, x = pair
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+    assert runs_accelerated(other, x)
+    assert_close(flat(other(x)), flat(plain(x)), 1e-6)
+    cmslap.restore(other)
+    assert_close(flat(other(x)), flat(plain(x)), 1e-6)
+
+
+def test_saves_and_loads_whole(pair):
+    plain, net, x = pair
+    file = io.BytesIO()
+    torch.save(net, file)
+    file.seek(0)
+    for other in (torch.load(file, weights_only=False), pickle.loads(pickle.dumps(net))):
+        assert runs_accelerated(other, x)
+        assert_close(flat(other(x)), flat(plain(x)), 1e-6)
+        cmslap.restore(other)
+        assert "forward" not in vars(other)
+
+
+def test_state_dict_loads_both_ways(pair):
+    plain, net, x = pair
+    fresh = {name: torch.rand_like(tensor) for name, tensor in plain.state_dict().items() if tensor.is_floating_point()}
+    for assign in (False, True):
+        plain.load_state_dict(copy.deepcopy(fresh), strict=False, assign=assign)
+        net.load_state_dict(copy.deepcopy(fresh), strict=False, assign=assign)
+        assert_close(flat(net(x)), flat(plain(x)), 1e-5)
+        fresh = {name: tensor / 2 for name, tensor in fresh.items()}
+
+
+def test_dtype_moves(pair):
+    plain, net, x = pair
+    assert_close(flat(net.double()(x.double())), flat(plain.double()(x.double())), 1e-12)
+
+
+def test_optimizer_made_before_trains_it(pair):
+    _, net, x = pair
+    cmslap.restore(net)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
+    cmslap.accelerate(net)
+    before = [parameter.clone() for parameter in net.parameters()]
+    run(net, x)
+    optimizer.step()
+    assert any(not torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+
+
+def record(calls, name):
+    return lambda module, args, output=None: calls.append(name)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_hooks_fire(when):
+    """Those that were there keep their modules whole; those that come later switch to the plain forward."""
+    net, x = Snippet(repeats_by_an_attribute), torch.randn(1, 16, 6, 5)
+    calls, expected = [], net(x)
+    if when == "after":
+        cmslap.accelerate(net)
+    hooks = [net.register_forward_hook(record(calls, "net")), net.a.register_forward_pre_hook(record(calls, "a"))]
+    if when == "before":
+        report = cmslap.accelerate(net)
+        assert ("a", "it has hooks") in {(row.module, row.reason) for row in report.left}
+        assert "b" in {name for row in report.fused for name in row.modules}
+    torch.testing.assert_close(net(x), expected)
+    assert calls == ["a", "a", "net"]
+    for hook in hooks:
+        hook.remove()
+    assert runs_accelerated(net, x)
+    assert calls == ["a", "a", "net"]
+
+
+def test_global_hooks_fire(pair):
+    plain, net, x = pair
+    calls, expected = [], []
+    for network, seen in ((net, calls), (plain, expected)):
+        with torch.nn.modules.module.register_module_forward_pre_hook(lambda m, _, seen=seen: seen.append(type(m))):
+            network(x)
+    assert calls == expected
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: setattr(net, "steps", 3),
+        lambda net: setattr(net, "a", nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect")),
+        lambda net: setattr(net.a, "padding_mode", "circular"),
+        lambda net: setattr(net.b, "forward", lambda x: x),
+        lambda net: nn.utils.parametrizations.weight_norm(net.a),
+        lambda net: nn.utils.parametrizations.spectral_norm(net.b).eval(),
+    ],
+)
+def test_later_changes_count(change):
+    net, x = Snippet(repeats_by_an_attribute), torch.randn(1, 16, 6, 5)
+    plain = copy.deepcopy(net)
+    cmslap.accelerate(net)
+    for network in (net, plain):
+        torch.manual_seed(0)
+        change(network)
+    torch.testing.assert_close(net(x), plain(x))
+
+
+def test_special_convolutions_are_left_alone():
+    class Own(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x).abs()
+
+    net = nn.Sequential(
+        nn.utils.parametrizations.weight_norm(conv()),
+        nn.utils.spectral_norm(conv()),
+        nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(16, 16, 3, padding=1, groups=4),
+        nn.Conv2d(16, 16, 3, padding=2, dilation=2),
+        Own(16, 16, 3, padding=1),
+    ).eval()
+    x = torch.randn(1, 16, 6, 5)
+    expected = net(x)
+    report = cmslap.accelerate(net)
+    torch.testing.assert_close(net(x), expected)
+    reasons = {row.module: row.reason for row in report.left}
+    assert reasons["0"] == "it is a ParametrizedConv2d"
+    assert reasons["2"] == "padding mode reflect"
+    assert reasons["3"] == "groups 4; only 1 is"
+    assert reasons["4"] == "padding 2×2; only 1 is"
+    assert {name for row in report.fused for name in row.modules} == {"5"}  # abs() stays where it was
+
+
+def test_arguments_with_defaults():
+    net, x = build("unet")
+    net.eval()
+    plain = copy.deepcopy(net)
+    cmslap.accelerate(net)
+    assert runs_accelerated(net, x)
+    for call in (lambda n: n(x=x), lambda n: n(x, None), lambda n: n(x, scale=2.0), lambda n: n(x, 3)):
+        torch.testing.assert_close(call(net), call(plain))
+    for wrong in (lambda n: n(), lambda n: n(x, None, 1), lambda n: n(x, size=2)):
+        with pytest.raises(TypeError):
+            wrong(net)
+
+
+def test_unbatched_images():
+    net, x = nn.Sequential(conv(), nn.ReLU()), torch.randn(16, 6, 5)
+    expected = net(x)
+    cmslap.accelerate(net)
+    torch.testing.assert_close(net(x), expected)
+
+
+@pytest.mark.parametrize("name", ["edsr", "ms-lapsrn", "unet"])
+def test_autocast_and_bfloat16_give_the_same_dtypes(name):
+    net, x = build(name)
+    plain = copy.deepcopy(net)
+    cmslap.accelerate(net)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs, expected = flat(net(x)), flat(plain(x))
+    assert [out.dtype for out in outputs] == [out.dtype for out in expected]
+    assert_close(outputs, expected, 1e-2)
+    assert_close(flat(net.bfloat16()(x.bfloat16())), flat(plain.bfloat16()(x.bfloat16())), 1e-2)
+
+
+@needs_kernels
+def test_layouts_are_kept():
+    """channels_last where the user has it, and only there."""
+    net = nn.Sequential(conv(), nn.ReLU(), conv())
+    cmslap.accelerate(net)
+    x = torch.randn(2, 16, 6, 5)
+    last = x.contiguous(memory_format=torch.channels_last)
+    with ops.use_backend("cpu"):
+        assert net(x).is_contiguous()
+        assert net(last).is_contiguous(memory_format=torch.channels_last)
+        net.to(memory_format=torch.channels_last)
+        assert net(x).is_contiguous(memory_format=torch.channels_last)
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", ["ms-lapsrn", "cms-lapsrn"])
+def test_a_recursive_block_has_one_gradient_buffer(name):
+    """Its kernels' gradients, of all recursions and levels, lie in one piece of memory."""
+    net, x = build(name)
+    report = cmslap.accelerate(net)
+    assert [(row.operation, row.calls) for row in report.fused] == [("lapsrn_level", 2)]
+    with ops.use_backend("cpu"):
+        run(net, x)
+    kernels = [net.embedding.block[i].weight for i in (1, 3)]
+    assert len({kernel.grad.untyped_storage().data_ptr() for kernel in kernels}) == 1
+
+
+def test_small_convolutions_run_on_pytorch():
+    """Where nothing is gained the user's own functions run, in place where theirs did."""
+    net = nn.Sequential(conv(), nn.ReLU(inplace=True))
+    cmslap.accelerate(net)
+    functions = []
+
+    class Record(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            functions.append(getattr(func, "__name__", ""))
+            return func(*args, **(kwargs or {}))
+
+    with Record():
+        net(torch.randn(1, 16, 6, 5))
+    assert "conv2d" in functions
+    assert not any("cmslap" in name or "lrelu" in name for name in functions)
+
+
+def test_report_reads_well():
+    net, _ = build("ms-lapsrn")
+    text = str(cmslap.accelerate(net))
+    assert text.splitlines()[0] == "3 convolutions fused, 3 modules left alone"
+    assert "lapsrn_level" in text
+    assert "3 recursions of 2 convolutions" in text
+    assert "fewer than 16 channels" in text
+
+
+def test_distributed_data_parallel(tmp_path):
+    """Its hooks on the parameters' gradients fire; two processes and an average would show no more."""
+    net, x = build("ms-lapsrn")
+    expected = run(net, x)[1][1:]
+    cmslap.accelerate(net)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/sync", rank=0, world_size=1)
+    try:
+        parallel = nn.parallel.DistributedDataParallel(net)
+        with ops.use_backend("reference"):
+            assert runs_accelerated(net, x)
+            run(parallel, x)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert_close([parameter.grad for parameter in net.parameters()], expected, 1e-4)
+
+
+def test_accelerates_what_is_wrapped():
+    """A wrapper that can't be traced is no obstacle to what it wraps."""
+
+    class Wrapper(nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+        def forward(self, *args, **kwargs):
+            return self.module(*args, **kwargs)
+
+    net, x = build("vdsr")
+    report = cmslap.accelerate(Wrapper(net))
+    assert report.left[0].reason == "its forward() takes any number of arguments"
+    assert runs_accelerated(net, x)
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", ["ms-lapsrn", "unet"])
+def test_compiles_whole(name):
+    net, x = build(name)
+    if name == "ms-lapsrn":
+        net.levels = 1
+    plain = copy.deepcopy(net)
+    cmslap.accelerate(net)
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    with ops.use_backend("cpu"):
+        for training in (True, False):
+            net.train(training)
+            plain.train(training)
+            outputs, gradients = run(compiled, x)
+            expected, expected_gradients = run(plain, x)
+            assert_close(outputs, expected, 1e-5)
+            assert_close(gradients, expected_gradients, 5e-2)

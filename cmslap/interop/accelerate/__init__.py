@@ -28,9 +28,9 @@ def accelerate(module: nn.Module) -> Report:
     objects, so state_dict, optimizers, DDP, ``copy.deepcopy`` and ``torch.save`` work as before. Each call of an
     operation decides by device, dtype and size whether it pays, and runs PyTorch's own functions where not.
 
-    Results are the same to the precision's tolerance. Where the code of a forward has a say in that (other arguments,
-    changed attributes, hooks or submodules since), its own code runs. Inside, images lie in channels_last memory; results
-    have the layout they had. Replicas of ``nn.DataParallel`` and ``torch.jit.script`` need :func:`restore` first.
+    Results are the same to the precision's tolerance, and have the layout they had. Other values for arguments with
+    a default, and attributes, hooks or submodules changed since, are noticed at each call: the module's own code runs.
+    ``nn.DataParallel``, ``torch.jit.script``, ``vmap`` and forward-mode gradients need :func:`restore` first.
 
     Returns what was fused, what was left alone, and why; ``print`` it.
     """

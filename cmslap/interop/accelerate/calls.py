@@ -48,7 +48,7 @@ def conv_transpose2d(
 
 
 class Block:
-    """The D convolutions of a recursive block; stacked at most once a forward pass, so that gradients meet in one buffer."""
+    """The D convolutions of a recursive block, stacked once a forward pass: their gradients meet in one buffer."""
 
     def __init__(self, weights: list[Tensor], biases: list[Tensor | None]) -> None:
         self.weights, self.biases = weights, biases

@@ -1,7 +1,7 @@
 """The forward an accelerated module gets: a traced graph's code where what it assumes holds, else the module's own.
 
-It is an attribute of the instance, found before the class's method. It holds no parameters: the code reads them from the
-module, so that names, identities, devices and dtypes stay the module's own affair.
+It is an attribute of the instance, found before the class's method. It holds no parameters: the code reads them from
+the module, so that names, identities, devices and dtypes stay the module's own affair.
 """
 
 from __future__ import annotations

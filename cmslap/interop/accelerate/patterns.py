@@ -130,7 +130,14 @@ def _bind(node: fx.Node, parameters: dict[str, object]) -> dict[str, Any]:
 
 
 def _objection(
-    weight: Tensor, transposed: bool, *, stride: Any, padding: Any, dilation: Any, groups: Any, output_padding: Any = 0
+    weight: Tensor,
+    transposed: bool,
+    *,
+    stride: object,
+    padding: object,
+    dilation: object,
+    groups: object,
+    output_padding: object = 0,
 ) -> str | None:
     """Why a convolution of this geometry is left to PyTorch."""
     expected = {"stride": 2 if transposed else 1, "padding": 0 if transposed else 1, "dilation": 1, "groups": 1}

@@ -84,7 +84,7 @@ class Blocks:
         self._blocks: dict[tuple[int, ...], fx.Node] = {}
 
     def rewrite(self, recursion: Recursion) -> tuple[fx.Node, list[fx.Node]]:
-        """Replace a recursion, with the upsampling if that alone reads it, by one call; the call and what it replaces."""
+        """Replace a recursion, and the upsampling that alone reads it, by one call; the call and what it replaces."""
         block, last = self._block(recursion), recursion.convolutions[-1]
         slope = last.args[4]
         for user in list(last.users):

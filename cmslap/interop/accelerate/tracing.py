@@ -27,7 +27,7 @@ ABSENT = inspect.Parameter.empty  # of an attribute or a default: a class, so it
 _INTERNALS = frozenset(vars(nn.Module())) - {"training"}
 
 
-class _Unfixed(TypeError):
+class _Unfixed(TypeError):  # noqa: N818 (a finding, not an error)
     """Something a graph does not record; the message says what."""
 
 
@@ -213,10 +213,10 @@ def recorded_reads(assumptions: Assumptions) -> Iterator[None]:
 
     def read(module: nn.Module, name: str) -> object:
         value = object.__getattribute__(module, name)
-        if name not in _INTERNALS and name in object.__getattribute__(module, "__dict__") and _is_plain(value):
-            if (id(module), name) not in seen:
-                seen.add((id(module), name))
-                assumptions.attributes.append((module, name, copy.copy(value)))
+        own = name in object.__getattribute__(module, "__dict__") and name not in _INTERNALS
+        if own and (id(module), name) not in seen and _is_plain(value):
+            seen.add((id(module), name))
+            assumptions.attributes.append((module, name, copy.copy(value)))
         return value
 
     nn.Module.__getattribute__ = read

@@ -1,8 +1,8 @@
 """The CUDA backend: the kernels of csrc/cuda.
 
-They run on maps in channels_last memory of bfloat16 or float16 and pictures of float32, and sum in float32, on the current stream of the
-tensors' device. Parameters' gradients are float32 and added to their buffers, so these start as zeros; everything else
-the kernels write in full.
+They run on maps in channels_last memory of bfloat16 or float16 and pictures of float32, and sum in float32, on the
+current stream of the tensors' device. Parameters' gradients are float32 and added to their buffers, so these start as
+zeros; everything else the kernels write in full.
 """
 
 from __future__ import annotations

@@ -394,6 +394,12 @@ def test_dtype_moves(pair):
     assert_close(flat(net.double()(x.double())), flat(plain.double()(x.double())), 1e-12)
 
 
+def test_devices_without_autocast():
+    net, x = build("vdsr")
+    cmslap.accelerate(net)
+    assert net.to("meta")(x.to("meta")).shape == x.shape
+
+
 def test_optimizer_made_before_trains_it(pair):
     _, net, x = pair
     cmslap.restore(net)
@@ -514,6 +520,27 @@ def test_autocast_and_bfloat16_give_the_same_dtypes(name):
     assert [out.dtype for out in outputs] == [out.dtype for out in expected]
     assert_close(outputs, expected, 1e-2)
     assert_close(flat(net.bfloat16()(x.bfloat16())), flat(plain.bfloat16()(x.bfloat16())), 1e-2)
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda net, x: torch.func.vmap(net)(x[None]),
+        lambda net, x: torch.func.jvp(net, (x,), (x.flip(3),))[1],
+        lambda net, x: torch.func.grad(lambda x: net(x).square().sum())(x),
+        lambda net, x: torch.func.functional_call(net, {n: 2 * p for n, p in net.named_parameters()}, (x,)),
+        lambda net, x: torch.export.export(net, (x,)).module()(x),
+        lambda net, x: torch.inference_mode()(net)(x),
+        lambda net, x: torch.fx.symbolic_trace(net)(x),
+    ],
+)
+def test_transforms(transform):
+    net = nn.Sequential(conv(), nn.LeakyReLU(0.3))
+    plain, x = copy.deepcopy(net), torch.randn(2, 16, 6, 5)
+    cmslap.accelerate(net)
+    with ops.use_backend("cpu"):
+        torch.testing.assert_close(transform(net, x), transform(plain, x))
 
 
 @needs_kernels

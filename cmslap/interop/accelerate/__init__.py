@@ -30,7 +30,8 @@ def accelerate(module: nn.Module) -> Report:
 
     Results are the same to the precision's tolerance, and have the layout they had. Other values for arguments with
     a default, and attributes, hooks or submodules changed since, are noticed at each call: the module's own code runs.
-    ``nn.DataParallel``, ``torch.jit.script``, ``vmap`` and forward-mode gradients need :func:`restore` first.
+    So it does inside ``torch.func``'s transforms. ``nn.DataParallel`` and ``torch.jit.script`` need :func:`restore`
+    first.
 
     Returns what was fused, what was left alone, and why; ``print`` it.
     """

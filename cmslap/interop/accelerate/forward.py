@@ -12,7 +12,9 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
+from torch.autograd import forward_ad
 
 from cmslap.interop.accelerate.tracing import ABSENT, Assumptions, defaults
 
@@ -68,9 +70,13 @@ class AcceleratedForward:
     def __signature__(self) -> inspect.Signature:
         return inspect.signature(types.MethodType(type(self.module).forward, self.module))
 
+    @property
+    def __code__(self) -> types.CodeType:  # torch.export reads the arguments' names from it
+        return type(self.module).forward.__code__
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (as the module's own)
         tensors = self._tensors(args, kwargs)
-        if tensors is not None and not nn.modules.module._has_any_global_hook():
+        if tensors is not None and not nn.modules.module._has_any_global_hook() and not _transformed():
             for variant in self.variants:
                 if variant.assumptions.hold():
                     return variant.function(self.module, *tensors)
@@ -91,3 +97,8 @@ class AcceleratedForward:
             elif value is not default:
                 return None
         return tensors
+
+
+def _transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation looks on, to whom our operators are opaque."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

@@ -48,9 +48,7 @@ class Report:
         fused = len({name for row in self.fused for name in row.modules})
         left = len(self.left)
         head = f"{fused} convolution{'s' * (fused != 1)} fused, {left} module{'s' * (left != 1)} left alone"
-        rows = [
-            ("fused", row.operation, _count(row.text, row.calls), _shortened(list(row.modules))) for row in self.fused
-        ]
+        rows = [("fused", row.operation, _count(row.text, row.calls), _shortened([*row.modules])) for row in self.fused]
         rows += [("left alone", row.kind, row.reason, row.module or "(the module itself)") for row in self.left]
         return "\n".join([head, *_table(_merged(rows))])
 

@@ -1,8 +1,8 @@
 """Gradients of whole networks by the CPU kernels, beside those of the reference in float64.
 
-Where an activation is zero but for rounding, float32 and float64 may take different branches of φ. A handful of them among
-millions moves a gradient by up to 1e-3, in plain PyTorch as here (3 of 7.6 million: 1e-3; none: 3e-6), whatever the sums' order
-or precision. So float64 is held to the branches that the float32 forward pass took: there the kernels must agree with it.
+Where an activation is zero but for rounding, float32 and float64 may take different branches of φ. A handful of them
+among millions moves a gradient by up to 1e-3, in plain PyTorch as here (3 of 7.6 million: 1e-3; none: 3e-6), whatever
+the order of sums. So float64 is held to the branches that the float32 forward pass took: there kernels must agree.
 """
 
 import copy
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(extension.MISSING is not None, reason=str(extens
 
 @pytest.fixture
 def branches(monkeypatch):
-    """Where activations of the CPU kernels are positive, in the order of computation; the reference takes these branches."""
+    """Where activations of the CPU kernels are positive, in their order; the reference takes these branches."""
     positive = []
     level = CPU.forward["lapsrn_level"]
 

@@ -50,18 +50,19 @@ struct Square {
   }
 };
 
-// Pointers to a square's pixels; those outside the image point to zeros.
-template <int kSide, class Number = float>
+// Pointers to pixels from a square's first on, every step-th in both directions; those outside the image point to zeros.
+template <int kRows, int kColumns = kRows, class Number = float>
 struct Pixels {
-  const Number* at[kSide][kSide];
+  const Number* at[kRows][kColumns];
 
-  CMSLAP_INLINE Pixels(const Number* images, Size size, int64_t channels, const Square& square, const Number* zeros) {
-    for (int i = 0; i < kSide; ++i) {
-      const int64_t y = square.y + i;
+  CMSLAP_INLINE Pixels(const Number* images, Size size, int64_t channels, const Square& square, const Number* zeros,
+                       int64_t step = 1) {
+    for (int i = 0; i < kRows; ++i) {
+      const int64_t y = square.y + step * i;
       const bool inside = y >= 0 && y < size.height;
       const Number* row = images + (square.image * size.height + y) * size.width * channels;
-      for (int j = 0; j < kSide; ++j) {
-        const int64_t x = square.x + j;
+      for (int j = 0; j < kColumns; ++j) {
+        const int64_t x = square.x + step * j;
         at[i][j] = inside && x >= 0 && x < size.width ? row + x * channels : zeros;
       }
     }
@@ -107,7 +108,7 @@ PackedKernel<Number> pack_kernel(Team& team, KernelView kernel) {
 
 // V = Bᵀ d B of one tile.
 template <class Scheme, class Number>
-void transform_inputs(const Pixels<Scheme::kWindow, Number>& window, int64_t channels, const TransformedTiles<Number>& to,
+void transform_inputs(const Pixels<Scheme::kWindow, Scheme::kWindow, Number>& window, int64_t channels, const TransformedTiles<Number>& to,
                       int64_t tile) {
   for_channels(channels, [&](int64_t c, auto part) {
     transform_2d<Scheme::kWindow, Scheme::kInput.count, Scheme::input>(
@@ -212,8 +213,8 @@ void transform_gradient(const Pixels<Scheme::kOutputs>& pixels, int64_t channels
 }
 
 // Adds the first kSide rows and columns of pixels to sum.
-template <int kSide, int kWindow>
-void add_pixels(const Pixels<kWindow>& pixels, int64_t channels, float* sum) {
+template <int kSide, int kRows, int kColumns>
+void add_pixels(const Pixels<kRows, kColumns>& pixels, int64_t channels, float* sum) {
   for_channels(channels, [&](int64_t c, auto part) {
     Vec total = load(sum + c);
     for (int i = 0; i < kSide; ++i)

@@ -161,8 +161,76 @@ struct SameSchemeOf<BFloat16> {
 template <class Number>
 using SameScheme = typename SameSchemeOf<Number>::Type;
 
-// The upsampling U: output 2i is k0 x[i] + k2 x[i-1], output 2i + 1 is k1 x[i]. Of two pixels, the even outputs share the product
-// x0 (k0 + k2) and cost three multiplications, the odd ones two: 25 a tile in place of 36, and no zero is ever multiplied.
+// One dimension of the upsampling U and of its transpose, tiles of four pixels of the smaller image. U's even outputs are
+// k0 x[i] + k2 x[i-1], its odd ones k1 x[i]; the transpose sums k0 y[2i] + k2 y[2i+2] and k1 y[2i+1]. Both are correlations of a
+// signal d, y[j] = g[0] d[j] + g[1] d[j+1], with two taps g, or the one tap k1. In two dimensions these make four phases.
+
+// Two taps by Winograd's F(4, 2): five multiplications in place of eight, at the points 0, ±a, p and ∞. So a tile of 4×4 pixels
+// costs (5 + 4)² multiplications in place of 144.
+struct TwoTaps {
+  static constexpr int kTaps = 2, kTap[kTaps] = {0, 2}, kWindow = 5, kPoints = 5, kKernels = 5, kOffset = 0;
+  static constexpr float a = 0.75f, p = 2.0f, a2 = a * a, p2 = p * p;
+  static constexpr float at_0 = 1 / (a2 * p), at_a = 1 / (2 * a2 * (a - p)), at_minus_a = -1 / (2 * a2 * (a + p)),
+                         at_p = 1 / (p * (p2 - a2));  // G's scales
+
+  CMSLAP_INLINE static void input(const Vec (&d)[5], Vec (&t)[5]) {
+    const Vec e0 = d[1] - p * d[0], e1 = d[2] - p * d[1], e2 = d[3] - p * d[2], e3 = d[4] - p * d[3];
+    t[0] = e2 - a2 * e0;
+    t[1] = e2 + a * e1;
+    t[2] = e2 - a * e1;
+    t[3] = d[3] - a2 * d[1];
+    t[4] = e3 - a2 * e1;
+  }
+  CMSLAP_INLINE static void output(const Vec (&m)[5], Vec (&y)[4]) {
+    const Vec even = m[1] + m[2], odd = m[1] - m[2];
+    y[0] = m[0] + even + m[3];
+    y[1] = a * odd + p * m[3];
+    y[2] = a2 * even + p2 * m[3];
+    y[3] = a2 * a * odd + p2 * p * m[3] + m[4];
+  }
+  CMSLAP_INLINE static void output_gradient(const Vec (&y)[4], Vec (&m)[5]) {
+    const Vec even = y[0] + a2 * y[2], odd = a * y[1] + a2 * a * y[3];
+    m[0] = y[0];
+    m[1] = even + odd;
+    m[2] = even - odd;
+    m[3] = y[0] + p * y[1] + p2 * y[2] + p2 * p * y[3];
+    m[4] = y[3];
+  }
+  CMSLAP_INLINE static void kernel(const Vec (&g)[2], Vec (&u)[5]) {
+    u[0] = at_0 * g[0];
+    u[1] = at_a * (g[0] + a * g[1]);
+    u[2] = at_minus_a * (g[0] - a * g[1]);
+    u[3] = at_p * (g[0] + p * g[1]);
+    u[4] = g[1];
+  }
+  CMSLAP_INLINE static void kernel_gradient(const Vec (&u)[5], Vec (&g)[2]) {
+    const Vec at_plus = at_a * u[1], at_minus = at_minus_a * u[2], at_two = at_p * u[3];
+    g[0] = at_0 * u[0] + at_plus + at_minus + at_two;
+    g[1] = a * (at_plus - at_minus) + p * at_two + u[4];
+  }
+};
+
+// One tap: nothing to transform, and all pixels share its kernel.
+struct OneTap {
+  static constexpr int kTaps = 1, kTap[kTaps] = {1}, kWindow = 4, kPoints = 4, kKernels = 1, kOffset = 1;
+
+  CMSLAP_INLINE static void input(const Vec (&d)[4], Vec (&t)[4]) { copy(d, t); }
+  CMSLAP_INLINE static void output(const Vec (&m)[4], Vec (&y)[4]) { copy(m, y); }
+  CMSLAP_INLINE static void output_gradient(const Vec (&y)[4], Vec (&m)[4]) { copy(y, m); }
+  CMSLAP_INLINE static void kernel(const Vec (&g)[1], Vec (&u)[1]) { copy(g, u); }
+  CMSLAP_INLINE static void kernel_gradient(const Vec (&u)[1], Vec (&g)[1]) { copy(u, g); }
+
+ private:
+  template <int kCount>
+  CMSLAP_INLINE static void copy(const Vec (&from)[kCount], Vec (&to)[kCount]) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kCount; ++i) to[i] = from[i];
+  }
+};
+
+#ifdef CMSLAP_BFLOAT16
+// U for bfloat16, whose rounding the points of TwoTaps would enlarge. Of two pixels, the even outputs share the product x0 (k0 + k2) and
+// cost three multiplications, the odd ones two: 25 a tile of 2×2 pixels in place of 36.
 struct Doubling {
   static constexpr int kPositions = 5, kWindow = 3, kOffset = -1, kInputs = 2, kOutputs = 4;
   static constexpr Operand kInput{5, 4, {0, 1, 2, 1, 3}}, kKernel{5, 4, {0, 1, 2, 3, 3}}, kProduct{5, 5, {0, 1, 2, 3, 4}};
@@ -188,73 +256,44 @@ struct Doubling {
     y[3] = m[4];
   }
 };
+#endif
 
-// Its transpose, a convolution of stride 2 without padding: output i is k0 x[2i] + k1 x[2i+1] + k2 x[2i+2]. The even inputs
-// again cost three multiplications for two outputs.
-struct Halving {
-  static constexpr int kPositions = 5, kWindow = 5, kOffset = 0, kInputs = 4, kOutputs = 2;
-  static constexpr Operand kInput{5, 5, {0, 1, 2, 3, 4}}, kKernel{5, 4, {0, 1, 2, 3, 3}}, kProduct{5, 3, {0, 1, 2, 0, 2}};
-
-  static Size output_size(Size in) { return {in.batch, in.height / 2, in.width / 2}; }
-
-  CMSLAP_INLINE static void input(const Vec (&x)[5], Vec (&t)[5]) {
-    t[0] = x[0] - x[2];
-    t[1] = x[2];
-    t[2] = x[4] - x[2];
-    t[3] = x[1];
-    t[4] = x[3];
-  }
-  CMSLAP_INLINE static void kernel(const Vec (&g)[3], Vec (&u)[4]) {
-    u[0] = g[0];
-    u[1] = g[0] + g[2];
-    u[2] = g[2];
-    u[3] = g[1];
-  }
-  CMSLAP_INLINE static void output(const Vec (&m)[3], Vec (&y)[2]) {
-    y[0] = m[0] + m[1];
-    y[1] = m[1] + m[2];
-  }
-  CMSLAP_INLINE static void output_gradient(const Vec (&y)[2], Vec (&m)[3]) {
-    m[0] = y[0];
-    m[1] = y[0] + y[1];
-    m[2] = y[1];
-  }
-  CMSLAP_INLINE static void kernel_gradient(const Vec (&u)[4], Vec (&g)[3]) {
-    g[0] = u[0] + u[1];
-    g[1] = u[3];
-    g[2] = u[1] + u[2];
-  }
-};
-
-// M x Mᵀ, given M for one dimension: columns first, then rows. in(i, j) reads, out(i, j, value) takes.
+// C x Rᵀ, given C for the columns and R for the rows: columns first. in(i, j) reads, out(i, j, value) takes.
 //
 // Six rows of six would not fit the registers between the two steps, and storing them costs more than reading the input twice:
 // so a 6×6 or 7×7 result is made in two halves, and what a half does not use the compiler leaves out.
-template <int kFrom, int kTo, void (*kTransform)(const Vec (&)[kFrom], Vec (&)[kTo]), class In, class Out>
+template <int kFromRows, int kToRows, void (*kColumn)(const Vec (&)[kFromRows], Vec (&)[kToRows]), int kFromColumns,
+          int kToColumns, void (*kRow)(const Vec (&)[kFromColumns], Vec (&)[kToColumns]), class In, class Out>
 CMSLAP_INLINE void transform_2d(In&& in, Out&& out) {
-  constexpr int kHalf = kFrom * kTo > 30 ? (kTo + 1) / 2 : kTo;
+  constexpr int kHalf = kFromColumns * kToRows > 30 ? (kToRows + 1) / 2 : kToRows;
 #pragma GCC unroll 2
-  for (int first = 0; first < kTo; first += kHalf) {
-    Vec rows[kHalf][kFrom];
+  for (int first = 0; first < kToRows; first += kHalf) {
+    Vec rows[kHalf][kFromColumns];
 #pragma GCC unroll 8
-    for (int j = 0; j < kFrom; ++j) {
-      Vec from[kFrom], to[kTo];
+    for (int j = 0; j < kFromColumns; ++j) {
+      Vec from[kFromRows], to[kToRows];
 #pragma GCC unroll 8
-      for (int i = 0; i < kFrom; ++i) from[i] = in(i, j);
-      kTransform(from, to);
+      for (int i = 0; i < kFromRows; ++i) from[i] = in(i, j);
+      kColumn(from, to);
 #pragma GCC unroll 8
       for (int i = 0; i < kHalf; ++i)
-        if (first + i < kTo) rows[i][j] = to[first + i];
+        if (first + i < kToRows) rows[i][j] = to[first + i];
     }
 #pragma GCC unroll 8
     for (int i = 0; i < kHalf; ++i) {
-      if (first + i == kTo) break;
-      Vec to[kTo];
-      kTransform(rows[i], to);
+      if (first + i == kToRows) break;
+      Vec to[kToColumns];
+      kRow(rows[i], to);
 #pragma GCC unroll 8
-      for (int j = 0; j < kTo; ++j) out(first + i, j, to[j]);
+      for (int j = 0; j < kToColumns; ++j) out(first + i, j, to[j]);
     }
   }
+}
+
+// M x Mᵀ.
+template <int kFrom, int kTo, void (*kTransform)(const Vec (&)[kFrom], Vec (&)[kTo]), class In, class Out>
+CMSLAP_INLINE void transform_2d(In&& in, Out&& out) {
+  transform_2d<kFrom, kTo, kTransform, kFrom, kTo, kTransform>(in, out);
 }
 
 }  // namespace cmslap::cpu::CMSLAP_ISA

@@ -10,6 +10,8 @@
 
 namespace cmslap::cpu::CMSLAP_ISA {
 
+inline Size doubled(Size size) { return {size.batch, 2 * size.height, 2 * size.width}; }
+
 // Team::run for a lambda body(block, scratch).
 template <class Body>
 void for_blocks(Team& team, int64_t blocks, int64_t scratch_floats, const Body& body) {

@@ -6,9 +6,8 @@
 
 namespace cmslap::cpu {
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define CMSLAP_X86_KERNELS
-#if __GNUC__ >= 11
+#ifdef __x86_64__
+#if defined(__clang__) || __GNUC__ >= 11
 #define CMSLAP_BFLOAT16_KERNELS
 namespace avx512_bf16 {
 extern const BFloat16Kernels kKernels;
@@ -36,7 +35,7 @@ Chosen choose() {
   const char* variable = std::getenv("CMSLAP_ISA");
   const std::string forced = variable ? variable : "";
   std::string runnable;
-#ifdef CMSLAP_X86_KERNELS
+#ifdef __x86_64__
   const bool avx2_runs = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512_runs = avx2_runs && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");

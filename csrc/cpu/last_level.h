@@ -114,7 +114,7 @@ void last_level(const Embedding& op, const Upsampling& up, const ResidualHead& h
   embedding_forward(team, op, size, u, Activations<Number>(op, size, nullptr, a.data()));
 
   const FoldedUpsampling folded(team, up, head);
-  const Size fine = Doubling::output_size(size);
+  const Size fine = doubled(size);
   const int64_t bands = ceil_div(size.height, kBandRows), columns = ceil_div(size.width, kBandColumns);
   const int64_t row_floats = (kBandColumns + 2) * op.channels;
   for_blocks(team, size.batch * bands * columns, BandProducts::kFloats + row_floats, [&](int64_t block, float* scratch) {

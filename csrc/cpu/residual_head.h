@@ -32,7 +32,7 @@ CMSLAP_INLINE float upsampled_pixel(const ResidualHead& head, Size size, const f
 template <class Number>
 void residual_head(const ResidualHead& head, Size size, const Number* f, const float* image, float* out) {
   Team team;
-  const Size fine = Doubling::output_size(size);
+  const Size fine = doubled(size);
   const int64_t channels = head.channels, pitch = padded(channels);
   const Buffer kernel(9 * pitch);  // [taps, channels]
   for (int64_t t = 0; t < 9; ++t)
@@ -58,7 +58,7 @@ inline void residual_head_backward(const ResidualHead& head, Size size, const fl
                                    const float* grad_out, float* grad_f, float* grad_image, float* grad_weight,
                                    float* grad_bias, float* grad_image_weight) {
   Team team;
-  const Size fine = Doubling::output_size(size);
+  const Size fine = doubled(size);
   const KernelView kernel = KernelView::plain(head.weight, head.channels, 1).transposed().flipped();
   direct_conv(team, grad_out, fine, pack_taps(team, kernel), Differentiate{nullptr, nullptr, 1.0f}, grad_f);
   direct_weight_gradient(team, f, fine, head.channels, grad_out, 1, grad_weight);

@@ -39,6 +39,22 @@ CMSLAP_INLINE Vec load(const float* p, Partial part) {
 }
 CMSLAP_INLINE void store(float* p, Vec v, Partial part) { std::memcpy(p, &v, part.count * sizeof(float)); }
 
+
+// Stores past the caches what is much larger than they are, so that it is not read in first. p: on a vector's boundary.
+CMSLAP_INLINE void stream(float* p, Vec v) {
+#ifdef CMSLAP_STREAM
+  CMSLAP_STREAM(p, v);
+#else
+  store(p, v);
+#endif
+}
+// Before other threads may read what was streamed.
+CMSLAP_INLINE void finish_streaming() {
+#ifdef CMSLAP_STREAM
+  _mm_sfence();
+#endif
+}
+
 CMSLAP_INLINE Vec broadcast(float value) { return value - Vec{}; }
 CMSLAP_INLINE Vec multiply_add(Vec a, Vec b, Vec sum) { return sum + a * b; }
 CMSLAP_INLINE float sum(Vec v) {

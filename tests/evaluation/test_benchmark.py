@@ -6,9 +6,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from cmslap import CMSLapSRN, LapSRN, load_model
+from cmslap import CMSLapSRN, LapSRN, load_model, ops
 from cmslap.evaluation.benchmark import BenchmarkError, enlarge, evaluate, read_picture
 from cmslap.imaging import ImageError, imresize
+from cmslap.ops import extension
 
 
 class Bicubic(nn.Module):
@@ -68,6 +69,31 @@ def test_official_weights_have_the_published_figures(weights, published, officia
     for scale, (psnr, ssim) in published.items():
         assert measured[scale].model.psnr == pytest.approx(psnr, abs=0.01)
         assert measured[scale].model.ssim == pytest.approx(ssim, abs=2e-4)
+
+
+@pytest.mark.skipif(extension.MISSING is not None, reason=str(extension.MISSING))
+@pytest.mark.usefixtures("one_thread")
+def test_cpu_kernels_leave_psnr_as_it_is(set5, tmp_path):
+    for name in ("img_003.png", "img_005.png"):  # the two smallest
+        (tmp_path / name).symlink_to(set5 / name)
+    rows = {}
+    for backend in ("cpu", "reference"):
+        with ops.use_backend(backend):
+            rows[backend] = evaluate(load_model(), tmp_path, [2, 4]).rows
+    for ours, plain in zip(rows["cpu"], rows["reference"], strict=True):
+        assert ours.model.psnr == pytest.approx(plain.model.psnr, abs=1e-3)
+
+
+@pytest.mark.skipif(extension.MISSING is not None, reason=str(extension.MISSING))
+@pytest.mark.usefixtures("one_thread")
+def test_thread_counts_and_runs_give_the_same_picture(set5):
+    low = imresize(read_picture(set5 / "img_003.png"), 1 / 4)
+    model, pictures = load_model(), []
+    with ops.use_backend("cpu"):
+        for threads in (1, 2, 3, 3):
+            torch.set_num_threads(threads)
+            pictures.append(enlarge(model, low, 4))
+    assert all(torch.equal(picture, pictures[0]) for picture in pictures[1:])
 
 
 @pytest.mark.parametrize("shape", [(50, 41, 3), (50, 41)])

@@ -1,0 +1,58 @@
+"""Gradients of whole networks by the CPU kernels, beside those of the reference in float64.
+
+Where an activation is zero but for rounding, float32 and float64 may take different branches of φ. A handful of them
+among millions moves a gradient by up to 1e-3, in plain PyTorch as here (3 of 7.6 million: 1e-3; none: 3e-6), whatever
+the order of sums. So float64 is held to the branches that the float32 forward pass took: there kernels must agree.
+"""
+
+import copy
+
+import pytest
+import torch
+
+from cmslap import CMSLapSRN, MSLapSRN, ops
+from cmslap.ops import extension, reference
+from cmslap.ops.cpu import CPU
+
+pytestmark = pytest.mark.skipif(extension.MISSING is not None, reason=str(extension.MISSING))
+
+
+@pytest.fixture
+def branches(monkeypatch):
+    """Where activations of the CPU kernels are positive, in their order; the reference takes these branches."""
+    positive = []
+    level = CPU.forward["lapsrn_level"]
+
+    def recording(**arguments):
+        output, saved = level(**arguments)
+        positive.extend((saved > 0).permute(0, 1, 4, 2, 3))
+        return output, saved
+
+    def branching(x, negative_slope):
+        return x if negative_slope == 1 else torch.where(positive.pop(0), x, negative_slope * x)
+
+    monkeypatch.setitem(CPU.forward, "lapsrn_level", recording)
+    monkeypatch.setattr(reference, "leaky_relu", branching)
+    return positive
+
+
+def gradients(model, y, targets):
+    levels = model(y)
+    loss = sum(((x - t).square() + 1e-6).sqrt().sum() for x, t in zip(levels, targets, strict=True))
+    return levels, torch.autograd.grad(loss, list(model.parameters()))
+
+
+@pytest.mark.parametrize("network", [CMSLapSRN, MSLapSRN])
+def test_gradients_of_the_whole_network(network, branches):
+    model = network(scale=4, depth=5, recursions=8, channels=64)
+    y, targets = torch.rand(1, 1, 13, 18), [torch.rand(1, 1, 26, 36), torch.rand(1, 1, 52, 72)]
+    with ops.use_backend("cpu"):
+        levels, measured = gradients(model, y, targets)
+    exact_model = copy.deepcopy(model).double()
+    with ops.use_backend("reference"):
+        exact_levels, exact = gradients(exact_model, y.double(), [t.double() for t in targets])
+    assert not branches  # all of them taken
+    for level, exact_level in zip(levels, exact_levels, strict=True):
+        assert (level - exact_level).norm() <= 1e-5 * exact_level.norm()
+    for (name, _), gradient, expected in zip(model.named_parameters(), measured, exact, strict=True):
+        assert (gradient - expected).norm() <= 5e-5 * expected.norm(), name

@@ -102,13 +102,15 @@ def test_tied_conv_transpose2d(device, dtype, shape, cin, has_bias):
 
 
 @DTYPES
-def test_residual_head(device, dtype):
+@pytest.mark.parametrize("float32_picture", [False, True])
+def test_residual_head(device, dtype, float32_picture):
+    picture = torch.float32 if float32_picture else dtype
     arguments = {
+        "image": draw(1, 1, 2, 5, dtype=picture, device=device),
         "f": draw(1, 16, 4, 10, dtype=dtype, device=device),
-        "image": draw(1, 1, 2, 5, dtype=dtype, device=device),
         "residual_weight": kernel_of(1, 16, dtype, device),
         "residual_bias": draw(1, dtype=dtype, device=device),
-        "image_weight": draw(1, 1, 4, 4, dtype=dtype, device=device),
+        "image_weight": draw(1, 1, 4, 4, dtype=picture, device=device),
     }
     compare("residual_head", arguments, TOLERANCE[dtype])
 

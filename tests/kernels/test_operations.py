@@ -57,7 +57,7 @@ def compare(place, name, arguments, tolerance):
     }
     assert place.backend.unsupported(operation, arguments) is None
     expected = operation.reference(**exact)
-    grad = torch.randn_like(expected).to(arguments[next(iter(arguments))].dtype)
+    grad = torch.randn_like(expected).to(operation.result_dtype(arguments))
     wanted = tuple(key for key, value in exact.items() if isinstance(value, torch.Tensor))
     gradients = torch.autograd.grad(expected, [exact[key] for key in wanted], grad.double())
 
@@ -134,15 +134,16 @@ def test_tied_conv_transpose2d(place, dtype, shape, cin, has_bias):
     compare(place, "tied_conv_transpose2d", arguments, TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("float32_picture", [False, True])
 @pytest.mark.parametrize(("images", "height", "width"), [(1, 2, 5), (2, 3, 1)])
-def test_residual_head(place, dtype, images, height, width):
-    device = place.device
+def test_residual_head(place, dtype, images, height, width, float32_picture):
+    device, picture = place.device, torch.float32 if float32_picture else dtype
     arguments = {
         "f": draw(images, 16, 2 * height, 2 * width, dtype=dtype, device=device),
-        "image": draw(images, 1, height, width, dtype=dtype, device=device),
+        "image": draw(images, 1, height, width, dtype=picture, device=device),
         "residual_weight": kernel_of(1, 16, dtype, device),
         "residual_bias": draw(1, dtype=dtype, device=device),
-        "image_weight": draw(1, 1, 4, 4, dtype=dtype, device=device),
+        "image_weight": draw(1, 1, 4, 4, dtype=picture, device=device),
     }
     compare(place, "residual_head", arguments, TOLERANCE[dtype])
 

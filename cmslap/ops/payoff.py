@@ -21,6 +21,11 @@ def few_channels(weight: Tensor) -> bool:  # [Cout, Cin, 3, 3]
     return min(weight.shape[:2]) < MIN_CHANNELS
 
 
+def too_small(x: Tensor, weight: Tensor) -> bool:
+    """Whether a first, cheap look says that :func:`pays` is False."""
+    return forced() is None and x.numel() * weight.shape[0] < MIN_PRODUCTS
+
+
 def pays(x: Tensor, weight: Tensor) -> bool:  # [N, Cin, H, W], [Cout, Cin, 3, 3]
     """Whether a kernel serves ``conv2d_lrelu(x, weight)``, or the transposed convolution, and beats PyTorch's own.
 
@@ -29,8 +34,7 @@ def pays(x: Tensor, weight: Tensor) -> bool:  # [N, Cin, H, W], [Cout, Cin, 3, 3
     if forced() is not None:
         return True
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
-    products = pixels * weight.shape[0] * weight.shape[1]
-    if x.dtype not in DTYPES or few_channels(weight) or pixels < MIN_PIXELS or products < MIN_PRODUCTS:
+    if too_small(x, weight) or x.dtype not in DTYPES or few_channels(weight) or pixels < MIN_PIXELS:
         return False
     arguments = {"x": x, "weight": weight, "bias": None, "skip": None, "negative_slope": 1.0}
     return choose(OPERATIONS["conv2d_lrelu"], arguments, needs_grad=True) is not REFERENCE

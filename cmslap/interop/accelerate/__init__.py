@@ -78,7 +78,7 @@ class _Work:
         leaves = [leaf for traced in traces for leaf in traced.leaves]
         results = [fuse(traced, module) for traced in traces]
         if any(fused for fused, _ in results):
-            module.forward = AcceleratedForward(module, _variants(traces))
+            module.forward = AcceleratedForward(module, _variants(module, traces))
         for fused, left in results:
             self.report.add(path, fused, left)
         for leaf in leaves:
@@ -137,8 +137,8 @@ def _mode(module: nn.Module, training: bool) -> Iterator[None]:
             submodule.training = value
 
 
-def _variants(traces: list[Trace]) -> list[Variant]:
+def _variants(module: nn.Module, traces: list[Trace]) -> list[Variant]:
     """One variant where training and evaluation are the same."""
-    first, second = (Variant(traced.graph, traced.assumptions) for traced in traces)
+    first, second = (Variant(traced.graph, module, traced.assumptions) for traced in traces)
     same = first.source == second.source and first.assumptions.attributes == second.assumptions.attributes
     return [first] if same else [first, second]

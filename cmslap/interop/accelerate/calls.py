@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmslap import ops
-from cmslap.ops.payoff import pays
+from cmslap.ops.payoff import pays, too_small
 
 
 def conv2d_lrelu(
@@ -104,7 +104,9 @@ def users_layout(value: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
 
     PyTorch's convolutions run in channels_last memory where either the image or the kernel lies so.
     """
-    if not isinstance(value, Tensor) or value.dim() != 4 or _lies_in_channels_last(inputs, weight):
+    if not isinstance(value, Tensor) or value.dim() != 4 or value.is_contiguous():
+        return value
+    if _lies_in_channels_last(inputs, weight):
         return value
     return value.contiguous()
 
@@ -119,7 +121,8 @@ def _lies_in_channels_last(*tensors: Tensor) -> bool:
 def _fits(x: Tensor, weight: Tensor, channels: int) -> bool:
     """Whether an operation takes the image and the kernel, and is the faster way."""
     return (
-        x.dim() == 4
+        not too_small(x, weight)
+        and x.dim() == 4
         and x.shape[1] == channels
         and x.dtype == weight.dtype
         and x.numel() > 0

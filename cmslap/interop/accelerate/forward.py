@@ -19,11 +19,16 @@ from torch.autograd import forward_ad
 from cmslap.interop.accelerate.tracing import ABSENT, Assumptions, defaults
 
 
+class Modules:
+    """The modules a graph's code reads parameters of or calls, as attributes: found at once, however deep they lie."""
+
+
 class Variant:
     """A graph as Python code, and what it assumes. Pickles as source text."""
 
-    def __init__(self, graph: fx.Graph, assumptions: Assumptions) -> None:
-        code = graph.python_code("self")
+    def __init__(self, graph: fx.Graph, root: nn.Module, assumptions: Assumptions) -> None:
+        self.modules = _bind(graph, root)
+        code = graph.python_code("self")  # which is what fx calls the first parameter
         self.source, self.assumptions = code.src, assumptions
         used = _names(compile(self.source, "<accelerated forward>", "exec"))
         self.names = {name: value for name, value in code.globals.items() if name in used}
@@ -36,12 +41,26 @@ class Variant:
 
     def __getstate__(self) -> dict[str, Any]:
         names = {name: _Import(v.__name__) if isinstance(v, types.ModuleType) else v for name, v in self.names.items()}
-        return {"source": self.source, "names": names, "assumptions": self.assumptions}
+        return {"source": self.source, "names": names, "modules": self.modules, "assumptions": self.assumptions}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.source, self.assumptions = state["source"], state["assumptions"]
+        self.source, self.modules, self.assumptions = state["source"], state["modules"], state["assumptions"]
         self.names = {name: v.load() if isinstance(v, _Import) else v for name, v in state["names"].items()}
         self.function = self._compiled()
+
+
+def _bind(graph: fx.Graph, root: nn.Module) -> Modules:
+    """Shorten the graph's paths to one attribute of the result."""
+    modules = Modules()
+    names: dict[nn.Module, str] = {}
+    for node in graph.nodes:
+        if node.op in ("get_attr", "call_module"):
+            path, _, attribute = node.target.rpartition(".") if node.op == "get_attr" else (node.target, "", "")
+            module = root.get_submodule(path)
+            name = names.setdefault(module, f"m{len(names)}")
+            setattr(modules, name, module)
+            node.target = f"{name}.{attribute}" if attribute else name
+    return modules
 
 
 class _Import:
@@ -79,7 +98,7 @@ class AcceleratedForward:
         if tensors is not None and not nn.modules.module._has_any_global_hook() and not _transformed():
             for variant in self.variants:
                 if variant.assumptions.hold():
-                    return variant.function(self.module, *tensors)
+                    return variant.function(variant.modules, *tensors)
         return type(self.module).forward(self.module, *args, **kwargs)
 
     def _tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor] | None:

@@ -46,7 +46,6 @@ class Assumptions:
     def replaces(self, module: nn.Module) -> None:
         """The graph does what ``module`` would: it must stay as it is."""
         self.hooks += [getattr(module, name) for name in HOOKS]
-        self.children.append((module, list(module._modules.values())))
         self.attributes.append((module, "forward", vars(module).get("forward", ABSENT)))
 
     def hold(self) -> bool:
@@ -69,7 +68,7 @@ def trace(module: nn.Module, untraceable: set[nn.Module]) -> Trace:
 
     Modules that are ``untraceable``, have hooks, or belong to PyTorch become calls. Raises Untraceable.
     """
-    assumptions = Assumptions(children=[(module, list(module._modules.values()))])
+    assumptions = Assumptions()
     tracer = _Tracer(untraceable, assumptions)
     before = _attributes(module)
     with recorded_reads(assumptions):
@@ -82,7 +81,16 @@ def trace(module: nn.Module, untraceable: set[nn.Module]) -> Trace:
             changed = _undo(before)
     if changed:
         raise Untraceable(changed[0], "its forward() sets attributes")
+    assumptions.children = list(_children(module, set(tracer.leaves)))
     return Trace(graph, assumptions, tracer.leaves)
+
+
+def _children(module: nn.Module, leaves: set[nn.Module]) -> Iterator[tuple[nn.Module, list[nn.Module | None]]]:
+    """The modules with submodules, down to those that are called, and these submodules."""
+    if module not in leaves and module._modules:
+        yield module, list(module._modules.values())
+        for child in module.children():
+            yield from _children(child, leaves)
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -30,7 +30,9 @@ OFFICIAL = RESULTS / "evaluation" / "MSLapSRN_D5R8.json"
 OFFICIAL_BF16 = OFFICIAL.with_name("MSLapSRN_D5R8-bf16.json")
 CPU = RESULTS / "cpu"
 DOCS = ROOT / "docs"
-SHIPPED = ALIASES["cms-lapsrn"]
+CARD = WEIGHTS / "README.md"
+SHIPPED = sorted(path.name.removesuffix(".evaluation.json") for path in WEIGHTS.glob("*.evaluation.json"))
+DEFAULT = ALIASES["cms-lapsrn"]
 
 # Hyun et al., 2024, Table 2: CMS-LapSRN (3rd ConV), PSNR in dB and SSIM.
 PAPER = {
@@ -49,24 +51,23 @@ def _cell(quality: dict[str, float]) -> str:
 
 
 def evaluation() -> str:
-    """PSNR and SSIM of bicubic, the shipped weights and both published networks."""
-    ours, official = _results(WEIGHTS / f"{SHIPPED}.evaluation.json"), _results(OFFICIAL)
-    lines = [
-        f"| PSNR / SSIM | bicubic | `{SHIPPED}` (shipped) | MS-LapSRN D5R8, official weights | paper's CMS-LapSRN |",
-        "|---|---|---|---|---|",
-    ]
-    for key, row in ours.items():
-        name, scale = key
+    """PSNR and SSIM of bicubic, all shipped weights and both published networks."""
+    ours = {name: _results(WEIGHTS / f"{name}.evaluation.json") for name in SHIPPED}
+    official = _results(OFFICIAL)
+    names = [f"`{name}`" + " (default)" * (name == DEFAULT) for name in ours]
+    columns = ["PSNR / SSIM", "bicubic", *names, "MS-LapSRN D5R8, official weights", "paper's CMS-LapSRN"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for key, row in ours[DEFAULT].items():
+        cells = [_cell(results[key]["model"]) for results in (*ours.values(), official)]
         paper = "{:.2f} / {:.3f}".format(*PAPER[key])
-        cells = (_cell(row["bicubic"]), f"**{_cell(row['model'])}**", _cell(official[key]["model"]), paper)
-        lines.append(f"| {name.capitalize()} {scale}x | {' | '.join(cells)} |")
+        lines.append(f"| {key[0].capitalize()} {key[1]}x | {' | '.join([_cell(row['bicubic']), *cells, paper])} |")
     return "\n".join(lines)
 
 
 def precision() -> str:
     """PSNR in float32 and in bfloat16 on Set5."""
     pairs = {
-        f"`{SHIPPED}`": (WEIGHTS / f"{SHIPPED}.evaluation.json", WEIGHTS / f"{SHIPPED}.evaluation-bf16.json"),
+        **{f"`{n}`": (WEIGHTS / f"{n}.evaluation.json", WEIGHTS / f"{n}.evaluation-bf16.json") for n in SHIPPED},
         "MS-LapSRN D5R8, official weights": (OFFICIAL, OFFICIAL_BF16),
     }
     lines = ["| PSNR on Set5, bfloat16 (float32) | 2x | 4x | 8x |", "|---|---|---|---|"]
@@ -80,15 +81,19 @@ def precision() -> str:
 
 
 def weights() -> str:
-    """Where the shipped weights come from, in one sentence."""
-    record = json.loads((WEIGHTS / f"{SHIPPED}.json").read_text())
-    config = record["config"]
-    model = config["model"]
+    """Where the shipped weights come from, a line each."""
+    return "\n".join(map(_origin, SHIPPED))
+
+
+def _origin(name: str) -> str:
+    record = json.loads((WEIGHTS / f"{name}.json").read_text())
+    config, model = record["config"], record["config"]["model"]
+    init = f" from `{config['init']}`" if config["init"] else ""
     threads = f"{record['threads']} thread{'s' * (record['threads'] > 1)}"
     return (
-        f"Shipped weights: `{SHIPPED}`, CMS-LapSRN with D = {model['depth']}, R = {model['recursions']} and "
-        f"shared_conv = {model['shared_conv']}, trained for {record['step']:,} steps of batch {config['batch']} and HR "
-        f"patch {config['patch']}: {record['seconds'] / 60:.0f} minutes on {threads} of {record['device']}."
+        f"- `{name}`: CMS-LapSRN with D = {model['depth']}, R = {model['recursions']} and shared_conv = "
+        f"{model['shared_conv']}, trained{init} for {record['step']:,} steps of batch {config['batch']} and HR patch "
+        f"{config['patch']}, {record['seconds'] / 60:.0f} minutes on {threads} of {record['device']}."
     )
 
 
@@ -193,19 +198,21 @@ BLOCKS = {
 }
 
 
-def render(text: str) -> str:
-    """``text`` with every marked block rendered anew."""
-    for name, block in BLOCKS.items():
-        pattern = re.compile(rf"(<!-- begin: {name} -->\n).*?(<!-- end: {name} -->)", re.DOTALL)
-        if not pattern.search(text):
-            raise SystemExit(f"{README.name} has no block named {name}")
-        text = pattern.sub(lambda match, block=block: f"{match[1]}{block()}\n{match[2]}", text)
-    return text
+def render(path: Path) -> str:
+    """A document with every block in it rendered anew."""
+
+    def rendered(match: re.Match[str]) -> str:
+        if match[2] not in BLOCKS:
+            raise SystemExit(f"{path.name}: no block is called {match[2]}; there are {', '.join(BLOCKS)}")
+        return f"{match[1]}{BLOCKS[match[2]]()}\n{match[3]}"
+
+    pattern = r"(<!-- begin: (\S+) -->\n).*?(<!-- end: \2 -->)"
+    return re.sub(pattern, rendered, path.read_text(), flags=re.DOTALL)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the README is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a document is out of date")
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="only draw a folder's results, into it")
     args = parser.parse_args()
     if args.plots:
@@ -214,13 +221,14 @@ def main() -> int:
     if not args.check:
         for folder in (CPU, *gpus()):
             draw(folder, DOCS)
-    current = README.read_text()
-    rendered = render(current)
+    stale = [path for path in (README, CARD) if render(path) != path.read_text()]
     if args.check:
-        print("README.md is up to date" if rendered == current else "README.md is out of date: python -m bench.report")
-        return int(rendered != current)
-    with replacing(README) as temporary:
-        temporary.write_text(rendered)
+        print("\n".join(f"{path.name} is out of date: python -m bench.report" for path in stale) or "all up to date")
+        return int(bool(stale))
+    for path in stale:
+        text = render(path)
+        with replacing(path) as temporary:
+            temporary.write_text(text)
     return 0
 
 

@@ -3,6 +3,7 @@
 # make test      the tests; those that need a CUDA GPU skip themselves without one
 # make sanitize  the CPU kernels under the address, undefined behaviour and thread sanitizers
 # make gpu       on a machine with a CUDA GPU: builds, tests and measures, offline, in under ten minutes; GPU_OUT=folder
+# make gpu-sanitize  the CUDA kernels under compute-sanitizer, on such a machine; into sanitizer.json beside the rest
 # make lint      style
 # make dist      sdist and wheel in dist/
 # make clean     removes what the others made, .venv included
@@ -14,7 +15,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 KERNEL_TEST := tests/csrc/kernels.cpp $(filter-out %/bindings.cpp,$(wildcard csrc/cpu/*.cpp))
 
-.PHONY: install demo test sanitize gpu lint dist clean
+.PHONY: install demo test sanitize gpu gpu-sanitize lint dist clean
 
 install: $(VENV)/installed
 
@@ -42,6 +43,9 @@ sanitize:
 # The PyTorch of $(PYTHON) itself: the one that fits the machine's driver, and no download.
 gpu:
 	$(PYTHON) -m bench.gpu $(if $(GPU_OUT),--out "$(GPU_OUT)")
+
+gpu-sanitize:
+	$(PYTHON) -m bench.sanitizer $(if $(GPU_OUT),--json "$(GPU_OUT)/sanitizer.json")
 
 lint: install
 	$(BIN)/ruff check .

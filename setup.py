@@ -27,7 +27,7 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension, include_path
 
 ROOT = Path(__file__).resolve().parent
 CUDA = "cmslap._CUDA"
-OLDEST_NVCC = (12, 0)  # the first with Hopper's wgmma
+OLDEST_NVCC = (12, 5)  # the first whose runtime finds a function of the driver by version
 # One set of PTX, that of the oldest, is what later devices compile for themselves.
 ARCHITECTURES = "8.0+PTX 8.6 8.9 9.0a"
 TORCH_TARGET_VERSION = "0x020a000000000000"  # the oldest PyTorch they run with: 2.10
@@ -58,12 +58,13 @@ class Build(BuildExtension):
         super().finalize_options()
         self.no_cuda = why_no_cuda()
         if self.no_cuda is not None:
-            if os.environ.get("CMSLAP_CUDA") == "1":
-                raise SystemExit(f"CMSLAP_CUDA=1, but {self.no_cuda}")
-            print(f"building without the CUDA kernels: {self.no_cuda}", file=sys.stderr)
             self.extensions = [extension for extension in self.extensions if extension.name != CUDA]
 
     def run(self) -> None:
+        if self.no_cuda is not None:
+            if os.environ.get("CMSLAP_CUDA") == "1":
+                raise SystemExit(f"CMSLAP_CUDA=1, but {self.no_cuda}")
+            print(f"building without the CUDA kernels: {self.no_cuda}", file=sys.stderr)
         super().run()
         library = Path(self.get_ext_fullpath(CUDA))
         note = library.with_suffix(".txt")  # for `cmslap info`

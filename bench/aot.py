@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,16 +22,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.autotuner import Autotuner
 
+from bench import machine_code
 from cmslap.files import replacing
 from cmslap.kernels import conv, transposed_conv, weight_gradient
 
 NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-INSTRUCTIONS = {
-    "wgmma": r"\bHGMMA\b",  # Hopper's tensor cores, operands in shared memory
-    "mma": r"\bHMMA\b",  # tensor cores, operands in registers
-    "async_copies": r"\bLDGSTS\b",
-    "async_copies_past_l1": r"\bLDGSTS\S*BYPASS",
-}
 
 
 def launches(dtype: torch.dtype, channels: int) -> dict[str, Callable[[], Any]]:
@@ -92,24 +85,11 @@ def compile_kernel(tuner: Autotuner, arguments: dict[str, Any], config: triton.C
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     source = ASTSource(kernel, signature, constants, attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    code = compiled.asm["sass"]
-    return {
-        "config": config.kwargs | options,
-        "shared_bytes": compiled.metadata.shared,
-        **resources(compiled.asm["cubin"]),
-        **{name: len(re.findall(pattern, code)) for name, pattern in INSTRUCTIONS.items()},
-    }
-
-
-def resources(cubin: bytes) -> dict[str, int]:
-    """Registers and bytes of local memory a thread; all of the latter are spills, since no kernel has local arrays."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
+        file.write(compiled.asm["cubin"])
         file.flush()
-        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
-        report = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    registers, stack, local = re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", report).groups()
-    return {"registers": int(registers), "spilled_bytes": int(stack) + int(local)}
+        (made,) = machine_code.kernels(Path(file.name)).values()
+    return {"config": config.kwargs | options, "shared_bytes": compiled.metadata.shared, **made}
 
 
 def compile_all(arch: int, dtypes: list[str], channels: int, first_only: bool) -> list[dict[str, Any]]:
@@ -144,13 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
             "channels": options.channels,
         }
         with replacing(options.output / f"sm_{arch}.json") as path:
-            path.write_text(one_row_a_line(header, rows))
-
-
-def one_row_a_line(header: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """JSON that a diff shows well."""
-    lines = ",\n".join(json.dumps(row) for row in rows)
-    return json.dumps(header, indent=1)[:-2] + f',\n "kernels": [\n{lines}\n]}}\n'
+            path.write_text(machine_code.one_row_a_line(header, rows))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def test_nvcc_is_missing(setup):
     assert "nvcc was not found" in setup.why_no_cuda()
 
 
-@pytest.mark.parametrize(("release", "reason"), [("13.0", None), ("12.0", None), ("11.8", "version 11.8, and 12.0 is")])
+@pytest.mark.parametrize(("release", "reason"), [("13.0", None), ("12.5", None), ("11.8", "version 11.8, and 12.5 is")])
 def test_nvcc_is_there(setup, tmp_path, release, reason):
     install_nvcc(tmp_path, release)
     found = setup.why_no_cuda()
@@ -73,7 +73,7 @@ def test_without_nvcc_the_rest_is_built_and_the_reason_noted(setup, tmp_path, mo
 def test_required_but_impossible(setup, tmp_path, monkeypatch):
     monkeypatch.setenv("CMSLAP_CUDA", "1")
     with pytest.raises(SystemExit, match="CMSLAP_CUDA=1, but nvcc was not found"):
-        build_command(setup, tmp_path)
+        build_command(setup, tmp_path).run()
 
 
 def test_architectures(setup):

@@ -53,6 +53,6 @@ struct HeadWord {
 
 // Pixel y of 2H meets the image's pixels through taps k of four with y = 2·i + k - 1: k is image_tap(y, 0) or (y, 1).
 HOST_DEVICE constexpr int image_tap(int y, int which) { return (y + 1) % 2 + 2 * which; }
-HOST_DEVICE constexpr int image_pixel(int y, int tap) { return (y + 1 - tap) / 2 - (y + 1 < tap); }
+HOST_DEVICE constexpr int image_pixel(int y, int tap) { return (y + 1 - tap) / 2; }  // never a half
 
 }  // namespace cmslap::cuda::picture

@@ -60,6 +60,8 @@ HOST_DEVICE constexpr Window phase_window(int phase) {
 // The transposed convolution's: tap (k, l) makes the output pixels of parity (k % 2, l % 2), of input pixels `back` up or left.
 HOST_DEVICE constexpr int phase_of(int tap) { return tap / 3 % 2 * 2 + tap % 3 % 2; }
 HOST_DEVICE constexpr int back(int tap_coordinate) { return tap_coordinate / 2; }
+// Its halo tile: a row above and a column to the left.
+HOST_DEVICE constexpr Window up_window() { return {2, 2, 1, -1, -1, 0, 0, 0}; }
 
 // ---- Shared memory: rows of 64 bytes, 32 channels of a pixel or of a matrix row ----
 
@@ -109,6 +111,15 @@ constexpr int kSecondHalf = 2 << 4;
 HOST_DEVICE constexpr int result_pixel(int lane, int half) { return lane / 4 + 8 * half; }
 HOST_DEVICE constexpr int eight_of_lane(int lane) { return lane % 4 * 8; }
 
+// Eight warps a block: warp w has group w / 2 of the tile's rows and output channels 32·(w % 2) to + 31 of the block's 64.
+constexpr int kRowGroups = 4;
+HOST_DEVICE constexpr int row_group_of_warp(int warp) { return warp / 2; }
+HOST_DEVICE constexpr int channel_of_warp(int warp) { return warp % 2 * kWarpChannels; }
+
+// Shared memory for a halo tile of `extra` more rows than the block's `rows` a warp, and for two slices of matrices and of halo.
+HOST_DEVICE constexpr int halo_bytes(int rows, int extra) { return (kRowGroups * rows + extra) * kPitch * kRowBytes; }
+HOST_DEVICE constexpr int conv_shared_bytes(int rows, int extra) { return 2 * (kMatricesBytes + halo_bytes(rows, extra)); }
+
 // ---- Weight gradient: rows of 128 bytes, 64 channels of a pixel; both operands are read transposed ----
 
 constexpr int kGradientChannels = 64;
@@ -130,6 +141,7 @@ struct RightHalo {
   static constexpr int kRowPlaces = kStride == 1 ? kPitch : 34;                // 17 even, 17 odd columns
   static constexpr int kLeftBytes = kRows * kTileWidth * kGradientRowBytes;
   static constexpr int kBytes = kHeight * kRowPlaces * kGradientRowBytes;
+  static constexpr int kSharedBytes = 2 * (kLeftBytes + kBytes);
   static constexpr int kPadding = kStride == 1 ? 1 : 0;
 
   // The place in its row, and the key of its swizzle, of column x of the halo tile.

@@ -236,8 +236,7 @@ __global__ void __launch_bounds__(kThreads) residual_head_kernel(const __grid_co
       uint4 row[2];
 #pragma unroll
       for (int half = 0; half < 2; ++half)
-        row[half] = some && pixels[half] != nullptr ? *reinterpret_cast<const uint4*>(pixels[half] + g * 32)
-                                                    : make_uint4(0, 0, 0, 0);
+        row[half] = some && pixels[half] != nullptr ? load_16(pixels[half] + g * 32) : make_uint4(0, 0, 0, 0);
       const uint4* words = reinterpret_cast<const uint4*>(matrix + (g * 32 + lane) * 8);
       const uint4 step[2] = {words[0], words[1]};
       const uint32_t a[2][4] = {{row[0].x, row[1].x, row[0].y, row[1].y}, {row[0].z, row[1].z, row[0].w, row[1].w}};

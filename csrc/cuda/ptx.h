@@ -52,6 +52,13 @@ DEVICE float2 unpack(uint32_t word) {
 
 // ---- Threads ----
 
+// The same value, which the compiler must not know for the same: what follows from it is computed where it stands, instead of
+// being kept in registers from before a loop. No instruction.
+DEVICE int afresh(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 DEVICE uint32_t shared_address(const void* pointer) { return static_cast<uint32_t>(__cvta_generic_to_shared(pointer)); }
 
 // One lane of the (converged) warp sees true, always the same one.
@@ -79,12 +86,34 @@ DEVICE void setmaxnreg_dec() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
+// ---- 16 bytes of global memory in one access; the compiler may part an assignment of uint4 ----
+
+DEVICE uint4 load_16(const void* source) {
+  uint4 value;
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(__cvta_generic_to_global(source))
+               : "memory");
+  return value;
+}
+DEVICE void store_16(void* destination, const uint4& value) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(destination)), "r"(value.x),
+               "r"(value.y), "r"(value.z), "r"(value.w)
+               : "memory");
+}
+
 // ---- Copies of 16 bytes from global to shared memory ----
 
 // Writes zeros, and reads nothing, where `valid` is false.
 DEVICE void cp_async_16(uint32_t destination, const void* source, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(destination),
                "l"(__cvta_generic_to_global(source)), "r"(valid ? 16 : 0)
+               : "memory");
+}
+// The same where `wanted`, and nothing elsewhere: a predicate instead of a branch, which would part the products around it.
+DEVICE void cp_async_16_if(bool wanted, uint32_t destination, const void* source, bool valid) {
+  asm volatile("{.reg .pred p; setp.ne.b32 p, %3, 0; @p cp.async.cg.shared.global [%0], [%1], 16, %2;}" ::"r"(destination),
+               "l"(__cvta_generic_to_global(source)), "r"(valid ? 16 : 0), "r"(int(wanted))
                : "memory");
 }
 DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }

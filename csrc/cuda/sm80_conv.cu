@@ -32,62 +32,72 @@ struct ConvParameters {
   float* sums;
 };
 
-// Bytes of shared memory.
-template <int kRows>
-constexpr int kHaloBytes = (kRowGroups * kRows + 2) * kPitch * kRowBytes;
-template <int kRows>
-constexpr int kSharedBytes = 2 * (kMatricesBytes + kHaloBytes<kRows>);
-
 // One turn of the pipeline: a phase of a slice of input channels of a tile. Stride 1 has one phase, stride 2 four.
+template <int kPhases>
 struct Step {
-  int tile, slice, phase;
+  int number, slice, phase;  // number of the tile
+  Tile tile;
 
-  template <int kPhases>
-  DEVICE void advance(int slices, int tiles_further) {
+  DEVICE explicit Step(const Tiling& tiles) : number(blockIdx.x), slice(0), phase(0), tile(tiles[number]) {}
+  DEVICE void advance(const Tiling& tiles, int slices) {
     if (++phase < kPhases) return;
     phase = 0;
     if (++slice < slices) return;
     slice = 0;
-    tile += tiles_further;
+    number += gridDim.x;
+    tile = tiles[number];
   }
 };
 
-// Adds the products of a halo tile under the window's taps.
-template <class T, int kRows, int kHeight, int kWidth>
-DEVICE void multiply(uint32_t halo, uint32_t matrices, const Window& window, const Place& place, int channels,
+// Adds the products of a halo tile under the window's taps, for 16·kHalves input channels. The copies of the next halo are issued
+// between the first half of the products: their addresses cost nothing while the tensor cores work, and they have the other half
+// of the time to arrive.
+template <class T, int kRows, int kHeight, int kWidth, int kHalves, class Copy>
+DEVICE void multiply(uint32_t halo, uint32_t matrices, const Window& window, const Place& place, const Copy& copy,
                      float (&sums)[kRows][4][4]) {
+  constexpr int kCopying = (kHalves * kWidth + 1) / 2;
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    if (half * 16 >= channels) break;
+  for (int turn = 0; turn < kHalves * kWidth; ++turn) {
+    const int half = turn / kWidth, l = turn % kWidth;
+    MatrixFragments taps[kHeight];
 #pragma unroll
-    for (int l = 0; l < kWidth; ++l) {
-      MatrixFragments taps[kHeight];
+    for (int k = 0; k < kHeight; ++k)
+      taps[k].load(matrices + window.tap(k, l) * kMatrixBytes + (place.matrix ^ half * kSecondHalf));
+    const uint32_t column = halo + (place.pixels[l] ^ half * kSecondHalf);
+#pragma unroll
+    for (int i = 0; i < kRows + kHeight - 1; ++i) {
+      uint32_t pixels[4];
+      ldmatrix_x4(pixels, column + i * kPitch * kRowBytes);
 #pragma unroll
       for (int k = 0; k < kHeight; ++k)
-        taps[k].load(matrices + window.tap(k, l) * kMatrixBytes + (place.matrix ^ half * kSecondHalf));
-      const uint32_t column = halo + (place.pixels[l] ^ half * kSecondHalf);
+        if (i - k >= 0 && i - k < kRows) taps[k].template multiply<T>(pixels, sums[i - k]);
+      if (i == 0 && turn < kCopying) {
 #pragma unroll
-      for (int i = 0; i < kRows + kHeight - 1; ++i) {
-        uint32_t pixels[4];
-        ldmatrix_x4(pixels, column + i * kPitch * kRowBytes);
-#pragma unroll
-        for (int k = 0; k < kHeight; ++k)
-          if (i - k >= 0 && i - k < kRows) taps[k].template multiply<T>(pixels, sums[i - k]);
+        for (int part = turn; part < Copy::parts(whole_window()); part += kCopying) copy.part(part);
       }
     }
   }
 }
 
-template <class T, int kRows, int kStride>
-DEVICE void multiply_phase(int phase, uint32_t halo, uint32_t matrices, const Place& place, int channels,
+template <class T, int kRows, int kHeight, int kWidth, class Copy>
+DEVICE void multiply(uint32_t halo, uint32_t matrices, const Window& window, const Place& place, int channels, const Copy& copy,
+                     float (&sums)[kRows][4][4]) {
+  if (channels > 16)
+    multiply<T, kRows, kHeight, kWidth, 2>(halo, matrices, window, place, copy, sums);
+  else
+    multiply<T, kRows, kHeight, kWidth, 1>(halo, matrices, window, place, copy, sums);
+}
+
+template <class T, int kRows, int kStride, class Copy>
+DEVICE void multiply_phase(int phase, uint32_t halo, uint32_t matrices, const Place& place, int channels, const Copy& copy,
                            float (&sums)[kRows][4][4]) {
   if constexpr (kStride == 1) {
-    multiply<T, kRows, 3, 3>(halo, matrices, whole_window(), place, channels, sums);
+    multiply<T, kRows, 3, 3>(halo, matrices, whole_window(), place, channels, copy, sums);
   } else {
-    if (phase == 0) multiply<T, kRows, 2, 2>(halo, matrices, phase_window(0), place, channels, sums);
-    if (phase == 1) multiply<T, kRows, 2, 1>(halo, matrices, phase_window(1), place, channels, sums);
-    if (phase == 2) multiply<T, kRows, 1, 2>(halo, matrices, phase_window(2), place, channels, sums);
-    if (phase == 3) multiply<T, kRows, 1, 1>(halo, matrices, phase_window(3), place, channels, sums);
+    if (phase == 0) multiply<T, kRows, 2, 2>(halo, matrices, phase_window(0), place, channels, copy, sums);
+    if (phase == 1) multiply<T, kRows, 2, 1>(halo, matrices, phase_window(1), place, channels, copy, sums);
+    if (phase == 2) multiply<T, kRows, 1, 2>(halo, matrices, phase_window(2), place, channels, copy, sums);
+    if (phase == 3) multiply<T, kRows, 1, 1>(halo, matrices, phase_window(3), place, channels, copy, sums);
   }
 }
 
@@ -113,14 +123,22 @@ struct Results {
     for (int r = 0; r < kRows; ++r)
 #pragma unroll
       for (int half = 0; half < 2; ++half)
-        if (inside(r, half)) values[r][half] = *reinterpret_cast<const uint4*>(map + element(r, half));
+        if (inside(r, half)) values[r][half] = load_16(map + element(r, half));
   }
 };
 
-// `operand` is `saved` where there is one, otherwise `skip`.
+// Multiplies by φ' of the other values' signs.
+DEVICE void apply_slope(float (&values)[8], const float (&signs)[8], float slope) {
+#pragma unroll
+  for (int c = 0; c < 8; ++c)
+    if (!(signs[c] > 0.0f)) values[c] *= slope;
+}
+
+// Everything that follows the products. The sums have begun with the bias; `operand` is `saved` where there is one, otherwise
+// `skip`.
 template <class T, int kRows>
 DEVICE void finish(const ConvParameters& p, const Results<kRows>& results, const uint4 (&operand)[kRows][2],
-                   const float (&bias)[8], const float (&sums)[kRows][4][4], float (&column_sums)[8]) {
+                   const float (&sums)[kRows][4][4], float (&column_sums)[8]) {
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
 #pragma unroll
@@ -130,10 +148,9 @@ DEVICE void finish(const ConvParameters& p, const Results<kRows>& results, const
       float values[8], other[8];
 #pragma unroll
       for (int c = 0; c < 8; ++c) values[c] = sums[r][c / 2][2 * half + c % 2];
+      if (p.saved != nullptr || p.skip != nullptr) unpack_eight<T>(operand[r][half], other);
       if (p.saved != nullptr) {
-        unpack_eight<T>(operand[r][half], other);
-#pragma unroll
-        for (int c = 0; c < 8; ++c) values[c] *= other[c] > 0.0f ? 1.0f : p.slope;
+        apply_slope(values, other, p.slope);
         if (p.total != nullptr) {
           load_eight<T>(p.skip + element, other);
 #pragma unroll
@@ -141,15 +158,11 @@ DEVICE void finish(const ConvParameters& p, const Results<kRows>& results, const
           store_eight<T>(p.total + element, other);
         }
       } else {
-#pragma unroll
-        for (int c = 0; c < 8; ++c) values[c] += bias[c];
         if (p.skip != nullptr) {
-          unpack_eight<T>(operand[r][half], other);
 #pragma unroll
           for (int c = 0; c < 8; ++c) values[c] += other[c];
         }
-#pragma unroll
-        for (int c = 0; c < 8; ++c) values[c] *= values[c] > 0.0f ? 1.0f : p.slope;
+        apply_slope(values, values, p.slope);
       }
       if (p.sums != nullptr) {
 #pragma unroll
@@ -183,26 +196,28 @@ DEVICE void write_sums(const ConvParameters& p, float (&column_sums)[8], const P
 template <class T, int kRows, int kStride>
 __global__ void __launch_bounds__(kThreads, 1) conv_kernel(const __grid_constant__ ConvParameters p) {
   SHARED_MEMORY(smem);
-  constexpr int kPhases = kStride * kStride;
+  constexpr int kPhases = kStride * kStride, kHaloBytes = halo_bytes(kRows, 2);
   const uint32_t matrices = shared_address(smem), halos = matrices + 2 * kMatricesBytes;
   const int block_channel = blockIdx.y * kBlockChannels;
   const int slices = int(ceil_div(p.x.channels, kSliceChannels));
   const Place place(kRows);
   const bool busy = block_channel + place.channel < p.out;  // or all 32 output channels are padding
 
+  using Copy = HaloCopy<kRowGroups * kRows>;
   // Slices and halos alternate between two places each, and the matrices of one or two slices are copied only once.
-  const auto copy = [&](const Step& step, int number) {
-    const int slice_number = number / kPhases;
+  const auto copy_slice = [&](const Step<kPhases>& step, int turn) {
+    const int slice_number = turn / kPhases;
     if (step.phase == 0 && (slices > 2 || slice_number < 2))
       copy_matrices(matrices + slice_number % 2 * kMatricesBytes, p.matrices, p.out, p.x.channels, p.flipped, block_channel,
                     step.slice * kSliceChannels);
+  };
+  const auto halo_copy = [&](const Step<kPhases>& step, int turn) {
     const Window window = kStride == 1 ? whole_window() : phase_window(step.phase);
-    copy_halo<kRowGroups * kRows>(halos + number % 2 * kHaloBytes<kRows>, p.x, p.tiles[step.tile], window,
-                                  step.slice * kSliceChannels);
-    cp_async_commit();
+    return Copy(halos + turn % 2 * kHaloBytes, p.x, step.tile, window, step.slice * kSliceChannels,
+                step.number < p.tiles.count);
   };
 
-  float bias[8] = {}, column_sums[8] = {}, sums[kRows][4][4] = {};
+  float bias[8] = {}, column_sums[8] = {}, sums[kRows][4][4];
   const int channel = block_channel + place.channel + eight_of_lane(threadIdx.x % 32);
   if (p.bias != nullptr && channel < p.out) {
 #pragma unroll
@@ -210,32 +225,34 @@ __global__ void __launch_bounds__(kThreads, 1) conv_kernel(const __grid_constant
   }
   const uint16_t* first_operand = p.saved != nullptr ? p.saved : p.skip;
 
-  Step step{int(blockIdx.x), 0, 0};
-  copy(step, 0);
-  for (int number = 0; step.tile < p.tiles.count; ++number) {
+  Step<kPhases> step(p.tiles);
+  copy_slice(step, 0);
+  halo_copy(step, 0).all();
+  cp_async_commit();
+  for (int turn = 0; step.number < p.tiles.count; ++turn) {
     cp_async_wait<0>();
-    __syncthreads();  // this step's copies have arrived, and nobody reads the last one's any more
-    Step next = step;
-    next.advance<kPhases>(slices, gridDim.x);
-    if (next.tile < p.tiles.count) copy(next, number + 1);
+    __syncthreads();  // this turn's copies have arrived, and nobody reads the last one's any more
+    Step<kPhases> next = step;
+    next.advance(p.tiles, slices);
+    if (next.number < p.tiles.count) copy_slice(next, turn + 1);
+    const Copy copy = halo_copy(next, turn + 1);
 
-    const bool last = step.slice == slices - 1 && step.phase == kPhases - 1;
-    const Results<kRows> results(p, p.tiles[step.tile], place, block_channel);
-    uint4 operand[kRows][2];
-    if (last && first_operand != nullptr) results.load(first_operand, operand);
-    if (busy)
-      multiply_phase<T, kRows, kStride>(step.phase, halos + number % 2 * kHaloBytes<kRows>,
-                                        matrices + number / kPhases % 2 * kMatricesBytes, place,
-                                        p.x.channels - step.slice * kSliceChannels, sums);
-    if (last) {
-      finish<T, kRows>(p, results, operand, bias, sums, column_sums);
+    if (step.slice == 0 && step.phase == 0) {
 #pragma unroll
-      for (int r = 0; r < kRows; ++r)
-#pragma unroll
-        for (int n = 0; n < 4; ++n)
-#pragma unroll
-          for (int i = 0; i < 4; ++i) sums[r][n][i] = 0.0f;
+      for (int i = 0; i < kRows * 16; ++i) sums[i / 16][i / 4 % 4][i % 4] = bias[i / 4 % 4 * 2 + i % 2];
     }
+    const bool last = step.slice == slices - 1 && step.phase == kPhases - 1;
+    uint4 operand[kRows][2];  // on its way during the last products
+    if (last && first_operand != nullptr)
+      Results<kRows>(p, step.tile, place, block_channel).load(first_operand, operand);
+    if (busy)
+      multiply_phase<T, kRows, kStride>(step.phase, halos + turn % 2 * kHaloBytes,
+                                        matrices + turn / kPhases % 2 * kMatricesBytes, place,
+                                        p.x.channels - step.slice * kSliceChannels, copy, sums);
+    else
+      copy.all();
+    cp_async_commit();
+    if (last) finish<T, kRows>(p, Results<kRows>(p, step.tile, place, block_channel), operand, sums, column_sums);
     step = next;
   }
   if (p.sums != nullptr) write_sums(p, column_sums, place, reinterpret_cast<float*>(smem));
@@ -257,7 +274,7 @@ static Cut cut(Size size, int out) {
     const Tiling tiles(size.batch, size.height, size.width, kRowGroups * rows, kTileWidth);
     return int(ceil_div(tiles.count, room));
   };
-  const bool tall_fits = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) >= kSharedBytes<4>;
+  const bool tall_fits = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) >= conv_shared_bytes(4, 2);
   const int rows = tall_fits && 4 * turns(4) <= 2.5 * turns(2) ? 4 : 2;  // a short tile takes a quarter more a pixel
   const Tiling tiles(size.batch, size.height, size.width, kRowGroups * rows, kTileWidth);
   return {rows, std::min(tiles.count, room)};
@@ -267,7 +284,7 @@ template <class T, int kRows, int kStride>
 static void launch_conv(ConvParameters p, Size size, int blocks, cudaStream_t stream) {
   p.tiles = Tiling(size.batch, size.height, size.width, kRowGroups * kRows, kTileWidth);
   const dim3 grid(blocks, unsigned(ceil_div(p.out, kBlockChannels)));
-  launch(conv_kernel<T, kRows, kStride>, grid, dim3(kThreads), kSharedBytes<kRows>, stream, p);
+  launch(conv_kernel<T, kRows, kStride>, grid, dim3(kThreads), conv_shared_bytes(kRows, 2), stream, p);
 }
 
 template <int kStride>
@@ -308,7 +325,7 @@ void transposed_conv_gradient(const TransposedConvGradient& g, cudaStream_t stre
                          Tiling(0, 1, 1, 1, 1),
                          words(g.matrices),
                          false,
-                         g.slope,
+                         g.saved != nullptr ? g.slope : 1.0f,
                          nullptr,
                          nullptr,
                          words(g.saved),

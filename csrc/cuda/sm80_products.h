@@ -8,33 +8,54 @@
 
 namespace cmslap::cuda::sm80 {
 
-constexpr int kWarps = 8;
-constexpr int kThreads = 32 * kWarps;
-constexpr int kRowGroups = 4;  // of a tile: warp w has rows group w / 2 and output channels 32·(w % 2) to + 31 of the block's 64
+constexpr int kThreads = 32 * 2 * kRowGroups;
 
 struct Map {  // of the input
   const uint16_t* data;
   int height, width, channels;
 };
 
-// Copies the pixels that `window` reads for a tile of `rows` × 16 output pixels, channels `channel` to + 31 of them; zeros stand
-// outside the image and beyond its channels. A thread copies the same piece of pixels 64 apart.
+// Copies the pixels that `window` reads for a tile of kRows × 16 output pixels, 32 channels from `channel`; zeros stand outside the
+// image and beyond its channels. In parts, to be issued between products: each thread copies the same piece of a pixel a part.
 template <int kRows>
-DEVICE void copy_halo(uint32_t to, const Map& map, const Tile& tile, const Window& window, int channel) {
-  const int piece = threadIdx.x % kPieces, width = kTileWidth + window.width - 1;
-  const int pixels = (kRows + window.height - 1) * width;
-  const uint16_t* image = map.data + int64_t{tile.image} * map.height * map.width * map.channels;
-  channel += piece * kPieceChannels;
-#pragma unroll 2
-  for (int pixel = threadIdx.x / kPieces; pixel < pixels; pixel += kThreads / kPieces) {
+struct HaloCopy {
+  static constexpr int kPixels = kThreads / kPieces;  // of a part
+  uint32_t to;
+  const Map& map;
+  const uint16_t* image;
+  int top, left, step;        // of the first pixel in the image; between pixels
+  int width, pixels;          // to copy; none if this is one copy too many
+  bool channels_inside;
+
+  DEVICE HaloCopy(uint32_t to, const Map& map, const Tile& tile, const Window& window, int channel, bool wanted)
+      : to(to),
+        map(map),
+        top(window.step * tile.top + window.offset_y),
+        left(window.step * tile.left + window.offset_x),
+        step(window.step),
+        width(kTileWidth + window.width - 1),
+        pixels(wanted ? (kRows + window.height - 1) * width : 0) {
+    channel += threadIdx.x % kPieces * kPieceChannels;
+    channels_inside = channel < map.channels;
+    image = map.data + int64_t{tile.image} * map.height * map.width * map.channels + channel;
+  }
+  HOST_DEVICE static constexpr int parts(const Window& window) {
+    return ((kRows + window.height - 1) * (kTileWidth + window.width - 1) + kPixels - 1) / kPixels;
+  }
+  DEVICE void part(int number) const {
+    const int pixel = number * kPixels + threadIdx.x / kPieces;
     // of the widths there are, so that no division is left
     const int i = width == kTileWidth ? pixel / kTileWidth : width == 17 ? pixel / 17 : pixel / 18, j = pixel - i * width;
-    const int y = window.step * (tile.top + i) + window.offset_y, x = window.step * (tile.left + j) + window.offset_x;
-    const bool valid = y >= 0 && y < map.height && x >= 0 && x < map.width && channel < map.channels;
-    const int64_t offset = valid ? (int64_t{y} * map.width + x) * map.channels + channel : 0;
-    cp_async_16(to + halo_offset(i, j, piece), image + offset, valid);
+    const int y = top + step * i, x = left + step * j;
+    const bool valid = y >= 0 && y < map.height && x >= 0 && x < map.width && channels_inside;
+    const int place = y * map.width + x;
+    cp_async_16_if(pixel < pixels, to + halo_offset(i, j, threadIdx.x % kPieces),
+                   image + (valid ? int64_t{place} * map.channels : 0), valid);
   }
-}
+  DEVICE void all() const {
+    for (int number = 0; number * kPixels < pixels; ++number) part(number);
+  }
+};
 
 // Copies 64 rows from `row`, 32 columns from `channel` of each of the nine matrices [9, out, in].
 DEVICE void copy_matrices(uint32_t to, const uint16_t* matrices, int out, int in, bool flipped, int row, int channel) {
@@ -60,8 +81,8 @@ struct Place {
 
   DEVICE explicit Place(int rows_of_warp) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    row = warp / 2 * rows_of_warp;
-    channel = warp % 2 * kWarpChannels;
+    row = row_group_of_warp(warp) * rows_of_warp;
+    channel = channel_of_warp(warp);
 #pragma unroll
     for (int l = 0; l < 3; ++l) pixels[l] = halo_offset(row, pixel_of_lane(lane) + l, pixel_piece_of_lane(lane));
     matrix = swizzled(channel + row_of_lane(lane), row_piece_of_lane(lane));

@@ -25,19 +25,17 @@ struct TransposedConvParameters {
 };
 
 constexpr int kUpRows = 2;  // of a warp
-constexpr int kUpHaloBytes = (kRowGroups * kUpRows + 1) * kPitch * kRowBytes;
-constexpr int kUpSharedBytes = 2 * (kMatricesBytes + kUpHaloBytes);
-
-// The halo tile: a row above and a column to the left.
-HOST_DEVICE constexpr Window up_window() { return {2, 2, 1, -1, -1, 0, 0, 0}; }
+constexpr int kUpHaloBytes = halo_bytes(kUpRows, 1);
 
 using PhaseSums = float[4][kUpRows][4][4];
 
-template <class T>
-DEVICE void multiply_phases(uint32_t halo, uint32_t matrices, const Place& place, int channels, PhaseSums& sums) {
+using UpCopy = HaloCopy<kRowGroups * kUpRows>;
+
+// Adds the products of a halo tile, for 16·kHalves input channels; the next halo's copies are issued between the first of them.
+template <class T, int kHalves>
+DEVICE void multiply_phases(uint32_t halo, uint32_t matrices, const Place& place, const UpCopy& copy, PhaseSums& sums) {
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    if (half * 16 >= channels) break;
+  for (int half = 0; half < kHalves; ++half) {
     uint32_t pixels[kUpRows + 1][2][4];
 #pragma unroll
     for (int i = 0; i <= kUpRows; ++i)
@@ -51,6 +49,7 @@ DEVICE void multiply_phases(uint32_t halo, uint32_t matrices, const Place& place
 #pragma unroll
       for (int r = 0; r < kUpRows; ++r)
         matrix.template multiply<T>(pixels[r + 1 - back(tap / 3)][1 - back(tap % 3)], sums[phase_of(tap)][r]);
+      if (half == 0 && tap < UpCopy::parts(up_window())) copy.part(tap);
     }
   }
 }
@@ -86,12 +85,14 @@ __global__ void __launch_bounds__(kThreads, 1) transposed_conv_kernel(const __gr
   const Place place(kUpRows);
   const bool busy = block_channel + place.channel < p.out;
 
-  const auto copy = [&](int tile, int slice, int number) {
-    const int channel = slice * kSliceChannels;
-    if (slices > 2 || number < 2)
-      copy_matrices(matrices + number % 2 * kMatricesBytes, p.matrices, p.out, p.a.channels, false, block_channel, channel);
-    copy_halo<kRowGroups * kUpRows>(halos + number % 2 * kUpHaloBytes, p.a, p.tiles[tile], up_window(), channel);
-    cp_async_commit();
+  const auto copy_slice = [&](int slice, int turn) {
+    if (slices > 2 || turn < 2)
+      copy_matrices(matrices + turn % 2 * kMatricesBytes, p.matrices, p.out, p.a.channels, false, block_channel,
+                    slice * kSliceChannels);
+  };
+  const auto halo_copy = [&](int number, int slice, int turn) {
+    return UpCopy(halos + turn % 2 * kUpHaloBytes, p.a, p.tiles[number], up_window(), slice * kSliceChannels,
+                  number < p.tiles.count);
   };
 
   float bias[8] = {};
@@ -101,22 +102,29 @@ __global__ void __launch_bounds__(kThreads, 1) transposed_conv_kernel(const __gr
     for (int c = 0; c < 8; ++c) bias[c] = p.bias[channel + c];
   }
 
-  int number = 0;
-  copy(blockIdx.x, 0, 0);
-  for (int tile = blockIdx.x; tile < p.tiles.count; tile += gridDim.x) {
+  int turn = 0;
+  copy_slice(0, 0);
+  halo_copy(blockIdx.x, 0, 0).all();
+  cp_async_commit();
+  for (int number = blockIdx.x; number < p.tiles.count; number += gridDim.x) {
     PhaseSums sums = {};
-    for (int slice = 0; slice < slices; ++slice, ++number) {
+    for (int slice = 0; slice < slices; ++slice, ++turn) {
       cp_async_wait<0>();
       __syncthreads();  // this slice has arrived, and nobody reads the last one any more
-      if (slice + 1 < slices)
-        copy(tile, slice + 1, number + 1);
-      else if (tile + int(gridDim.x) < p.tiles.count)
-        copy(tile + gridDim.x, 0, number + 1);
-      if (busy)
-        multiply_phases<T>(halos + number % 2 * kUpHaloBytes, matrices + number % 2 * kMatricesBytes, place,
-                           p.a.channels - slice * kSliceChannels, sums);
+      const bool last = slice == slices - 1;
+      const int next_number = last ? number + gridDim.x : number, next_slice = last ? 0 : slice + 1;
+      if (next_number < p.tiles.count) copy_slice(next_slice, turn + 1);
+      const UpCopy copy = halo_copy(next_number, next_slice, turn + 1);
+      const uint32_t halo = halos + turn % 2 * kUpHaloBytes, slice_matrices = matrices + turn % 2 * kMatricesBytes;
+      if (!busy)
+        copy.all();
+      else if (p.a.channels - slice * kSliceChannels > 16)
+        multiply_phases<T, 2>(halo, slice_matrices, place, copy, sums);
+      else
+        multiply_phases<T, 1>(halo, slice_matrices, place, copy, sums);
+      cp_async_commit();
     }
-    store_phases<T>(p, p.tiles[tile], place, channel, bias, sums);
+    store_phases<T>(p, p.tiles[number], place, channel, bias, sums);
   }
 }
 
@@ -128,7 +136,7 @@ void transposed_conv(const TransposedConv& c, cudaStream_t stream) {
   const int room = std::max(1, device_attribute(cudaDevAttrMultiProcessorCount) / channel_blocks);
   const dim3 grid(std::min(tiles.count, room), channel_blocks);
   launch(c.type == Type::kBFloat16 ? transposed_conv_kernel<BFloat16> : transposed_conv_kernel<Float16>, grid, dim3(kThreads),
-         kUpSharedBytes, stream, p);
+         conv_shared_bytes(kUpRows, 1), stream, p);
 }
 
 }  // namespace cmslap::cuda::sm80

@@ -31,21 +31,52 @@ struct WeightGradientParameters {
 // Of a warp: three taps of a column of the window × 32 rows × 32 columns.
 using GradientSums = float[3][2][4][4];
 
-// Copies `height` × `width` pixels from (top, left) of a map [map_height, map_width, channels], 64 channels from `channel`; `offset`
-// says where piece `piece` of pixel (y, x) goes. Zeros stand outside the map and beyond its channels.
-template <class Offset>
-DEVICE void copy_pixels(uint32_t to, const uint16_t* map, int map_height, int map_width, int channels, int top, int left,
-                        int height, int width, int channel, Offset offset) {
-  const int piece = threadIdx.x % kGradientPieces;
-  channel += piece * kPieceChannels;
-#pragma unroll 2
-  for (int pixel = threadIdx.x / kGradientPieces; pixel < height * width; pixel += kGradientThreads / kGradientPieces) {
-    const int i = pixel / width, j = pixel - i * width, y = top + i, x = left + j;
-    const bool valid = y >= 0 && y < map_height && x >= 0 && x < map_width && channel < channels;
-    const int64_t element = valid ? (int64_t{y} * map_width + x) * channels + channel : 0;
-    cp_async_16(to + offset(i, j, piece), map + element, valid);
+// Copies the pixels of both maps that a tile needs, 64 channels of each; zeros stand outside the maps and beyond their channels. In
+// parts, to be issued between products: each thread copies the same piece of a pixel a part.
+template <int kStride>
+struct TileCopy {
+  using Halo = RightHalo<kStride>;
+  static constexpr int kPixels = kGradientThreads / kGradientPieces;  // of a part
+  static constexpr int kLeftParts = (Halo::kRows * kTileWidth + kPixels - 1) / kPixels;
+  static constexpr int kRightParts = (Halo::kHeight * Halo::kWidth + kPixels - 1) / kPixels;
+  static constexpr int kParts = kLeftParts + kRightParts;
+
+  const WeightGradientParameters& p;
+  uint32_t to;
+  Tile tile;
+  int row, column;  // of the thread's first channel among the rows and the columns
+  bool wanted;
+
+  DEVICE void part(int number) const {
+    const bool of_left = number < kLeftParts;
+    const int thread = afresh(threadIdx.x);  // the sums leave no registers for the places of a thread's pixels
+    const int pixel = (of_left ? number : number - kLeftParts) * kPixels + thread / kGradientPieces;
+    if (of_left)
+      copy<1>(pixel, Halo::kRows, kTileWidth, p.left, row, p.rows, 0, to,
+              [](int y, int x, int piece) { return left_offset(y, x, piece); });
+    else
+      copy<kStride>(pixel, Halo::kHeight, Halo::kWidth, p.right, column, p.columns, Halo::kPadding, to + Halo::kLeftBytes,
+                    [](int y, int x, int piece) { return Halo::offset(y, x, piece); });
   }
-}
+  DEVICE void all() const {
+#pragma unroll 1
+    for (int number = 0; number < kParts; ++number) part(number);
+  }
+
+ private:
+  // Pixel number `pixel` of the rectangle height × width; the map is kScale times as large as `left`.
+  template <int kScale, class Offset>
+  DEVICE void copy(int pixel, int height, int width, const uint16_t* map, int channel, int channels, int padding, uint32_t start,
+                   Offset offset) const {
+    const int i = pixel / width, j = pixel - i * width;
+    const int y = kScale * tile.top - padding + i, x = kScale * tile.left - padding + j;
+    const bool valid = y >= 0 && y < kScale * p.height && x >= 0 && x < kScale * p.width && channel < channels;
+    const int64_t image = int64_t{blockIdx.y} * p.batch + tile.image;
+    const int64_t first = image * (kScale * kScale * p.height * p.width), place = y * (kScale * p.width) + x;
+    const int64_t element = valid ? (first + place) * channels + channel : 0;
+    cp_async_16_if(wanted && pixel < height * width, start + offset(i, j, threadIdx.x % kGradientPieces), map + element, valid);
+  }
+};
 
 // A row of `left`, transposed: 32 channels × 16 pixels.
 struct LeftFragments {
@@ -90,9 +121,13 @@ DEVICE void multiply_row(const LeftFragments& left, const uint32_t (&right)[2][4
     }
 }
 
+// The next tile's copies are issued between the first half of the products.
 template <class T, int kStride>
-DEVICE void multiply_tile(uint32_t left_tile, uint32_t right_tile, const GradientPlace<kStride>& place, GradientSums& sums) {
+DEVICE void multiply_tile(uint32_t left_tile, const GradientPlace<kStride>& place, const TileCopy<kStride>& copy,
+                          GradientSums& sums) {
   using Halo = RightHalo<kStride>;
+  const uint32_t right_tile = left_tile + Halo::kLeftBytes;
+  constexpr int kCopying = (Halo::kHeight + 1) / 2;
   constexpr int kLeftRow = kTileWidth * kGradientRowBytes, kRightRow = Halo::kRowPlaces * kGradientRowBytes;
   const uint32_t left_addresses[2] = {left_tile + place.left[0], left_tile + place.left[1]};
   LeftFragments left[3];  // the rows last loaded
@@ -107,6 +142,8 @@ DEVICE void multiply_tile(uint32_t left_tile, uint32_t right_tile, const Gradien
       const int r = (i - k) / kStride;
       if (i >= k && (i - k) % kStride == 0 && r < Halo::kRows) multiply_row<T>(left[r % 3], right, sums[k]);
     }
+#pragma unroll
+    for (int part = i; i < kCopying && part < TileCopy<kStride>::kParts; part += kCopying) copy.part(part);
   }
 }
 
@@ -150,27 +187,25 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
   const GradientPlace<kStride> place;
   const bool busy = block_row + place.row_channel < p.rows && block_column + place.column_channel < p.columns;
 
-  const auto copy = [&](int number, int stage) {
-    const Tile tile = p.tiles[number];
-    const int64_t pixels = int64_t{p.height} * p.width, image = int64_t{blockIdx.y} * p.batch + tile.image;
-    const uint32_t to = stages + stage * kStageBytes;
-    copy_pixels(to, p.left + image * pixels * p.rows, p.height, p.width, p.rows, tile.top, tile.left, Halo::kRows, kTileWidth,
-                block_row, [](int y, int x, int piece) { return left_offset(y, x, piece); });
-    copy_pixels(to + Halo::kLeftBytes, p.right + image * kStride * kStride * pixels * p.columns, kStride * p.height,
-                kStride * p.width, p.columns, kStride * tile.top - Halo::kPadding, kStride * tile.left - Halo::kPadding,
-                Halo::kHeight, Halo::kWidth, block_column, [](int y, int x, int piece) { return Halo::offset(y, x, piece); });
-    cp_async_commit();
+  const int piece_channel = threadIdx.x % kGradientPieces * kPieceChannels;
+  const auto tile_copy = [&](int number, int stage) {
+    return TileCopy<kStride>{p, stages + stage * kStageBytes, p.tiles[number], block_row + piece_channel,
+                             block_column + piece_channel, number < p.tiles.count};
   };
 
   GradientSums sums = {};
   int stage = 0;
-  if (int(blockIdx.x) < p.tiles.count) copy(blockIdx.x, 0);
+  tile_copy(blockIdx.x, 0).all();
+  cp_async_commit();
   for (int number = blockIdx.x; number < p.tiles.count; number += gridDim.x, stage ^= 1) {
     cp_async_wait<0>();
     __syncthreads();  // this tile has arrived, and nobody reads the last one any more
-    if (number + int(gridDim.x) < p.tiles.count) copy(number + gridDim.x, stage ^ 1);
-    const uint32_t tile = stages + stage * kStageBytes;
-    if (busy) multiply_tile<T, kStride>(tile, tile + Halo::kLeftBytes, place, sums);
+    const TileCopy<kStride> copy = tile_copy(number + gridDim.x, stage ^ 1);
+    if (busy)
+      multiply_tile<T, kStride>(stages + stage * kStageBytes, place, copy, sums);
+    else
+      copy.all();
+    cp_async_commit();
   }
   write_partials<kStride>(p, place, block_row, block_column, sums);
 }
@@ -190,8 +225,8 @@ template <class T, int kStride>
 static void launch_gradient(const WeightGradient& g, cudaStream_t stream) {
   const WeightGradientParameters p{g.size.batch,  g.size.height, g.size.width, g.rows,    g.columns,
                                    tiles(g),      words(g.left), words(g.right), g.accumulate, g.partials};
-  constexpr int kBytes = 2 * (RightHalo<kStride>::kLeftBytes + RightHalo<kStride>::kBytes);
-  launch(weight_gradient_kernel<T, kStride>, dim3(g.splits, g.maps, channel_blocks(g)), dim3(kGradientThreads), kBytes, stream, p);
+  launch(weight_gradient_kernel<T, kStride>, dim3(g.splits, g.maps, channel_blocks(g)), dim3(kGradientThreads),
+         RightHalo<kStride>::kSharedBytes, stream, p);
 }
 
 void weight_gradient(const WeightGradient& g, cudaStream_t stream) {

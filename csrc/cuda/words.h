@@ -27,12 +27,12 @@ DEVICE uint4 pack_eight(const float (&values)[8]) {
 
 template <class T>
 DEVICE void load_eight(const uint16_t* from, float (&values)[8]) {
-  unpack_eight<T>(*reinterpret_cast<const uint4*>(from), values);
+  unpack_eight<T>(load_16(from), values);
 }
 
 template <class T>
 DEVICE void store_eight(uint16_t* to, const float (&values)[8]) {
-  *reinterpret_cast<uint4*>(to) = pack_eight<T>(values);
+  store_16(to, pack_eight<T>(values));
 }
 
 template <class T>

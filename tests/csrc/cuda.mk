@@ -9,7 +9,7 @@ CXXFLAGS := -std=c++17 -O2 -g1 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-unkn
 
 KERNELS := $(wildcard csrc/cuda/*.cu)
 MODEL := $(wildcard tests/csrc/cuda_model/*.cpp)
-TESTS := tests/csrc/cuda_testing.cpp tests/csrc/cuda_kernels.cpp tests/csrc/cuda_pictures.cpp tests/csrc/cuda_indexing_sm90.cpp
+TESTS := $(wildcard tests/csrc/cuda_*.cpp)
 
 objects = $(patsubst %,$(BUILD)/%.o,$(1))
 

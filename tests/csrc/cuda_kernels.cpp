@@ -1,5 +1,5 @@
-// The matrix kernels of csrc/cuda, both implementations, run in the model on small random problems against their definitions
-// in float64. What they promise about order is tested with it: every timing of the model must give the same bits.
+// The matrix kernels of csrc/cuda, both implementations, on small random problems against their definitions in float64. What they
+// promise about order is tested with it: every run must give the same bits.
 #include "cuda/implementations.h"
 #include "cuda_problems.h"
 
@@ -68,7 +68,7 @@ void test_conv(const char* name, const std::vector<int>& channels, Run run, Rows
   uint16_t *y, *total;
   float* sums;
   const int64_t sum_count = int64_t{sum_rows(c)} * p.out;
-  in_all_timings(
+  run_and_check(
       [&](Outputs& outputs) {
         c.y = y = outputs.words(ys, with_y);
         c.total = total = outputs.words(ys, with_total);
@@ -113,7 +113,7 @@ void test_transposed_conv(const char* name, const std::vector<int>& channels, Ru
   for (int64_t i = 0; i < ys; ++i) want[i] += biases[i % p.out];
 
   uint16_t* y;
-  in_all_timings(
+  run_and_check(
       [&](Outputs& outputs) {
         y = outputs.words(ys);
         run({p.type, p.size, p.in, p.out, a, matrices, bias, y}, nullptr);
@@ -141,7 +141,7 @@ void test_transposed_conv_gradient(const char* name, const std::vector<int>& cha
   uint16_t* y;
   float* sums;
   const int64_t sum_count = int64_t{sum_rows(g)} * p.in;
-  in_all_timings(
+  run_and_check(
       [&](Outputs& outputs) {
         g.y = y = outputs.words(ys);
         g.sums = sums = outputs.floats(sum_count, with_sums);
@@ -192,7 +192,7 @@ void test_weight_gradient(const char* name, const std::vector<int>& channels, Ru
   for (int64_t i = 0; g.accumulate && i < count; ++i) want[i % weights] += before[i];
   const Values slack(weights, std::sqrt(static_cast<double>(p.size.pixels())));
 
-  in_all_timings(
+  run_and_check(
       [&](Outputs& outputs) {
         g.partials = outputs.floats(count);
         if (g.accumulate) std::copy(before, before + count, g.partials);

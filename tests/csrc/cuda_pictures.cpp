@@ -1,5 +1,5 @@
 // What surrounds the matrix kernels of csrc/cuda: packing, elementwise kernels, sums and the convolutions from and to
-// pictures of one channel, run in the model on small random problems against their definitions in float64.
+// pictures of one channel, on small random problems against their definitions in float64.
 #include "cuda_problems.h"
 
 namespace cmslap::cuda::testing {
@@ -31,7 +31,7 @@ TEST(packing) {
     want_columns[matrix + in * p.out + out] = weights[i];
   }
   uint16_t *rows, *columns;
-  in_all_timings(
+  run_and_check(
       [&](Outputs& outputs) {
         rows = outputs.words(elements, with_rows);
         columns = outputs.words(elements, with_columns);
@@ -57,7 +57,7 @@ TEST(activation_and_its_derivative) {
     if (!(decode(p.type, saved[i]) > 0)) differentiated[i] *= slope;
   }
   uint16_t *y, *gradient;
-  in_all_timings(
+  run_and_check(
       [&](Outputs& outputs) {
         y = outputs.words(elements);
         gradient = outputs.words(elements);
@@ -82,7 +82,7 @@ TEST(sums_of_pixels) {
   Values want = column_sums(exact, p.out);
   for (int c = 0; c < p.out; ++c) want[c] += before[c];
   float* total;
-  in_all_timings(
+  run_and_check(
       [&](Outputs& outputs) {
         float* const sums = outputs.floats(int64_t{rows} * p.out);
         total = outputs.floats(p.out);
@@ -102,7 +102,7 @@ TEST(rows_reduced) {
   Values want = column_sums(values(sums, int64_t{rows} * columns), columns);
   for (int i = 0; i < columns; ++i) want[i] += before[i];
   float* out;
-  in_all_timings(
+  run_and_check(
       [&](Outputs& outputs) {
         out = outputs.floats(columns);
         std::copy(before, before + columns, out);
@@ -125,7 +125,7 @@ TEST(weight_gradient_reduced) {
     want[(map * matrix + i % matrix) * 9 + tap] += sums[i];
   }
   float* gradient;
-  in_all_timings(
+  run_and_check(
       [&](Outputs& outputs) {
         gradient = outputs.floats(weights);
         std::copy(before, before + weights, gradient);
@@ -157,7 +157,7 @@ TEST(picture_convolution) {
     }
   });
   uint16_t* y;
-  in_all_timings(
+  run_and_check(
       [&](Outputs& outputs) {
         y = outputs.words(ys);
         picture_conv({p.type, p.size, p.out, x, weight, bias, static_cast<float>(p.slope), y}, nullptr);
@@ -188,7 +188,7 @@ TEST(picture_convolution_weight_gradient) {
   });
   const int64_t count = int64_t{picture_sum_rows(p.size)} * 10 * p.out;
   float* sums;
-  in_all_timings(
+  run_and_check(
       [&](Outputs& outputs) {
         sums = outputs.floats(count);
         picture_conv_weight_gradient(p.type, p.size, p.out, x, grad, sums, nullptr);
@@ -236,7 +236,7 @@ TEST(residual_head_of_a_level) {
     });
   });
   uint16_t* y;
-  in_all_timings(
+  run_and_check(
       [&](Outputs& outputs) {
         y = outputs.words(large.pixels());
         residual_head({p.type, p.size, p.out, f, image, weight, bias, image_weight, y}, nullptr);
@@ -287,7 +287,7 @@ TEST(residual_head_gradients) {
   const int64_t count = picture_sum_rows(large) * columns;
   uint16_t *grad_f, *grad_image;
   float* sums;
-  in_all_timings(
+  run_and_check(
       [&](Outputs& outputs) {
         grad_f = outputs.words(features, with_f);
         grad_image = outputs.words(p.size.pixels(), with_image);

@@ -22,15 +22,15 @@ struct Problem {
 inline Problem random_problem(const std::vector<int>& channels) {
   static const std::vector<std::pair<int, int>> kSizes = {{1, 1}, {1, 2}, {3, 5}, {17, 9}, {9, 17}, {16, 16}, {5, 33}, {34, 8}, {2, 65}};
   const auto [height, width] = one_of(kSizes);
-  model::options.multiprocessors = between(1, 4);
+  set_multiprocessors(between(1, 4));
   return {coin() ? Type::kBFloat16 : Type::kFloat16, {between(1, 3), height, width}, one_of(channels), one_of(channels),
           one_of<double>({0.2, 0.0, 1.0, 0.3})};
 }
 
 inline void describe(const std::string& what, const Problem& p, const std::string& more = "") {
-  describe(format("%s %s [%d, %d, %d] channels %d to %d slope %g, %d multiprocessors; %s", what.c_str(),
+  describe(format("%s %s [%d, %d, %d] channels %d to %d slope %g; %s", what.c_str(),
                   p.type == Type::kBFloat16 ? "bf16" : "fp16", p.size.batch, p.size.height, p.size.width, p.in, p.out, p.slope,
-                  model::options.multiprocessors, more.c_str()));
+                  more.c_str()));
 }
 
 // ---- Its memory ----
@@ -99,20 +99,21 @@ inline Values values(const float* map, int64_t count) { return map ? Values(map,
 
 // ---- Its runs ----
 
-// Runs in every timing of the model on fresh outputs. All must end with the same bits, which `check` gets to see once.
+// Runs several times on fresh outputs. All must end with the same bits, which `check` gets to see once.
 template <class Run, class Check>
-void in_all_timings(Run run, Check check) {
+void run_and_check(Run run, Check check) {
   std::string first;
-  for (int timing = 0; timing < kTimings; ++timing) {
-    set_timing(timing);
+  for (int i = 0; i < kRuns; ++i) {
+    prepare_run(i);
     Outputs outputs;
     run(outputs);
+    finish_run();
     outputs.check_guards();
-    if (timing == 0) {
+    if (i == 0) {
       check();
       first = outputs.bits();
     } else if (outputs.bits() != first) {
-      throw std::runtime_error("other bits in timing " + std::to_string(timing));
+      throw std::runtime_error("other bits in run " + std::to_string(i));
     }
   }
 }

@@ -1,9 +1,5 @@
-// What tests of CUDA code in the model need: fresh random data, guarded memory, comparison with float64, and runs in every
-// order and timing the model knows.
+// What tests of CUDA code need: fresh random data, guarded memory, comparison with float64, a list of tests.
 #pragma once
-
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include <cmath>
 #include <cstdio>
@@ -15,7 +11,8 @@
 #include <vector>
 
 #include "cuda/kernels.h"
-#include "cuda_model/instructions.h"
+#include "cuda_model/numbers.h"
+#include "cuda_place.h"
 
 namespace cmslap::cuda::testing {
 
@@ -46,47 +43,36 @@ inline uint16_t encode(Type type, double value) {
 }
 inline double unit(Type type) { return type == Type::kBFloat16 ? 0x1p-8 : 0x1p-11; }  // of rounding, relative
 
-// ---- Memory between pages that nobody may touch ----
+// ---- Guarded memory, poisoned with NaN of every type ----
 
 template <class Element>
 class Buffer {
  public:
-  explicit Buffer(int64_t count) : count_(count) {
-    const size_t page = sysconf(_SC_PAGESIZE), bytes = count * sizeof(Element);
-    inner_ = (bytes + page - 1) / page * page;
-    mapped_ = inner_ + 2 * page;
-    pages_ = static_cast<uint8_t*>(mmap(nullptr, mapped_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    if (pages_ == MAP_FAILED) throw std::bad_alloc();
-    mprotect(pages_ + page, inner_, PROT_READ | PROT_WRITE);
-    data_ = reinterpret_cast<Element*>(pages_ + page + (inner_ - bytes) / 16 * 16);
-    std::memset(pages_ + page, kGuard, inner_);
-    std::memset(data_, 0xff, bytes);  // NaN of every type
+  explicit Buffer(int64_t count) : count_(count), pages_(count * sizeof(Element)) {
+    const size_t bytes = count * sizeof(Element);
+    const size_t aligned = (bytes + 15) / 16 * 16;
+    data_ = reinterpret_cast<Element*>(pages_.inner_end() - aligned);
+    std::memset(pages_.begin(), kGuard, pages_.end() - pages_.begin());
+    std::memset(data_, 0xff, bytes);
   }
-  Buffer(const Buffer&) = delete;
-  ~Buffer() { munmap(pages_, mapped_); }
 
   Element* data() { return data_; }
   int64_t size() const { return count_; }
   Element& operator[](int64_t i) { return data_[i]; }
-  const Element& operator[](int64_t i) const { return data_[i]; }
+  void read_only() { pages_.read_only(); }
 
-  void read_only() { mprotect(pages_ + (mapped_ - inner_) / 2, inner_, PROT_READ); }
-
-  // The end lies within 16 bytes of a forbidden page; what of the pages is not data must be as it was.
-  void check_guards() const {
-    const uint8_t* const first = pages_ + (mapped_ - inner_) / 2;
-    const uint8_t* const begin = reinterpret_cast<const uint8_t*>(data_);
-    const uint8_t* const end = begin + count_ * sizeof(Element);
-    for (const uint8_t* p = first; p < first + inner_; ++p)
-      if ((p < begin || p >= end) && *p != kGuard)
-        throw std::runtime_error("wrote outside its output, at " + std::to_string(p < begin ? p - begin : p - end));
+  void check_guards() {
+    uint8_t* const first = reinterpret_cast<uint8_t*>(data_);
+    uint8_t* const last = first + count_ * sizeof(Element);
+    for (uint8_t* p = pages_.begin(); p < pages_.end(); ++p)
+      if ((p < first || p >= last) && *p != kGuard)
+        throw std::runtime_error("wrote outside its output, at " + std::to_string(p < first ? p - first : p - last));
   }
 
  private:
   static constexpr uint8_t kGuard = 0xa5;
   int64_t count_;
-  size_t inner_, mapped_;
-  uint8_t* pages_;
+  Pages pages_;
   Element* data_;
 };
 
@@ -123,11 +109,5 @@ struct Register {
   static void name();                                                     \
   static const ::cmslap::cuda::testing::Register register_##name(#name, name); \
   static void name()
-
-inline void set_timing(int which) {
-  model::options.late = which & 1;
-  model::options.descending = which & 2;
-}
-constexpr int kTimings = 4;
 
 }  // namespace cmslap::cuda::testing

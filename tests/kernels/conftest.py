@@ -30,7 +30,7 @@ if importlib.util.find_spec("cmslap.kernels") is None:  # a source tree that is 
     cmslap.__path__.append(str(ROOT))
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-ON_GPU = [pytest.param(name, marks=pytest.mark.cuda) for name in ("triton", "cuda")]
+ON_GPU = [pytest.param(name, marks=pytest.mark.cuda) for name in ("cuda", "triton")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +99,7 @@ def modelled_operators() -> object:
 @pytest.fixture(autouse=True)
 def poisoned() -> Iterator[None]:
     """Fill fresh memory with NaN, so that an element nobody wrote shows, and refuse what varies from run to run."""
+    torch.utils.deterministic.fill_uninitialized_memory = os.environ.get("CMSLAP_POISON") != "0"
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)

@@ -196,18 +196,19 @@ def test_lapsrn_level(place, dtype, depth, shared_conv, recompute):
 
 
 @pytest.mark.usefixtures("rounding")
-def test_a_level_of_64_channels(place, dtype):
+@pytest.mark.parametrize(("depth", "recursions"), [(1, 2), (2, 1)])
+def test_a_level_of_64_channels(place, dtype, depth, recursions):
     """The width with kernels of its own on Hopper, on maps that are cut into several tiles."""
     if place.name == "interpreter":
         pytest.skip("Triton's kernels are the same for every width")
-    images, height, width = random.randint(1, 2), random.randint(1, 20), random.randint(1, 40)
+    images, height, width = random.randint(1, 2), random.randint(17, 20), random.randint(33, 40)
     arguments = {
         "u": draw(images, 64, height, width, dtype=dtype, device=place.device),
-        "weights": torch.stack([kernel_of(64, 64, dtype, place.device) for _ in range(2)]),
-        "biases": draw(2, 64, dtype=dtype, device=place.device, scale=0.1),
+        "weights": torch.stack([kernel_of(64, 64, dtype, place.device) for _ in range(depth)]),
+        "biases": draw(depth, 64, dtype=dtype, device=place.device, scale=0.1),
         "shared_conv": 1,
         "upsample_bias": draw(64, dtype=dtype, device=place.device),
-        "recursions": 1,
+        "recursions": recursions,
         "negative_slope": 0.2,
         "recompute": False,
         "upsample_weight": None,

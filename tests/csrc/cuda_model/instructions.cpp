@@ -4,56 +4,6 @@
 
 namespace cmslap::cuda::model {
 
-// ---- Numbers ----
-
-namespace {
-
-template <class To, class From>
-To bits(From from) {
-  static_assert(sizeof(To) == sizeof(From));
-  To to;
-  std::memcpy(&to, &from, sizeof to);
-  return to;
-}
-
-// To a float of 5 exponent and 10 mantissa bits, of an absolute value that is not NaN.
-uint32_t round_to_float16(float magnitude) {
-  if (magnitude >= 65520.0f) return 0x7c00;  // half a unit beyond the largest number
-  if (magnitude < 6.103515625e-5f) {  // subnormal: multiples of 2^-24, which adding 0.5 rounds a float to
-    return bits<uint32_t>(magnitude + 0.5f) - bits<uint32_t>(0.5f);
-  }
-  const uint32_t word = bits<uint32_t>(magnitude) - (112u << 23);  // exponent bias 127 to 15
-  return (word + 0xfff + ((word >> 13) & 1)) >> 13;
-}
-
-}  // namespace
-
-float from_bfloat16(uint16_t word) { return bits<float>(uint32_t{word} << 16); }
-
-uint16_t to_bfloat16(float value) {
-  const uint32_t word = bits<uint32_t>(value);
-  if (std::isnan(value)) return 0x7fff;
-  return static_cast<uint16_t>((word + 0x7fff + ((word >> 16) & 1)) >> 16);
-}
-
-float from_float16(uint16_t word) {
-  const int exponent = word >> 10 & 31, mantissa = word & 1023;
-  float magnitude;
-  if (exponent == 31) {
-    magnitude = mantissa == 0 ? INFINITY : NAN;
-  } else if (exponent == 0) {
-    magnitude = static_cast<float>(mantissa) * 0x1p-24f;
-  } else {
-    magnitude = bits<float>(static_cast<uint32_t>(exponent + 112) << 23 | static_cast<uint32_t>(mantissa) << 13);
-  }
-  return word >> 15 ? -magnitude : magnitude;
-}
-
-uint16_t to_float16(float value) {
-  if (std::isnan(value)) return 0x7fff;
-  return static_cast<uint16_t>(round_to_float16(std::fabs(value)) | (std::signbit(value) ? 0x8000 : 0));
-}
-
 // ---- What a block has beside its memory ----
 
 namespace {

@@ -4,13 +4,9 @@
 
 #include "cuda/elements.h"
 #include "machine.h"
+#include "numbers.h"
 
 namespace cmslap::cuda::model {
-
-float from_bfloat16(uint16_t word);
-float from_float16(uint16_t word);
-uint16_t to_bfloat16(float value);  // to nearest, ties to even
-uint16_t to_float16(float value);
 
 void start_instructions();         // of a new block
 void check_finished(Thread&);      // that nothing the thread began is still under way where that matters

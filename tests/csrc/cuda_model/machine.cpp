@@ -230,7 +230,7 @@ void start_block(size_t shared_bytes) {
 }
 
 bool all_done() {
-  const auto done = [](const std::unique_ptr<Fiber>& fiber) { return fiber->done; };
+  const auto done = [](const auto& fiber) { return fiber->done; };
   return std::all_of(machine.fibers.begin(), machine.fibers.begin() + machine.threads, done);
 }
 

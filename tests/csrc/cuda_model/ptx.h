@@ -100,8 +100,19 @@ void setmaxnreg_dec() {
   static_assert(kRegisters >= 24 && kRegisters <= 256 && kRegisters % 8 == 0);
 }
 
+inline uint4 load_16(const void* source) {
+  model::require(reinterpret_cast<uintptr_t>(source) % 16 == 0, "ld.global.v4 at an address that is no multiple of 16");
+  return *static_cast<const uint4*>(source);
+}
+inline void store_16(void* destination, const uint4& value) {
+  model::require(reinterpret_cast<uintptr_t>(destination) % 16 == 0, "st.global.v4 at an address that is no multiple of 16");
+  *static_cast<uint4*>(destination) = value;
+}
 inline void cp_async_16(uint32_t destination, const void* source, bool valid) {
   model::cp_async(destination, source, valid);
+}
+inline void cp_async_16_if(bool wanted, uint32_t destination, const void* source, bool valid) {
+  if (wanted) cp_async_16(destination, source, valid);
 }
 inline void cp_async_commit() { model::cp_async_commit(); }
 template <int kPending>
@@ -168,6 +179,7 @@ template <int kPending>
 void wgmma_wait() {
   model::wgmma_wait(kPending);
 }
+inline int afresh(int value) { return value; }
 template <int kCount>
 void fence_registers(float (&)[kCount]) {}
 template <class T, int kN, int kTransA = 0, int kTransB = 0>

@@ -55,16 +55,14 @@ void fill(const Map& map, uint32_t seed, float scale = 1) {
   check(cudaGetLastError(), "fill");
 }
 
-double value(float x) { return x; }
 double value(uint16_t word) {
   const uint32_t bits = uint32_t{word} << 16;
   float x;
   std::copy_n(reinterpret_cast<const char*>(&bits), 4, reinterpret_cast<char*>(&x));
   return x;
 }
-template <class Element>
-double difference(const Buffer<Element>& a, const Buffer<Element>& b, size_t count) {  // ‖a − b‖ / ‖b‖
-  const std::vector<Element> left = a.host(), right = b.host();
+double difference(const Map& a, const Map& b, size_t count) {  // ‖a − b‖ / ‖b‖
+  const std::vector<uint16_t> left = a.host(), right = b.host();
   double error = 0, norm = 0;
   for (size_t i = 0; i < count; ++i) {
     error += (value(left[i]) - value(right[i])) * (value(left[i]) - value(right[i]));

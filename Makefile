@@ -1,7 +1,8 @@
 # make install   .venv with the package (editable) and all that its tests need
 # make demo      enlarges photographs, trains a small network for a minute; results in demo/
 # make test      the tests; those that need a CUDA GPU skip themselves without one
-# make sanitize  the CPU kernels under the address, undefined behaviour and thread sanitizers
+# make sanitize  the CPU kernels under the address, undefined behaviour and thread sanitizers; the CUDA kernels in their model
+#                under the first two
 # make gpu       on a machine with a CUDA GPU: builds, tests and measures, offline, in under ten minutes; GPU_OUT=folder
 # make gpu-sanitize  the CUDA kernels under compute-sanitizer, on such a machine; into sanitizer.json beside the rest
 # make lint      style
@@ -39,6 +40,8 @@ sanitize:
 			$(KERNEL_TEST) -pthread -o build/kernel_test; \
 		for isa in avx512 avx2 portable; do CMSLAP_ISA=$$isa build/kernel_test; done; \
 	done
+	$(MAKE) -f tests/csrc/cuda.mk BUILD=build/cuda_sanitized SANITIZE=address,undefined
+	build/cuda_sanitized/cuda_tests --cases 2
 
 # The PyTorch of $(PYTHON) itself: the one that fits the machine's driver, and no download.
 gpu:

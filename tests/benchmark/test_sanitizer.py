@@ -29,6 +29,7 @@ def test_outcomes(tmp_path, monkeypatch):
     program.write_text(SCRIPT)
     program.chmod(0o755)
     monkeypatch.setattr(sanitizer, "sanitizer", lambda: str(program))
+    monkeypatch.setattr(sanitizer, "BUILD", ("true",))
     assert sanitizer.main(["--json", str(tmp_path / "out.json"), "--limit", "2"]) == 1
     record = json.loads((tmp_path / "out.json").read_text())
     assert record["device"] == "a device"

@@ -33,7 +33,7 @@ int in_pattern(Swizzle swizzle, int line, int byte) {
 __global__ void elect_kernel(float* out) { out[threadIdx.x] = elect_one(); }
 
 TEST(sm90_instructions_elect_one) {
-  if (!runs_sm90()) return;
+  needs_sm90();
   Buffer<float> out(96);
   launch(elect_kernel, dim3(1), dim3(96), 0, nullptr, out.data());
   finish_run();
@@ -54,7 +54,7 @@ __global__ void stmatrix_kernel(const uint32_t* registers, uint16_t* matrices) {
 }
 
 TEST(sm90_instructions_stmatrix) {
-  if (!runs_sm90()) return;
+  needs_sm90();
   Inputs inputs(Type::kFloat16);
   const uint16_t* const words = inputs.words(256);
   Values want(512);
@@ -98,7 +98,7 @@ __global__ void ring_kernel(float* out, int count) {
 }
 
 TEST(sm90_instructions_mbarrier) {
-  if (!runs_sm90()) return;
+  needs_sm90();
   constexpr int kCount = 9;
   Values want(kCount * 96);
   for (int i = 0; i < kCount * 96; ++i) want[i] = 100 * (i / 96) + 31 - i % 32;
@@ -247,11 +247,11 @@ void test_store() {
 }
 
 TEST(sm90_instructions_tma_load) {
-  if (!runs_sm90()) return;
+  needs_sm90();
   for (int i = 0; i < 5; ++i) test_load<3>(), test_load<4>(), test_load<5>();
 }
 TEST(sm90_instructions_tma_store) {
-  if (!runs_sm90()) return;
+  needs_sm90();
   for (int i = 0; i < 5; ++i) test_store<4>(), test_store<5>();
 }
 
@@ -419,7 +419,7 @@ void test_wgmma_shapes() {
 }
 
 TEST(sm90_instructions_wgmma_shapes) {
-  if (!runs_sm90()) return;
+  needs_sm90();
   test_wgmma_shapes<BFloat16, 64>();
   test_wgmma_shapes<Float16, 128>();
   test_wgmma_shapes<BFloat16, 256>();
@@ -428,7 +428,7 @@ TEST(sm90_instructions_wgmma_shapes) {
 // Operands that begin in the middle of a pattern, at any line, and whose groups of eight lines are apart: what reading a box
 // of pixels from another pixel on makes of them.
 TEST(sm90_instructions_wgmma_windows) {
-  if (!runs_sm90()) return;
+  needs_sm90();
   const Layout weights = lines_of_k(Swizzle::k128, 0, 8, 0);
   for (int i = 0; i < 4; ++i) {
     const int group = between(8, 12), first = between(0, 25);
@@ -439,14 +439,14 @@ TEST(sm90_instructions_wgmma_windows) {
 
 // Patterns that begin elsewhere than at a multiple of 1024, which is what base offsets are for.
 TEST(sm90_instructions_wgmma_base_offset) {
-  if (!runs_sm90()) return;
+  needs_sm90();
   const int line = between(1, 7);
   test_wgmma<BFloat16, 64, false, 0, 0>(lines_of_k(Swizzle::k128, 0, 8, line), lines_of_k(Swizzle::k128, 0, 8, 0), 4);
   test_wgmma<BFloat16, 64, false, 0, 0>(lines_of_k(Swizzle::k128, 0, 8, 0), lines_of_k(Swizzle::k128, 0, 8, line), 4);
 }
 
 TEST(sm90_instructions_wgmma_swizzles) {
-  if (!runs_sm90()) return;
+  needs_sm90();
   for (const Swizzle swizzle : {Swizzle::k32, Swizzle::k64, Swizzle::k128}) {
     const int depth = 16 * between(1, span(swizzle) / 32);
     test_wgmma<BFloat16, 64, false, 0, 0>(lines_of_k(swizzle, 0, 8, 0), lines_of_k(swizzle, 0, 8, 0), depth / 16);

@@ -217,13 +217,21 @@ TEST(sm80_weight_gradient_64) {
   test_weight_gradient("sm80 weight gradient", k64, sm80::weight_gradient, sm80::weight_gradient_splits);
 }
 
-TEST(sm90_conv) { test_conv("sm90 conv", k64, sm90::conv, sm90::conv_sum_rows); }
-TEST(sm90_transposed_conv) { test_transposed_conv("sm90 transposed conv", k64, sm90::transposed_conv); }
+TEST(sm90_conv) {
+  needs_sm90();
+  test_conv("sm90 conv", k64, sm90::conv, sm90::conv_sum_rows);
+}
+TEST(sm90_transposed_conv) {
+  needs_sm90();
+  test_transposed_conv("sm90 transposed conv", k64, sm90::transposed_conv);
+}
 TEST(sm90_transposed_conv_gradient) {
+  needs_sm90();
   test_transposed_conv_gradient("sm90 gradient of transposed conv", k64, sm90::transposed_conv_gradient,
                                 sm90::transposed_conv_gradient_sum_rows);
 }
 TEST(sm90_weight_gradient) {
+  needs_sm90();
   test_weight_gradient("sm90 weight gradient", k64, sm90::weight_gradient, sm90::weight_gradient_splits);
 }
 

@@ -9,8 +9,8 @@
 
 namespace cmslap::cuda::testing {
 
-constexpr int kRuns = 3;  // of a case; all must give the same bits
-inline void prepare_run(int) {}
+constexpr int kTimings = 1;
+inline void set_timing(int, unsigned) {}
 inline void set_multiprocessors(int) {}
 inline void finish_run() { check(cudaDeviceSynchronize(), "cudaDeviceSynchronize"); }
 inline bool runs_sm90() {
@@ -46,10 +46,11 @@ class Pages {
 
 namespace cmslap::cuda::testing {
 
-constexpr int kRuns = 4;  // of a case, in all timings of the model; all must give the same bits
-inline void prepare_run(int run) {
-  model::options.late = run & 1;
-  model::options.descending = run & 2;
+constexpr int kTimings = 4;
+inline void set_timing(int which, unsigned seed) {
+  model::options.late = which & 1;
+  model::options.descending = which & 2;
+  model::options.seed = seed;
 }
 inline void set_multiprocessors(int count) { model::options.multiprocessors = count; }
 inline void finish_run() {}

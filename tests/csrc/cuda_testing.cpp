@@ -63,7 +63,7 @@ std::string format(const char* format, ...) {
 int main(int argc, char** argv) {
   using namespace cmslap::cuda::testing;
   unsigned first_seed = std::random_device{}();
-  unsigned cases = 4;
+  unsigned cases = 6;
   std::vector<std::string> parts;
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
@@ -85,6 +85,8 @@ int main(int argc, char** argv) {
         test.run();
       }
       std::printf("passed %s\n", test.name.c_str());
+    } catch (const Skipped& reason) {
+      std::printf("skipped %s: %s\n", test.name.c_str(), reason.what());
     } catch (const std::exception& error) {
       ++failed;
       std::printf("FAILED %s\n  %s\n  %s\n  --seed %u --cases 1\n", test.name.c_str(), error.what(), description, seed);

@@ -97,6 +97,13 @@ inline void check_close(const std::string& name, const std::vector<double>& got,
 
 // ---- Tests ----
 
+struct Skipped : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+inline void needs_sm90() {
+  if (!runs_sm90()) throw Skipped("needs a device of compute capability 9.0");
+}
+
 struct Test {
   std::string name;
   std::function<void()> run;

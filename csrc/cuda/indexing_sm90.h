@@ -95,7 +95,7 @@ struct Window {
   HOST_DEVICE static constexpr int offset(int tap) {
     return (tap / 3 * kWidth + (kAligned ? 0 : tap % 3 / kStride)) * kPixelBytes;
   }
-  // The box's corner in [N, stride·H, W, stride·64].
+  // The corner of a part's box in [N, stride·H, W, stride·64].
   HOST_DEVICE static constexpr int channel(int part) { return kStride == 1 ? 0 : part % 2 * kChannels; }
   HOST_DEVICE static constexpr int left(const Tile& tile, int part) {
     const int pad = 2 - kStride;
@@ -105,23 +105,31 @@ struct Window {
 };
 
 // What a tile of the small map gives to the large one in a transposed convolution: pixel (2i + y, 2j + x) of phase (y, x)
-// receives W[y + 2·a, x + 2·b] of pixel (i - a, j - b).
-template <int kRows_, int kColumns_>
+// receives W[y + 2·a, x + 2·b] of pixel (i - a, j - b). It comes in one box with the row above and the column before the tile;
+// kAligned: in a box for each b.
+template <int kRows_, int kColumns_, bool kAligned = false>
 struct Phases {
   static constexpr int kRows = kRows_, kColumns = kColumns_;
   static constexpr int kPixels = kRows * kColumns;
   static constexpr int kTileBytes = kPixels * kPixelBytes;  // of one phase
-
   static constexpr int kCount = 4;
-  static constexpr int kHeight = kRows + 1, kWidth = kColumns + 1;  // with the row above and the column before
+
+  static constexpr int kParts = kAligned ? 2 : 1;
+  static constexpr int kHeight = kRows + 1;
+  static constexpr int kWidth = kAligned ? kColumns : kColumns + 1;
   static constexpr int kBoxBytes = kHeight * kWidth * kPixelBytes;
   static constexpr int kBoxRoom = round_up(kBoxBytes, kPatternBytes);
   static constexpr int kRowBytes = kWidth * kPixelBytes;
 
   HOST_DEVICE static constexpr int phase(int tap) { return tap / 3 % 2 * 2 + tap % 3 % 2; }
+  HOST_DEVICE static constexpr int part(int tap) { return kAligned ? tap % 3 / 2 : 0; }
+  // From the start of the tap's box.
   HOST_DEVICE static constexpr int offset(int tap) {
-    return ((1 - tap / 3 / 2) * kWidth + 1 - tap % 3 / 2) * kPixelBytes;
+    return ((1 - tap / 3 / 2) * kWidth + (kAligned ? 0 : 1 - tap % 3 / 2)) * kPixelBytes;
   }
+  HOST_DEVICE static constexpr int channel(int) { return 0; }
+  HOST_DEVICE static constexpr int left(const Tile& tile, int part) { return tile.left - (kAligned ? part : 1); }
+  HOST_DEVICE static constexpr int top(const Tile& tile) { return tile.top - 1; }
 };
 
 // ---- Accumulators ----

@@ -240,6 +240,12 @@ DEVICE void tma_load_5d(uint32_t destination, const TensorMap& map, uint32_t bar
       "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
       : "memory");
 }
+// Tells the L2 cache of a box that will be loaded.
+DEVICE void tma_prefetch_4d(const TensorMap& map, int c0, int c1, int c2, int c3) {
+  asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global.tile [%0, {%1, %2, %3, %4}];" ::"l"(&map), "r"(c0), "r"(c1),
+               "r"(c2), "r"(c3)
+               : "memory");
+}
 DEVICE void tma_store_4d(const TensorMap& map, uint32_t source, int c0, int c1, int c2, int c3) {
   asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(&map),
                "r"(source), "r"(c0), "r"(c1), "r"(c2), "r"(c3)

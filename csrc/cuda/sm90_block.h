@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <tuple>
 
 #include "indexing_sm90.h"
 #include "kernels.h"
@@ -18,6 +19,14 @@ constexpr bool kHopper = false;
 #else
 constexpr bool kHopper = true;
 #endif
+
+// Shapes of one kernel to be measured against each other on a device: the first is used, unless the build says otherwise. The
+// last starts no operand in the middle of a swizzle's pattern.
+#ifndef CMSLAP_SM90_VARIANT
+#define CMSLAP_SM90_VARIANT 0
+#endif
+template <class... Shapes>
+using Chosen = std::tuple_element_t<CMSLAP_SM90_VARIANT, std::tuple<Shapes...>>;
 
 constexpr int kWarpgroup = 128;
 constexpr int kBarrierBytes = 8;
@@ -103,16 +112,17 @@ inline TensorMap pixels_map(const void* map, int64_t batch, int64_t height, int6
                                    Swizzle::k128});
 }
 
+// Of a window or the phases (indexing_sm90.h).
+template <class Boxes>
+DEVICE void load_box(uint32_t destination, const TensorMap& map, uint32_t barrier, const Tile& tile, int part) {
+  tma_load_4d(destination, map, barrier, Boxes::channel(part), Boxes::left(tile, part), Boxes::top(tile), tile.image);
+}
+
 // The map that windows on [N, H, W] read (indexing_sm90.h).
 template <class W>
 TensorMap window_map(const void* map, Size size) {
   constexpr int s = W::kStride;
   return pixels_map(map, size.batch, s * size.height, size.width, s * kChannels, W::kHeight, W::kWidth);
-}
-
-template <class W>
-DEVICE void load_window(uint32_t destination, const TensorMap& map, uint32_t barrier, const Tile& tile, int part) {
-  tma_load_4d(destination, map, barrier, W::channel(part), W::left(tile, part), W::top(tile), tile.image);
 }
 
 inline int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessorCount); }

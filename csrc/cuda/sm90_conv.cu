@@ -13,8 +13,6 @@
 //   device memory, 18 bytes a cycle at 4.3 TB/s: 32 + 32 (+ 32) KiB                    3640 (5460)
 //   a consumer's finish, about 6 instructions for each of 128 sums, 4 warps on 4 schedulers  800 to 1500
 // m64n128k16 would read the weights twice as often: 4320 and 4830 cycles of shared memory.
-#include <tuple>
-
 #include "implementations.h"
 #include "sm90_block.h"
 
@@ -39,12 +37,13 @@ struct Parameters {
   float* sums;        // [blocks · consumers, 64], optional
 };
 
-// How a kernel is cut: the windows of its tiles and how many of their boxes are on their way.
-template <class W_, int kConsumers_, int kStages_>
+// How a kernel is cut: the windows of its tiles, how many of their boxes are on their way, and how many of the block's tiles
+// ahead of those the L2 cache is told of.
+template <class W_, int kConsumers_, int kStages_, int kAhead_>
 struct Shape {
   using W = W_;
   using Boxes = Ring<kStages_, W::kBoxRoom, 4>;
-  static constexpr int kConsumers = kConsumers_;
+  static constexpr int kConsumers = kConsumers_, kAhead = kAhead_;
   static constexpr int kThreads = (kConsumers + 1) * kWarpgroup;
   static_assert(W::kColumns == 8, "eight pixels of a row are a group of eight columns of the right operand");
   static_assert(W::kRows % 2 == 0, "stmatrix stores two rows");
@@ -86,6 +85,17 @@ struct Room {
   DEVICE uint32_t barrier(int i) const { return base + S::kBarriers + (S::Boxes::kBarriers + i) * kBarrierBytes; }
 };
 
+template <class S, Epilogue kEpilogue>
+DEVICE void prefetch(const Parameters& p, int number) {
+  using W = typename S::W;
+  if (number >= p.grid.count) return;
+  const Tile tile = p.grid.at(number, W::kRows, W::kColumns);
+  for (int part = 0; part < W::kParts; ++part) {
+    tma_prefetch_4d(p.pixels, W::channel(part), W::left(tile, part), W::top(tile), tile.image);
+  }
+  if (kEpilogue != Epilogue::kActivate) tma_prefetch_4d(p.beside, 0, tile.left, tile.top, tile.image);
+}
+
 // The block's tiles are blockIdx.x, blockIdx.x + gridDim.x, ...; the consumers take them in turns.
 template <class S, Epilogue kEpilogue>
 DEVICE void produce(const Parameters& p, const Room<S>& room) {
@@ -96,8 +106,9 @@ DEVICE void produce(const Parameters& p, const Room<S>& room) {
     for (int part = 0; part < W::kParts; ++part) {
       const uint32_t box = n * W::kParts + part;
       const uint32_t stage = room.boxes().fill(box, W::kBoxBytes);
-      load_window<W>(stage, p.pixels, room.boxes().full(box), tile, part);
+      load_box<W>(stage, p.pixels, room.boxes().full(box), tile, part);
     }
+    if (S::kAhead > 0) prefetch<S, kEpilogue>(p, number + S::kAhead * gridDim.x);
     if (kEpilogue != Epilogue::kActivate) {
       const int consumer = n % S::kConsumers;
       mbarrier_wait(room.result_empty(consumer), n / S::kConsumers % 2 ^ 1);
@@ -157,11 +168,11 @@ DEVICE float2 finished(float2 value, uint32_t beside, float bias, float slope) {
 // total = result + skip of a tile whose result lies in shared memory, 16 bytes at a time.
 template <class T, class W>
 DEVICE void add_skip(const Parameters& p, const uint8_t* result, const Tile& tile) {
-  constexpr int kPieces = kPixelBytes / 16, kBatch = 8;  // loads on their way
-  static_assert(W::kPixels * kPieces % (kBatch * kWarpgroup) == 0);
+  constexpr int kPieces = kPixelBytes / 16, kRowsAtOnce = kWarpgroup / kPieces / W::kColumns;
+  constexpr int kTimes = W::kRows / kRowsAtOnce, kBatch = kTimes < 8 ? kTimes : 8;  // loads on their way
+  static_assert(kTimes % kBatch == 0);
   const int thread = threadIdx.x % kWarpgroup;
   const int column = thread / kPieces % W::kColumns, piece = thread % kPieces;
-  constexpr int kRowsAtOnce = kWarpgroup / kPieces / W::kColumns;
   const bool inside = tile.left + column < p.width;
   for (int first = thread / kPieces / W::kColumns; first < W::kRows; first += kBatch * kRowsAtOnce) {
     const int64_t at = ((int64_t{tile.image} * p.height + tile.top + first) * p.width + tile.left + column) * kPieces + piece;
@@ -317,16 +328,12 @@ Parameters parameters(const void* pixels, const void* matrices, const void* besi
   return p;
 }
 
-// Shapes to be measured against each other; the first of each list is used.
-//   of stride 1: 32 × 8 pixels (m64n256k16), two boxes on their way;
-//                16 × 8 pixels (m64n128k16), four boxes;
-//                16 × 8 pixels, three boxes a tile, five on their way, no operand in the middle of a swizzle's pattern.
-#ifndef CMSLAP_SM90_CONV
-#define CMSLAP_SM90_CONV 0
-#endif
-using Shapes = std::tuple<Shape<Window<1, 32, 8>, 2, 2>, Shape<Window<1, 16, 8>, 2, 4>, Shape<Window<1, 16, 8, true>, 2, 5>>;
-using Conv1 = std::tuple_element_t<CMSLAP_SM90_CONV, Shapes>;
-using Conv2 = Shape<Window<2, 16, 8>, 2, 3>;
+using Conv1 = Chosen<Shape<Window<1, 32, 8>, 2, 2, 1>,         // m64n256k16
+                     Shape<Window<1, 32, 8>, 2, 2, 0>,         // without telling L2
+                     Shape<Window<1, 16, 8>, 2, 4, 0>,         // m64n128k16, smaller tiles, more of them on their way
+                     Shape<Window<1, 16, 8, true>, 2, 5, 0>>;  // three boxes a tile
+using Conv2 = Chosen<Shape<Window<2, 16, 8>, 2, 3, 1>, Shape<Window<2, 16, 8>, 2, 3, 0>, Shape<Window<2, 8, 8>, 2, 6, 0>,
+                     Shape<Window<2, 16, 8, true>, 2, 3, 0>>;
 
 // Whether this file was compiled for compute capability 9.0; then it was for 9.0a (setup.py).
 constexpr bool compiled() {

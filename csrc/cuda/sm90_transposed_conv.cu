@@ -15,8 +15,14 @@
 namespace cmslap::cuda::sm90 {
 namespace {
 
-using P = Phases<16, 8>;
-using Boxes = Ring<4, P::kBoxRoom, 4>;
+template <class Phases, int kStages>
+struct Shape {
+  using P = Phases;
+  using Boxes = Ring<kStages, P::kParts * P::kBoxRoom, 4>;
+};
+using Up = Chosen<Shape<Phases<16, 8>, 4>, Shape<Phases<16, 8>, 2>, Shape<Phases<8, 8>, 8>, Shape<Phases<16, 8, true>, 2>>;
+using P = Up::P;
+using Boxes = Up::Boxes;  // a tile's in one stage
 constexpr int kConsumers = 2, kBuffers = 2;
 constexpr int kThreads = (kConsumers + 1) * kWarpgroup;
 constexpr int kResults = kKernelBytes + Boxes::kRoom;
@@ -45,8 +51,10 @@ DEVICE void produce(const Parameters& p, const Room& room) {
   load_matrices(room.matrices(), p.matrices, room.matrices_full(), false);
   for (int n = 0, number = blockIdx.x; number < p.grid.count; ++n, number += gridDim.x) {
     const Tile tile = p.grid.at(number, P::kRows, P::kColumns);
-    const uint32_t stage = room.boxes().fill(n, P::kBoxBytes);
-    tma_load_4d(stage, p.pixels, room.boxes().full(n), 0, tile.left - 1, tile.top - 1, tile.image);
+    const uint32_t stage = room.boxes().fill(n, P::kParts * P::kBoxBytes);
+    for (int part = 0; part < P::kParts; ++part) {
+      load_box<P>(stage + part * P::kBoxRoom, p.pixels, room.boxes().full(n), tile, part);
+    }
   }
 }
 
@@ -61,7 +69,7 @@ DEVICE void multiply(float (&sum)[P::kPixels / 2], uint64_t matrices, uint64_t p
 #pragma unroll
     for (int step = 0; step < kPixelBytes / kStepBytes; ++step) {
       wgmma<T, P::kPixels>(sum, advanced(matrices, tap * kMatrixBytes + step * kStepBytes),
-                           advanced(pixels, P::offset(tap) + step * kStepBytes), accumulate);
+                           advanced(pixels, P::part(tap) * P::kBoxRoom + P::offset(tap) + step * kStepBytes), accumulate);
       accumulate = true;
     }
   }

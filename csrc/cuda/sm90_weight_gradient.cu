@@ -14,8 +14,6 @@
 // left in registers would save less than a tenth and cost the transposing loads.
 // Of stride 2, 4 × 16 pixels: tensor cores 1152, device memory 64 · 640 bytes / 18 = 2280: bound by memory.
 // A share ends with 144 KiB written (and read, if it accumulates), once a launch.
-#include <tuple>
-
 #include "implementations.h"
 #include "sm90_block.h"
 
@@ -63,7 +61,7 @@ DEVICE void produce(const Parameters& p, const typename S::Tiles& tiles) {
     const uint32_t stage = tiles.fill(n, S::kStageBytes), full = tiles.full(n);
     tma_load_4d(stage, p.left, full, 0, tile.left, tile.top, tile.image);
     for (int part = 0; part < W::kParts; ++part) {
-      load_window<W>(stage + W::kTileBytes + part * W::kBoxRoom, p.right, full, tile, part);
+      load_box<W>(stage + W::kTileBytes + part * W::kBoxRoom, p.right, full, tile, part);
     }
   }
 }
@@ -161,14 +159,10 @@ int splits(const WeightGradient& g) {
   return std::min(std::max(multiprocessors() / g.maps, 1), grid_of<S>(g).count);
 }
 
-// Shapes of stride 1 to be measured against each other: 8 × 16 pixels, five tiles on their way; 16 × 16 pixels, three; 4 × 16
-// pixels, no operand in the middle of a swizzle's pattern, five.
-#ifndef CMSLAP_SM90_WEIGHT_GRADIENT
-#define CMSLAP_SM90_WEIGHT_GRADIENT 0
-#endif
-using Shapes = std::tuple<Shape<Window<1, 8, 16>, 5>, Shape<Window<1, 16, 16>, 3>, Shape<Window<1, 4, 16, true>, 5>>;
-using Gradient1 = std::tuple_element_t<CMSLAP_SM90_WEIGHT_GRADIENT, Shapes>;
-using Gradient2 = Shape<Window<2, 4, 16>, 4>;
+using Gradient1 = Chosen<Shape<Window<1, 8, 16>, 5>, Shape<Window<1, 16, 16>, 3>, Shape<Window<1, 4, 16>, 8>,
+                         Shape<Window<1, 4, 16, true>, 5>>;
+using Gradient2 = Chosen<Shape<Window<2, 4, 16>, 4>, Shape<Window<2, 8, 16>, 2>, Shape<Window<2, 2, 16>, 7>,
+                         Shape<Window<2, 4, 16, true>, 3>>;
 
 }  // namespace
 

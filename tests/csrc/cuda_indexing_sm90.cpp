@@ -118,9 +118,9 @@ void test_phases() {
     require(P::phase(tap) == k % 2 * 2 + l % 2, "phase of a tap");
     ++taps_of[P::phase(tap)];
     const uint64_t b = advanced(descriptor(room, kLeadingUnread, P::kRowBytes), P::offset(tap));
+    const Tile tile = {0, 0, 0};
     for (int pixel = 0; pixel < P::kPixels; ++pixel) {
-      // The box begins a row above and a column before the tile.
-      const int y = pixel / 8 + 1 - k / 2, x = pixel % 8 + 1 - l / 2;
+      const int y = pixel / 8 - k / 2 - P::top(tile), x = pixel % 8 - l / 2 - P::left(tile, P::part(tap));
       require(y >= 0 && y < P::kHeight && x >= 0 && x < P::kWidth, "what a phase reads is in the box");
       for (int channel = 0; channel < 16; ++channel)
         require(address_of(b, false, pixel, channel) == brought(room, P::kWidth, y, x, channel),
@@ -164,7 +164,10 @@ TEST(sm90_index_windows) {
   test_window<Window<2, 4, 16, true>>();
 }
 
-TEST(sm90_index_phases) { test_phases<Phases<16, 8>>(); }
+TEST(sm90_index_phases) { 
+  test_phases<Phases<16, 8>>();
+  test_phases<Phases<16, 8, true>>();
+}
 
 }  // namespace
 }  // namespace cmslap::cuda::testing

@@ -154,6 +154,7 @@ inline void tma_load_5d(uint32_t destination, const TensorMap& map, uint32_t bar
   const int corner[] = {c0, c1, c2, c3, c4};
   model::tma_load(destination, map, barrier, 5, corner);
 }
+inline void tma_prefetch_4d(const TensorMap&, int, int, int, int) {}
 inline void tma_store_4d(const TensorMap& map, uint32_t source, int c0, int c1, int c2, int c3) {
   const int corner[] = {c0, c1, c2, c3};
   model::tma_store(map, source, 4, corner);

@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kRowLanes* kColumnLanes)
   const int lane = threadIdx.x / kColumnLanes, column = blockIdx.x * kColumnLanes + threadIdx.x % kColumnLanes;
   float own = 0.0f;
   if (column < columns) {
-#pragma unroll 4
+#pragma unroll 8
     for (int row = lane; row < rows; row += kRowLanes) own += sums[int64_t{row} * columns + column];
   }
   shared[threadIdx.x] = own;
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t number = int64_t{blockIdx.x} * kThreads + threadIdx.x, numbers = int64_t{maps} * 9 * elements;
   if (number >= numbers) return;
   float sum = 0.0f;
-#pragma unroll 4
+#pragma unroll 8
   for (int split = 0; split < splits; ++split) sum += partials[split * numbers + number];
   const int64_t matrix = number / elements, element = number % elements;
   grad[(matrix / 9 * elements + element) * 9 + matrix % 9] += sum;

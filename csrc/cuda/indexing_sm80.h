@@ -104,7 +104,7 @@ HOST_DEVICE constexpr int pixel_piece_of_lane(int lane) { return lane / 16; }
 // The same for 16 rows of a matrix × 16 channels, two fragments of 8 rows: the row and the piece.
 HOST_DEVICE constexpr int row_of_lane(int lane) { return lane / 16 * 8 + lane % 8; }
 HOST_DEVICE constexpr int row_piece_of_lane(int lane) { return lane / 8 % 2; }
-// The second 16 channels of a slice are the first's addresses with this bit flipped.
+// The next 16 channels of 32 are the first's addresses with this bit flipped.
 constexpr int kSecondHalf = 2 << 4;
 
 // What lane `lane` holds of a product: pixels lane / 4 and lane / 4 + 8, channels eight_of_lane() to + 7 of the warp's 32.

@@ -97,9 +97,9 @@ int weight_gradient_splits(const WeightGradient&);  // reads neither pointers no
 // grad[map][row][column][3][3] += Σ over splits, in order: always the same bits.
 void reduce_weight_gradient(const float* partials, int splits, int maps, int rows, int columns, float* grad, cudaStream_t);
 
-// ---- Elementwise and sums ----
+// ---- Elementwise and sums; elements are a multiple of 8 ----
 void activate(Type type, const void* x, int64_t elements, float slope, void* y, cudaStream_t);  // φ
-// y = φ'(saved) · grad; elements is a multiple of 8.
+// y = φ'(saved) · grad.
 void differentiate(Type type, const void* grad, const void* saved, int64_t elements, float slope, void* y, cudaStream_t);
 // sums [pixel_sum_rows(), channels]: rows that add up to Σ over pixels of a map.
 void sum_pixels(Type type, const void* map, int64_t pixels, int channels, float* sums, cudaStream_t);

@@ -7,7 +7,7 @@
 // slices of the matrices are all there are: they stay, and only pixels move.
 //
 // For 64 → 64 channels and a tile of 16×16 pixels: 18.9 MFLOP, 9,216 clocks of an A100's multiprocessor (2,048 FLOP a clock) and
-// 18,432 of an A6000's. Copied from L2: 41.5 KB, 4.5 and 2.3 B a clock where some 40 and 25 can be had. A warp takes 4 rows × 16 pixels
+// 18,432 of an A6000's. Copied from L2: 41.5 KB, 4.5 and 2.3 B a clock, a small part of what it delivers. A warp takes 4 rows × 16 pixels
 // × 32 channels: for a column of taps and 16 input channels it loads 3 matrices and 6 rows of pixels once each, 12 ldmatrix of
 // 512 B, and each row meets up to three taps, 48 mma: 64 B a clock and multiprocessor, half of what shared memory delivers (loading
 // pixels for every tap would ask for 96). With 2 rows a warp it is 10 ldmatrix for 24 mma, 107 B; on an A6000 both are half that.
@@ -116,7 +116,7 @@ struct Results {
     first = ((int64_t{tile.image} * p.height + row) * p.width + column) * p.out + channel;
   }
   DEVICE bool inside(int r, int half) const { return row + r < p.height && column + 8 * half < p.width && channel < p.out; }
-  DEVICE int64_t element(int r, int half) const { return first + (int64_t{r} * p.width + 8 * half) * p.out; }
+  DEVICE int64_t element(int r, int half) const { return first + (r * p.width + 8 * half) * p.out; }
 
   DEVICE void load(const uint16_t* map, uint4 (&values)[kRows][2]) const {
 #pragma unroll
@@ -289,12 +289,11 @@ static void launch_conv(ConvParameters p, Size size, int blocks, cudaStream_t st
 
 template <int kStride>
 static void launch_conv(Type type, const ConvParameters& p, Size size, cudaStream_t stream) {
-  const auto [rows, blocks] = cut(size, p.out);
+  const Cut launched = cut(size, p.out);
   const bool bfloat16 = type == Type::kBFloat16;
-  if (rows == 4)
-    bfloat16 ? launch_conv<BFloat16, 4, kStride>(p, size, blocks, stream) : launch_conv<Float16, 4, kStride>(p, size, blocks, stream);
-  else
-    bfloat16 ? launch_conv<BFloat16, 2, kStride>(p, size, blocks, stream) : launch_conv<Float16, 2, kStride>(p, size, blocks, stream);
+  const auto run = launched.rows == 4 ? (bfloat16 ? launch_conv<BFloat16, 4, kStride> : launch_conv<Float16, 4, kStride>)
+                                      : (bfloat16 ? launch_conv<BFloat16, 2, kStride> : launch_conv<Float16, 2, kStride>);
+  run(p, size, launched.blocks, stream);
 }
 
 void conv(const Conv& c, cudaStream_t stream) {

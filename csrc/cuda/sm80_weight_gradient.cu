@@ -44,19 +44,20 @@ struct TileCopy {
   const WeightGradientParameters& p;
   uint32_t to;
   Tile tile;
-  int row, column;  // of the thread's first channel among the rows and the columns
+  int row, column;  // the block's first
   bool wanted;
 
   DEVICE void part(int number) const {
     const bool of_left = number < kLeftParts;
     const int thread = afresh(threadIdx.x);  // the sums leave no registers for the places of a thread's pixels
     const int pixel = (of_left ? number : number - kLeftParts) * kPixels + thread / kGradientPieces;
+    const int piece = thread % kGradientPieces;
     if (of_left)
-      copy<1>(pixel, Halo::kRows, kTileWidth, p.left, row, p.rows, 0, to,
+      copy<1>(pixel, piece, Halo::kRows, kTileWidth, p.left, row, p.rows, 0, to,
               [](int y, int x, int piece) { return left_offset(y, x, piece); });
     else
-      copy<kStride>(pixel, Halo::kHeight, Halo::kWidth, p.right, column, p.columns, Halo::kPadding, to + Halo::kLeftBytes,
-                    [](int y, int x, int piece) { return Halo::offset(y, x, piece); });
+      copy<kStride>(pixel, piece, Halo::kHeight, Halo::kWidth, p.right, column, p.columns, Halo::kPadding,
+                    to + Halo::kLeftBytes, [](int y, int x, int piece) { return Halo::offset(y, x, piece); });
   }
   DEVICE void all() const {
 #pragma unroll 1
@@ -64,17 +65,17 @@ struct TileCopy {
   }
 
  private:
-  // Pixel number `pixel` of the rectangle height × width; the map is kScale times as large as `left`.
+  // A piece of pixel number `pixel` of the rectangle height × width; the map is kScale times as large as `left`.
   template <int kScale, class Offset>
-  DEVICE void copy(int pixel, int height, int width, const uint16_t* map, int channel, int channels, int padding, uint32_t start,
-                   Offset offset) const {
-    const int i = pixel / width, j = pixel - i * width;
+  DEVICE void copy(int pixel, int piece, int height, int width, const uint16_t* map, int first_channel, int channels,
+                   int padding, uint32_t start, Offset offset) const {
+    const int i = pixel / width, j = pixel - i * width, channel = first_channel + piece * kPieceChannels;
     const int y = kScale * tile.top - padding + i, x = kScale * tile.left - padding + j;
     const bool valid = y >= 0 && y < kScale * p.height && x >= 0 && x < kScale * p.width && channel < channels;
     const int64_t image = int64_t{blockIdx.y} * p.batch + tile.image;
     const int64_t first = image * (kScale * kScale * p.height * p.width), place = y * (kScale * p.width) + x;
     const int64_t element = valid ? (first + place) * channels + channel : 0;
-    cp_async_16_if(wanted && pixel < height * width, start + offset(i, j, threadIdx.x % kGradientPieces), map + element, valid);
+    cp_async_16_if(wanted && pixel < height * width, start + offset(i, j, piece), map + element, valid);
   }
 };
 
@@ -82,30 +83,27 @@ struct TileCopy {
 struct LeftFragments {
   uint32_t words[2][4];
 
-  DEVICE void load(const uint32_t (&addresses)[2], int row_bytes) {
-    ldmatrix_x4_trans(words[0], addresses[0] + row_bytes);
-    ldmatrix_x4_trans(words[1], addresses[1] + row_bytes);
+  DEVICE void load(uint32_t address, int row_bytes) {
+    ldmatrix_x4_trans(words[0], address + row_bytes);
+    ldmatrix_x4_trans(words[1], (address ^ kSecondHalf) + row_bytes);
   }
 };
 
-// Where a lane's addresses start, in bytes from the start of a tile of either map: of its warp's two pairs of pieces.
+// Where a thread is among the operands: its tap column, the first of its warp's 32 channels, and what ldmatrix needs for the first
+// 16 of them, in bytes from the start of a tile of either map.
 template <int kStride>
 struct GradientPlace {
-  int column, row_channel, column_channel;  // tap column; first of the warp's 32 channels
-  uint32_t left[2], right[2];
+  int column, row_channel, column_channel;
+  uint32_t left, right;
 
-  DEVICE GradientPlace() {
-    using Halo = RightHalo<kStride>;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    column = column_of_warp(warp);
-    row_channel = 32 * row_half_of_warp(warp);
-    column_channel = 32 * column_half_of_warp(warp);
-#pragma unroll
-    for (int m = 0; m < 2; ++m) {
-      left[m] = left_offset(0, left_pixel_of_lane(lane), row_channel / 8 + 2 * m + left_piece_of_lane(lane));
-      right[m] = Halo::offset(0, kStride * right_pixel_of_lane(lane) + column,
-                              column_channel / 8 + 2 * m + right_piece_of_lane(lane));
-    }
+  DEVICE explicit GradientPlace(int thread)
+      : column(column_of_warp(thread / 32)),
+        row_channel(32 * row_half_of_warp(thread / 32)),
+        column_channel(32 * column_half_of_warp(thread / 32)) {
+    const int lane = thread % 32;
+    left = left_offset(0, left_pixel_of_lane(lane), row_channel / 8 + left_piece_of_lane(lane));
+    right = RightHalo<kStride>::offset(0, kStride * right_pixel_of_lane(lane) + column,
+                                       column_channel / 8 + right_piece_of_lane(lane));
   }
 };
 
@@ -121,22 +119,21 @@ DEVICE void multiply_row(const LeftFragments& left, const uint32_t (&right)[2][4
     }
 }
 
-// The next tile's copies are issued between the first half of the products.
+// The next tile's copies are issued between the first of the products, so that they have the rest of the time to arrive.
 template <class T, int kStride>
 DEVICE void multiply_tile(uint32_t left_tile, const GradientPlace<kStride>& place, const TileCopy<kStride>& copy,
                           GradientSums& sums) {
   using Halo = RightHalo<kStride>;
-  const uint32_t right_tile = left_tile + Halo::kLeftBytes;
-  constexpr int kCopying = (Halo::kHeight + 1) / 2;
+  constexpr int kCopying = 4;  // rows, the first, while fewest fragments are in registers
   constexpr int kLeftRow = kTileWidth * kGradientRowBytes, kRightRow = Halo::kRowPlaces * kGradientRowBytes;
-  const uint32_t left_addresses[2] = {left_tile + place.left[0], left_tile + place.left[1]};
+  const uint32_t left_address = left_tile + place.left, right_address = left_tile + Halo::kLeftBytes + place.right;
   LeftFragments left[3];  // the rows last loaded
 #pragma unroll
   for (int i = 0; i < Halo::kHeight; ++i) {  // rows of `right`
-    if (i % kStride == 0 && i / kStride < Halo::kRows) left[i / kStride % 3].load(left_addresses, i / kStride * kLeftRow);
+    if (i % kStride == 0 && i / kStride < Halo::kRows) left[i / kStride % 3].load(left_address, i / kStride * kLeftRow);
     uint32_t right[2][4];
-    ldmatrix_x4_trans(right[0], right_tile + place.right[0] + i * kRightRow);
-    ldmatrix_x4_trans(right[1], right_tile + place.right[1] + i * kRightRow);
+    ldmatrix_x4_trans(right[0], right_address + i * kRightRow);
+    ldmatrix_x4_trans(right[1], (right_address ^ kSecondHalf) + i * kRightRow);
 #pragma unroll
     for (int k = 0; k < 3; ++k) {
       const int r = (i - k) / kStride;
@@ -148,8 +145,8 @@ DEVICE void multiply_tile(uint32_t left_tile, const GradientPlace<kStride>& plac
 }
 
 template <int kStride>
-DEVICE void write_partials(const WeightGradientParameters& p, const GradientPlace<kStride>& place, int block_row,
-                           int block_column, const GradientSums& sums) {
+DEVICE void write_partials(const WeightGradientParameters& p, int block_row, int block_column, const GradientSums& sums) {
+  const GradientPlace<kStride> place(afresh(threadIdx.x));
   const int lane = threadIdx.x % 32;
   float* matrices = p.partials + (int64_t{blockIdx.x} * gridDim.y + blockIdx.y) * 9 * p.rows * p.columns;
 #pragma unroll
@@ -184,13 +181,12 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
   const int column_blocks = int(ceil_div(p.columns, kGradientChannels));
   const int block_row = blockIdx.z / column_blocks * kGradientChannels;
   const int block_column = blockIdx.z % column_blocks * kGradientChannels;
-  const GradientPlace<kStride> place;
+  const GradientPlace<kStride> place(threadIdx.x);
   const bool busy = block_row + place.row_channel < p.rows && block_column + place.column_channel < p.columns;
 
-  const int piece_channel = threadIdx.x % kGradientPieces * kPieceChannels;
   const auto tile_copy = [&](int number, int stage) {
-    return TileCopy<kStride>{p, stages + stage * kStageBytes, p.tiles[number], block_row + piece_channel,
-                             block_column + piece_channel, number < p.tiles.count};
+    return TileCopy<kStride>{p,         stages + stage * kStageBytes, p.tiles[number],
+                             block_row, block_column,                 number < p.tiles.count};
   };
 
   GradientSums sums = {};
@@ -207,7 +203,7 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
       copy.all();
     cp_async_commit();
   }
-  write_partials<kStride>(p, place, block_row, block_column, sums);
+  write_partials<kStride>(p, block_row, block_column, sums);
 }
 
 // ---- Host ----

@@ -177,8 +177,8 @@ void test_gradient_tile() {
   for (int channel = 0; channel < kGradientChannels; channel += 16)
     for (int row = 0; row < Halo::kRows; ++row) {
       const auto left_address = [&](int lane) {
-        return left_offset(0, left_pixel_of_lane(lane), channel / 8 + left_piece_of_lane(lane)) +
-               row * kTileWidth * kGradientRowBytes;
+        const int address = left_offset(0, left_pixel_of_lane(lane), channel / 32 * 4 + left_piece_of_lane(lane));
+        return (address ^ channel / 16 % 2 * kSecondHalf) + row * kTileWidth * kGradientRowBytes;
       };
       require_no_conflicts(left_address);
       for (int lane = 0; lane < 32; ++lane)
@@ -186,8 +186,9 @@ void test_gradient_tile() {
                 "a row of the left map");
       for (int tap = 0; tap < 9; ++tap) {
         const auto right_address = [&](int lane) {
-          return Halo::offset(0, kStride * right_pixel_of_lane(lane) + tap % 3, channel / 8 + right_piece_of_lane(lane)) +
-                 (kStride * row + tap / 3) * Halo::kRowPlaces * kGradientRowBytes;
+          const int x = kStride * right_pixel_of_lane(lane) + tap % 3;
+          const int address = Halo::offset(0, x, channel / 32 * 4 + right_piece_of_lane(lane));
+          return (address ^ channel / 16 % 2 * kSecondHalf) + (kStride * row + tap / 3) * Halo::kRowPlaces * kGradientRowBytes;
         };
         require_no_conflicts(right_address);
         for (int lane = 0; lane < 32; ++lane)

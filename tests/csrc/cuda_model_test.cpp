@@ -11,7 +11,7 @@ template <class Kernel, class... Arguments>
 void expect_failure(const char* what, Kernel kernel, int threads, const Arguments&... arguments) {
   std::string said;
   for (int timing = 0; timing < kTimings; ++timing) {
-    set_timing(timing);
+    set_timing(timing, generator());
     try {
       launch(kernel, dim3(1), dim3(threads), 4096, nullptr, arguments...);
     } catch (const model::Failure& failure) {
@@ -26,7 +26,7 @@ template <class Kernel>
 void expect_poison(Kernel kernel, int threads) {
   bool poisoned = false;
   for (int timing = 0; timing < kTimings; ++timing) {
-    set_timing(timing);
+    set_timing(timing, generator());
     Buffer<float> out(threads);
     launch(kernel, dim3(1), dim3(threads), 4096, nullptr, out.data());
     for (int i = 0; i < threads; ++i) poisoned |= std::isnan(out[i]);
@@ -43,7 +43,7 @@ TEST(model_finds_a_barrier_that_some_do_not_reach) {
 }
 
 TEST(model_finds_barriers_of_other_sizes) {
-  expect_failure("barrier 1 for 96 threads, for others 64", +[] { named_barrier_sync(1, threadIdx.x < 32 ? 64 : 96); }, 96);
+  expect_failure(" threads, for others ", +[] { named_barrier_sync(1, threadIdx.x < 32 ? 64 : 96); }, 96);
 }
 
 TEST(model_finds_lanes_at_different_instructions) {
@@ -182,6 +182,18 @@ TEST(model_finds_a_store_without_wait) {
   }, 32, some_map());
 }
 
+TEST(model_finds_a_store_of_what_stmatrix_wrote_without_a_fence) {
+  expect_failure("without fence_proxy_async", +[](TensorMap map) {
+    SHARED_MEMORY(shared);
+    const uint32_t words[4] = {};
+    stmatrix_x4(shared_address(shared) + 1024 + 16 * threadIdx.x, words);
+    if (threadIdx.x > 0) return;
+    tma_store_4d(map, shared_address(shared) + 1024, 0, 0, 0, 0);
+    tma_store_commit();
+    tma_store_wait<0>();
+  }, 32, some_map());
+}
+
 TEST(model_finds_wrong_tensor_maps) {
   alignas(16) static uint16_t tensor[1024];
   const auto expect = [](const char* what, const Tensor<3>& description) {
@@ -225,7 +237,7 @@ TEST(model_finds_wrong_uses_of_wgmma) {
   expect_failure("wrote an accumulator that wgmma was adding to", multiply_kernel<true, true, true>, 128, out.data());
   expect_poison(multiply_kernel<true, false, false>, 128);
   for (int timing = 0; timing < kTimings; ++timing) {
-    set_timing(timing);
+    set_timing(timing, generator());
     launch(multiply_kernel<true, true, false>, dim3(1), dim3(128), 4096, nullptr, out.data());
     for (int i = 0; i < 128; ++i)
       if (out[i] != 0) throw std::runtime_error("the right kernel is taken for a wrong one");
@@ -233,7 +245,7 @@ TEST(model_finds_wrong_uses_of_wgmma) {
 }
 
 TEST(model_finds_warps_that_miss_a_product) {
-  expect_failure("threads 0-95: wgmma: the other warps of the warpgroup", +[] {
+  expect_failure("threads 0-95: wgmma, with the other warps of the warpgroup", +[] {
     SHARED_MEMORY(shared);
     float d[8] = {};
     if (threadIdx.x >= 96) return;

@@ -10,7 +10,7 @@
 namespace cmslap::cuda::testing {
 
 constexpr int kTimings = 1;
-inline void set_timing(int) {}
+inline void set_timing(int, unsigned) {}
 inline void set_multiprocessors(int) {}
 inline void finish_run() { check(cudaDeviceSynchronize(), "cudaDeviceSynchronize"); }
 inline bool runs_sm90() {
@@ -47,9 +47,10 @@ class Pages {
 namespace cmslap::cuda::testing {
 
 constexpr int kTimings = 4;
-inline void set_timing(int which) {
+inline void set_timing(int which, unsigned seed) {
   model::options.late = which & 1;
   model::options.descending = which & 2;
+  model::options.seed = seed;
 }
 inline void set_multiprocessors(int count) { model::options.multiprocessors = count; }
 inline void finish_run() {}

@@ -1,5 +1,6 @@
 #include "instructions.h"
 
+#include <algorithm>
 #include <map>
 
 namespace cmslap::cuda::model {
@@ -27,19 +28,24 @@ struct Product {
   Fragments of[kWarpgroup];
 };
 struct Warpgroup {
-  uint64_t complete = 0;  // products for which all threads have come
-  int finished = 0;       // products before products.front()
+  uint64_t finished = 0;  // products before products.front()
   std::deque<Product> products;
 };
 
 std::map<uint32_t, Mbarrier> mbarriers;
 std::vector<Warpgroup> warpgroups;
 
+// Which warp's stmatrix wrote a 16-byte piece that fence_proxy_async has not yet shown to copy engine and wgmma, or -1.
+std::vector<int> unfenced;
+
+int& unfenced_at(uint32_t address) { return unfenced[(address - kSharedBase) / 16]; }
+
 }  // namespace
 
 void start_instructions() {
   mbarriers.clear();
   warpgroups.assign((threads_of_block() + kWarpgroup - 1) / kWarpgroup, {});
+  unfenced.assign(kMaxSharedBytes / 16, -1);
 }
 
 void check_finished(Thread& thread) {
@@ -132,6 +138,8 @@ void store(void* const* lanes) {
     low = static_cast<uint16_t>(s);
     high = static_cast<uint16_t>(s >> 16);
   });
+  for (int lane = 0; lane < kLanes; ++lane)
+    unfenced_at(static_cast<MatrixAccess*>(lanes[lane])->row) = this_thread().index / kLanes;
 }
 
 struct Fragment {  // of mma.m16n8k16
@@ -222,6 +230,10 @@ void mbarrier_init(uint32_t address, int arrivals) {
 
 void fence_barrier_init() {
   for (auto& [address, barrier] : mbarriers) barrier.visible = true;
+}
+
+void fence_proxy_async() {
+  std::replace(unfenced.begin(), unfenced.end(), this_thread().index / kLanes, -1);
 }
 
 void mbarrier_arrive(uint32_t address, uint32_t expected_bytes) {
@@ -332,6 +344,8 @@ void tma_load(uint32_t destination, const TensorMap& map, uint32_t barrier, int 
 
 void tma_store(const TensorMap& map, uint32_t source, int rank, const int* corner) {
   const Box box = make_box(map, source, rank, corner);
+  for (uint32_t piece = 0; piece < box.bytes(); piece += 16)
+    require(unfenced_at(source + piece) < 0, "tma_store of what stmatrix wrote without fence_proxy_async");
   const auto store = [box] {
     for_elements(box, [](uint16_t* global, const uint16_t* shared) {
       if (global) *global = *shared;
@@ -349,8 +363,14 @@ void tma_store_commit() {
 
 void tma_store_wait(int pending) {
   auto& groups = this_thread().store_groups;
-  for (; groups.size() > static_cast<size_t>(pending); groups.pop_front())
-    for (const auto& store : groups.front()) store();
+  for (; groups.size() > static_cast<size_t>(pending); groups.pop_front()) {
+    uint64_t finished = 0;
+    do_asynchronously([&] {
+      for (const auto& store : groups.front()) store();
+      ++finished;
+    });
+    if (finished == 0) wait_for_change(finished, "its tma_store");
+  }
 }
 
 // ---- wgmma ----
@@ -377,7 +397,10 @@ const uint16_t* piece(uint64_t descriptor, bool transposed, uint32_t row, uint32
   } else {
     offset = row % 8 * span + row / 8 * stride + k * 2;
   }
-  return reinterpret_cast<const uint16_t*>(at_address(swizzled(start + offset, swizzle, pattern_row), 16, 16));
+  const uint32_t address = swizzled(start + offset, swizzle, pattern_row);
+  const uint8_t* const bytes = at_address(address, 16, 16);
+  require(unfenced_at(address) < 0, "wgmma with what stmatrix wrote without fence_proxy_async");
+  return reinterpret_cast<const uint16_t*>(bytes);
 }
 
 // [16][rows], the sixteen that are summed over outermost.
@@ -468,7 +491,7 @@ Warpgroup& warpgroup() { return warpgroups[this_thread().index / kWarpgroup]; }
 
 }  // namespace
 
-// Threads don't wait for each other here: the product is complete when the last of them has come.
+// Threads don't wait for each other here: the product can begin when the last of them has come.
 void wgmma(const Operands& operands, float* d, const uint32_t* a) {
   Thread& thread = this_thread();
   Warpgroup& group = warpgroup();
@@ -483,11 +506,11 @@ void wgmma(const Operands& operands, float* d, const uint32_t* a) {
   if (a != nullptr) std::copy(a, a + 4, mine.a);
   if (options.late) ++in_flight(thread, d, operands.columns / 2).products;
   if (++product.arrived < kWarpgroup) return;
-  ++group.complete;
-  if (options.late) return;
-  perform(product);
-  group.products.pop_front();
-  ++group.finished;
+  do_asynchronously([&group] {
+    perform(group.products.front());
+    group.products.pop_front();
+    ++group.finished;
+  });
 }
 
 void wgmma_fence() { this_thread().fenced = true; }
@@ -498,16 +521,8 @@ void wgmma_wait(int pending) {
   Thread& thread = this_thread();
   Warpgroup& group = warpgroup();
   while (thread.product_groups.size() > static_cast<size_t>(pending)) {
-    const int wanted = thread.product_groups.front();
-    while (group.finished < wanted) {
-      if (group.products.front().arrived < kWarpgroup) {
-        wait_for_change(group.complete, "wgmma: the other warps of the warpgroup");
-        continue;
-      }
-      perform(group.products.front());
-      group.products.pop_front();
-      ++group.finished;
-    }
+    while (group.finished < thread.product_groups.front())
+      wait_for_change(group.finished, "wgmma, with the other warps of the warpgroup");
     thread.product_groups.pop_front();
   }
   if (thread.product_groups.empty() && thread.products_issued <= group.finished) thread.fenced = false;

@@ -26,6 +26,7 @@ void mbarrier_init(uint32_t barrier, int arrivals);
 void mbarrier_arrive(uint32_t barrier, uint32_t expected_bytes);
 void mbarrier_wait(uint32_t barrier, int parity);
 void fence_barrier_init();
+void fence_proxy_async();
 
 constexpr int kMaxRank = 5;
 struct TensorMap {

@@ -11,6 +11,8 @@
 #include <cinttypes>
 #include <memory>
 #include <mutex>
+#include <numeric>
+#include <random>
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
@@ -89,6 +91,7 @@ struct Machine {
   const std::function<void()>* body = nullptr;
   std::string failure;
   bool cancelled = false;
+  std::minstd_rand random;
   std::vector<Warp> warps;
   Barrier barriers[kBarriers];
   std::deque<std::function<void()>> asynchronous;
@@ -152,9 +155,6 @@ void resume(Fiber& fiber) {
   switch_stack(machine.scheduler, fiber.stack);
 }
 
-// Which of `count` lanes or warps is the i-th to run.
-int in_turn(int i, int count) { return options.descending ? count - 1 - i : i; }
-
 // Runs the lanes of a warp as far as they come; one warp far ahead of the others shows missing barriers.
 bool run_warp(int warp) {
   const int first = warp * kLanes, lanes = std::min(kLanes, machine.threads - first);
@@ -162,7 +162,7 @@ bool run_warp(int warp) {
   for (bool again = true; again; ran |= again) {
     again = false;
     for (int i = 0; i < lanes && machine.failure.empty(); ++i) {
-      Fiber& fiber = *machine.fibers[first + in_turn(i, lanes)];
+      Fiber& fiber = *machine.fibers[first + (options.descending ? lanes - 1 - i : i)];
       if (!fiber.can_run()) continue;
       resume(fiber);
       again = true;
@@ -173,7 +173,7 @@ bool run_warp(int warp) {
 
 bool run_asynchronous_work() {
   if (machine.asynchronous.empty()) return false;
-  const auto which = options.descending ? machine.asynchronous.end() - 1 : machine.asynchronous.begin();
+  const auto which = machine.asynchronous.begin() + static_cast<int64_t>(machine.random() % machine.asynchronous.size());
   const auto work = std::move(*which);
   machine.asynchronous.erase(which);
   try {
@@ -237,11 +237,13 @@ bool all_done() {
 
 void run_block(size_t shared_bytes) {
   start_block(shared_bytes);
-  const int warps = static_cast<int>(machine.warps.size());
+  std::vector<int> warps(machine.warps.size());
+  std::iota(warps.begin(), warps.end(), 0);
   bool progress = true;
   while (progress && machine.failure.empty()) {
     progress = false;
-    for (int i = 0; i < warps; ++i) progress |= run_warp(in_turn(i, warps));
+    std::shuffle(warps.begin(), warps.end(), machine.random);
+    for (const int warp : warps) progress |= run_warp(warp);
     if (!progress && !all_done()) progress = run_asynchronous_work();
   }
   if (all_done() && machine.failure.empty() && machine.asynchronous.empty()) return;
@@ -283,6 +285,7 @@ void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<vo
   while (machine.fibers.size() < threads) machine.fibers.push_back(make_fiber());
   machine.threads = static_cast<int>(threads);
   machine.body = &body;
+  machine.random.seed(options.seed);
   gridDim = grid;
   blockDim = block;
   resize_shared_memory(shared_bytes);

@@ -16,10 +16,11 @@
 namespace cmslap::cuda::model {
 
 struct Options {
-  // Asynchronous work is done at once, or as late as the kernel's waits allow. Early finds what reads memory before its
-  // data is there; late finds missing waits, which then see poison, and memory reused too soon.
+  // Asynchronous work is done at once, or when nothing else can go on. Early finds what reads memory before its data is
+  // there; late finds missing waits, which then see poison, and memory reused too soon.
   bool late = false;
-  bool descending = false;  // blocks, warps, lanes and loads of the copy engine: from the last to the first
+  bool descending = false;  // blocks and the lanes of a warp run from the last to the first
+  unsigned seed = 1;        // of the random order in which warps and what is asynchronous take turns
   int multiprocessors = 3;
   int compute_capability = 90;
 };
@@ -55,8 +56,8 @@ struct Thread {
   std::deque<std::vector<Copy>> copy_groups;
   std::vector<std::function<void()>> stores;  // of the copy engine, not committed
   std::deque<std::vector<std::function<void()>>> store_groups;
-  int products_issued;             // wgmma
-  std::deque<int> product_groups;  // products_issued at each commit
+  uint64_t products_issued;             // wgmma
+  std::deque<uint64_t> product_groups;  // products_issued at each commit
   std::vector<InFlight> in_flight;
   bool fenced;  // by wgmma.fence
 
@@ -72,7 +73,7 @@ inline void require(bool holds, const char* what) {
 // Lets others run until *counter is no longer what it is now. `what` is a printf format of two unsigned long long.
 void wait_for_change(const uint64_t& counter, const char* what, uint64_t first = 0, uint64_t second = 0);
 
-// Work of the copy engine: at once, or when no thread can go on without it.
+// Work of the copy engine and of wgmma: at once, or when no thread can go on without it.
 void do_asynchronously(std::function<void()> work);
 
 // All 32 lanes bring their arguments to the same instruction; the last to come computes for all.

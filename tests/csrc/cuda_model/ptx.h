@@ -137,7 +137,7 @@ inline void mbarrier_arrive(uint32_t barrier) { model::mbarrier_arrive(barrier, 
 inline void mbarrier_arrive_expect_tx(uint32_t barrier, uint32_t bytes) { model::mbarrier_arrive(barrier, bytes); }
 inline void mbarrier_wait(uint32_t barrier, int parity) { model::mbarrier_wait(barrier, parity); }
 inline void fence_barrier_init() { model::fence_barrier_init(); }
-inline void fence_proxy_async() {}
+inline void fence_proxy_async() { model::fence_proxy_async(); }
 
 using TensorMap = model::TensorMap;
 inline void prefetch_tensor_map(const TensorMap&) {}

@@ -38,7 +38,7 @@ sanitize:
 	set -e; for sanitizer in address,undefined thread; do \
 		$(CXX) -std=c++17 -O1 -g -Wno-psabi -fsanitize=$$sanitizer -fno-sanitize-recover=all -Icsrc \
 			$(KERNEL_TEST) -pthread -o build/kernel_test; \
-		for isa in avx512 avx2 portable; do CMSLAP_ISA=$$isa build/kernel_test; done; \
+		for isa in avx512_bf16 avx512 avx2 portable; do CMSLAP_ISA=$$isa build/kernel_test; done; \
 	done
 	$(MAKE) -f tests/csrc/cuda.mk BUILD=build/cuda_sanitized SANITIZE=address,undefined
 	build/cuda_sanitized/cuda_tests --cases 2

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 WEIGHTS = ROOT / "cmslap" / "weights"
 OFFICIAL = ROOT / "bench" / "results" / "evaluation" / "MSLapSRN_D5R8.json"
+OFFICIAL_BF16 = OFFICIAL.with_name("MSLapSRN_D5R8-bf16.json")
 CPU_SUITE = ROOT / "bench" / "results" / "cpu" / "bench.json"
 SHIPPED = ALIASES["cms-lapsrn"]
 
@@ -53,6 +54,22 @@ def evaluation() -> str:
     return "\n".join(lines)
 
 
+def precision() -> str:
+    """PSNR in float32 and in bfloat16 on Set5."""
+    pairs = {
+        f"`{SHIPPED}`": (WEIGHTS / f"{SHIPPED}.evaluation.json", WEIGHTS / f"{SHIPPED}.evaluation-bf16.json"),
+        "MS-LapSRN D5R8, official weights": (OFFICIAL, OFFICIAL_BF16),
+    }
+    lines = ["| PSNR on Set5, bfloat16 (float32) | 2x | 4x | 8x |", "|---|---|---|---|"]
+    for name, (exact, rounded) in pairs.items():
+        exact, rounded = (
+            {key: row["model"]["psnr"] for key, row in _results(path).items()} for path in (exact, rounded)
+        )
+        cells = (f"{rounded['set5', scale]:.3f} ({exact['set5', scale]:.3f})" for scale in (2, 4, 8))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def weights() -> str:
     """Where the shipped weights come from, in one sentence."""
     record = json.loads((WEIGHTS / f"{SHIPPED}.json").read_text())
@@ -82,7 +99,7 @@ def speed() -> str:
     return "\n".join(lines)
 
 
-BLOCKS = {"evaluation": evaluation, "weights": weights, "speed": speed}
+BLOCKS = {"evaluation": evaluation, "precision": precision, "weights": weights, "speed": speed}
 
 
 def render(text: str) -> str:

@@ -10,6 +10,7 @@
 #include "cpu/bindings.h"
 
 STABLE_TORCH_LIBRARY(cmslap_cpu, m) {
+  m.def("multiplies_bfloat16() -> bool");
   m.def("conv2d_lrelu(Tensor x, Tensor weight, Tensor? bias, Tensor? skip, float negative_slope, Tensor(a!) out) -> ()");
   m.def(
       "conv2d_lrelu_backward(Tensor x, Tensor weight, Tensor out, Tensor grad, float negative_slope, Tensor(a!)? grad_x, "
@@ -57,4 +58,8 @@ STABLE_TORCH_LIBRARY_IMPL(cmslap_cpu, CPU, m) {
   m.impl("residual_head", TORCH_BOX(&residual_head));
   m.impl("residual_head_backward", TORCH_BOX(&residual_head_backward));
   m.impl("lapsrn_last_level", TORCH_BOX(&lapsrn_last_level));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(cmslap_cpu, CompositeExplicitAutograd, m) {
+  m.impl("multiplies_bfloat16", TORCH_BOX(&cmslap::cpu::multiplies_bfloat16));  // has no tensor to say it is the CPU's
 }

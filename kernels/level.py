@@ -7,7 +7,7 @@ of the g_k of all recursions' ends, which the same epilogue adds up.
 
 Launches for D convolutions and R recursions (D5R8 in brackets):
 forward 3 + R·D [43]: packing, φ(u), the convolutions, U;
-backward 12 + R·(D + 5) [92]: R·D data gradients, and a recursion one weight gradient of all its D convolutions and
+backward 13 + R·(D + 5) [93]: R·D data gradients, and a recursion one weight gradient of all its D convolutions and
 four sums over the shares and tiles, a few percent of a map each; around them packing, the two gradients of U and its
 bias's, and small copies and sums. ``recompute`` adds R·D [40] to backward.
 
@@ -50,6 +50,7 @@ def embedding(
 
 def embedding_gradient(
     grad: Tensor,  # [N, H, W, C], g_RD
+    grad_sum: Tensor,  # [C], float32, its sum over pixels
     saved: Tensor,  # [K, N, H, W, C], as embedding left it
     weights: Tensor,  # packed [D, 9, C, C]
     biases: Tensor,  # [D, C]
@@ -64,7 +65,7 @@ def embedding_gradient(
     float32 = {"dtype": torch.float32, "device": grad.device}
     grad_weights = torch.zeros(depth, 9, channels, channels, **float32)
     grad_biases = torch.zeros(depth, channels, **float32)
-    grad_biases[-1] = grad.sum((0, 1, 2), dtype=torch.float32)
+    grad_biases[-1] = grad_sum
     shares = torch.empty(depth, share_count(grads.shape, channels, grad.device), *grad_weights.shape[1:], **float32)
     sums = torch.zeros(depth, sums_rows(shape, grad.dtype), channels, **float32)
     skip = grad
@@ -125,8 +126,6 @@ def level_gradient(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of u, and in float32 of the packed weights, biases, packed upsampling weight and its bias."""
     upsample = weight_gradient_shares(saved[-1:], grad[None], 2).sum(1)[0]
-    block = embedding_gradient(
-        transposed_conv_data_gradient(grad, upsample_weight, saved[-1], slope),
-        saved, weights, biases, recursions, slope, step,
-    )  # fmt: skip
+    last = transposed_conv_data_gradient(grad, upsample_weight, saved[-1], slope)
+    block = embedding_gradient(*last, saved, weights, biases, recursions, slope, step)
     return *block, upsample, grad.sum((0, 1, 2), dtype=torch.float32)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import level
 from .conv import conv_data_gradient, conv_lrelu
+from .derivative import derivative
 from .tiles import pack_weights, unpack_weights
 from .transposed_conv import transposed_conv, transposed_conv_data_gradient
 from .weight_gradient import weight_gradient_shares
@@ -55,14 +56,12 @@ def conv2d_lrelu_backward(
     **_: Tensor | None,
 ) -> Gradients:
     """φ' is a pass of its own here, as its result is also the skip's gradient; in a level it is part of an epilogue."""
-    before = nhwc(torch.ops.aten.leaky_relu_backward(grad, output, negative_slope, self_is_result=True))
-    gradients = {"skip": nchw(before)}
+    before, sums = derivative(nhwc(grad), nhwc(output), negative_slope)
+    gradients = {"skip": nchw(before), "bias": sums}
     if "x" in wanted:
         gradients["x"] = nchw(conv_data_gradient(before, pack_weights(weight, before.dtype)))
     if "weight" in wanted:
         gradients["weight"] = _weight_gradient(before, nhwc(x), 1)
-    if "bias" in wanted:
-        gradients["bias"] = _over_pixels(before)
     return gradients
 
 
@@ -76,7 +75,7 @@ def tied_conv_transpose2d_backward(
 ) -> Gradients:
     grad, gradients = nhwc(grad), {}
     if "a" in wanted:
-        gradients["a"] = nchw(transposed_conv_data_gradient(grad, pack_weights(weight, grad.dtype)))
+        gradients["a"] = nchw(transposed_conv_data_gradient(grad, pack_weights(weight, grad.dtype))[0])
     if "weight" in wanted:
         gradients["weight"] = _weight_gradient(nhwc(a), grad, 2)
     if "bias" in wanted:
@@ -110,9 +109,11 @@ def recursive_embedding_backward(
     negative_slope: float,
     recompute: bool,
 ) -> Gradients:
-    before = nhwc(torch.ops.aten.leaky_relu_backward(grad, output, negative_slope, self_is_result=True))
+    before, last_sums = derivative(nhwc(grad), nhwc(output), negative_slope)
     packed, step = pack_weights(weights, before.dtype), weights.shape[0] if recompute else 1
-    grad_u, matrices, sums = level.embedding_gradient(before, saved, packed, biases, recursions, negative_slope, step)
+    grad_u, matrices, sums = level.embedding_gradient(
+        before, last_sums, saved, packed, biases, recursions, negative_slope, step
+    )
     return {"u": nchw(grad_u), "weights": unpack_weights(matrices), "biases": sums}
 
 
@@ -169,9 +170,9 @@ def residual_head(
     f: Tensor, image: Tensor, residual_weight: Tensor, residual_bias: Tensor, image_weight: Tensor
 ) -> Tensor:
     """See ``cmslap.ops.residual_head``: one pass over f. The image has a 64th of its bytes and is left to PyTorch."""
-    upsampled = F.conv_transpose2d(image, image_weight, stride=2, padding=1)
+    upsampled = nhwc(F.conv_transpose2d(image, image_weight, stride=2, padding=1))
     weight = pack_weights(residual_weight, f.dtype)
-    return nchw(conv_lrelu(nhwc(f), weight, residual_bias, nhwc(upsampled), slope=1.0))
+    return nchw(conv_lrelu(nhwc(f), weight, residual_bias, upsampled, slope=1.0, out=torch.empty_like(upsampled)))
 
 
 def residual_head_backward(
@@ -185,9 +186,9 @@ def residual_head_backward(
     residual_bias: Tensor,
     image_weight: Tensor,
 ) -> Gradients:
-    gradients, pixels = {}, nhwc(grad)
+    gradients, pixels = {}, nhwc(grad.to(f.dtype))
     if "f" in wanted:
-        gradients["f"] = nchw(conv_data_gradient(pixels, pack_weights(residual_weight, grad.dtype)))
+        gradients["f"] = nchw(conv_data_gradient(pixels, pack_weights(residual_weight, f.dtype)))
     if "residual_weight" in wanted:
         gradients["residual_weight"] = _weight_gradient(pixels, nhwc(f), 1)
     gradients["residual_bias"] = _over_pixels(pixels)

@@ -15,11 +15,12 @@ An input pixel at 64 channels: 73,728 FLOP; bf16 memory 128 B read and 512 B wri
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .conv import launch_conv
+from .conv import launch_conv, sums_rows
 from .tiles import channel_block, load_pixels, load_tap, multiply, tile_count, tile_origin
 from .tuning import Configurations, precision, size_bucket
 
@@ -113,9 +114,10 @@ def transposed_conv_data_gradient(
     weight: Tensor,  # packed [9, Cout, Cin]
     saved: Tensor | None = None,  # [N, H, W, Cout]: its sign gives φ'
     slope: float = 1.0,
-) -> Tensor:  # [N, H, W, Cout]
-    """Gradient with respect to ``a``, or given ``saved`` to the value φ made ``a`` of."""
+) -> tuple[Tensor, Tensor]:  # [N, H, W, Cout], float32 [Cout]
+    """Gradient of ``a``, or given ``saved`` of the value φ made ``a`` of; and its sum over pixels."""
     images, height, width, _ = grad.shape
     out = grad.new_empty(images, height // 2, width // 2, weight.shape[1])
-    launch_conv(grad, weight, out.shape, slope, stride=2, pad=0, out=out, saved=saved)
-    return out
+    sums = grad.new_zeros(sums_rows(out.shape, out.dtype), out.shape[-1], dtype=torch.float32)
+    launch_conv(grad, weight, out.shape, slope, stride=2, pad=0, out=out, saved=saved, sums=sums)
+    return out, sums.sum(0)

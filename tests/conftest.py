@@ -52,3 +52,14 @@ def set14() -> Path:
 @pytest.fixture
 def official_weights() -> Path:
     return _folder("CMSLAP_WEIGHTS", ROOT.parent / "shared" / "weights")
+
+
+@pytest.fixture
+def bfloat16() -> None:
+    """For tests that compute in bfloat16 on the CPU."""
+    from cmslap.ops import cpu, extension
+
+    if extension.MISSING is not None:
+        pytest.skip(extension.MISSING)
+    if not cpu.multiplies_bfloat16():
+        pytest.skip("this processor, or the instruction set CMSLAP_ISA forces, has no bfloat16 products")

@@ -75,7 +75,7 @@ def evaluate(model: nn.Module | None, folder: str | Path, scales: Iterable[int],
 
     Args:
         model: takes y [1, 1, H, W] and a scale and returns the list of levels; runs on its own device, in its own
-            precision. None measures bicubic alone.
+            precision or the active autocast's. None measures bicubic alone.
         folder: pictures of any size and mode; deeper folders are not searched.
         scales: powers of two.
         progress: show a progress bar where standard error is a terminal.
@@ -130,8 +130,8 @@ def _measure(model: nn.Module | None, picture: Tensor, scale: int, path: Path) -
         )
     high = picture[:, :height, :width]
     low = imresize(high, 1 / scale)
-    bicubic = _quality(imresize(low, scale), high, scale)
-    return Row(path.name, scale, bicubic, None if model is None else _quality(enlarge(model, low, scale), high, scale))
+    bicubic = quality(imresize(low, scale), high, scale)
+    return Row(path.name, scale, bicubic, None if model is None else quality(enlarge(model, low, scale), high, scale))
 
 
 @torch.inference_mode()
@@ -152,7 +152,12 @@ def _luma(model: nn.Module, y: Tensor, scale: int) -> Tensor:  # [1, H, W] -> [1
     return model(y[None].to(parameter.device, parameter.dtype), scale)[-1][0].to(y.device, y.dtype)
 
 
-def _quality(result: Tensor, truth: Tensor, scale: int) -> Quality:
+def quality(
+    result: Tensor,  # [1 or 3, H, W]
+    truth: Tensor,  # as the result, multiples of 1/255
+    scale: int,
+) -> Quality:
+    """PSNR and SSIM of a picture rounded to 8 bits, on luma with a border of ``scale`` pixels left out."""
     result = result.clamp(0, 1).mul(255).round() / 255
     if len(truth) == 3:
         result, truth = rgb_to_ycbcr(result)[:1], rgb_to_ycbcr(truth)[:1]

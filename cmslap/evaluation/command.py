@@ -18,6 +18,7 @@ from cmslap.evaluation.benchmark import Quality, Report, Row, evaluate
 from cmslap.files import replacing
 from cmslap.imaging import find_pictures
 from cmslap.interop.checkpoint import find_weights, load_model
+from cmslap.precision import PRECISIONS, add_precision_option, inference_autocast
 from cmslap.provenance import provenance
 
 
@@ -42,6 +43,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="shipped weights or a checkpoint (default: %(default)s)",
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: the GPU if any")
+    add_precision_option(parser)
     parser.add_argument(
         "--json", type=Path, metavar="OUT", help="write every picture's figures and where they come from"
     )
@@ -53,10 +55,11 @@ def run(args: argparse.Namespace) -> int:
     model = load_model(args.model, device=device)
     for folder in args.data:
         find_pictures(folder)  # before minutes go into the folders before a wrong one
-    reports = [evaluate(model, folder, args.scale or [2, 4, 8], progress=True) for folder in args.data]
+    with inference_autocast(args.precision, device):
+        reports = [evaluate(model, folder, args.scale or [2, 4, 8], progress=True) for folder in args.data]
     print(table(reports))
     if args.json:
-        record = to_json(reports, model, args.model, device)
+        record = to_json(reports, model, args.model, device, args.precision)
         with replacing(args.json) as temporary:
             temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return 0
@@ -81,7 +84,9 @@ def _figures(quality: Quality) -> str:
     return f"{quality.psnr:.2f} / {quality.ssim:.4f}"
 
 
-def to_json(reports: Iterable[Report], model: nn.Module, name: str, device: torch.device) -> dict[str, Any]:
+def to_json(
+    reports: Iterable[Report], model: nn.Module, name: str, device: torch.device, precision: str
+) -> dict[str, Any]:
     """Every figure, the weights they are for and what they were measured with."""
     return {
         "model": {
@@ -91,6 +96,7 @@ def to_json(reports: Iterable[Report], model: nn.Module, name: str, device: torc
             "config": model.config(),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
         },
+        "precision": str(PRECISIONS[precision]).removeprefix("torch."),
         "provenance": provenance(device),
         "results": [
             {"data": report.data, "scale": scale, **_row(report.mean(scale)), "images": _images(report, scale)}

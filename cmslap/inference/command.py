@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from torch import nn
 from tqdm import tqdm
 
@@ -35,6 +34,7 @@ from cmslap.inference.upscaling import (
     target_size,
     upscale,
 )
+from cmslap.precision import add_precision_option, inference_autocast
 
 _DESCRIPTION = f"""\
 Enlarge pictures with a Laplacian-pyramid network.
@@ -71,10 +71,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     parser.add_argument("--ensemble", action="store_true", help="average over eight flips and rotations; 8x the time")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: the GPU if any")
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
-        help="precision of the network; the short ones are faster where the device has them (default float32)",
-    )  # fmt: skip
+    add_precision_option(parser)
     parser.add_argument("-r", "--recursive", action="store_true", help="enter folders in folders, and keep their tree")
     parser.add_argument("--overwrite", action="store_true", help="replace pictures that exist")
     parser.set_defaults(run=run)
@@ -83,8 +80,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     jobs = plan(args.inputs, args.output, args.recursive)
     model = resolve_model(args.model, None if args.device == "auto" else args.device)
+    inference_autocast(args.precision, next(model.parameters()).device)  # refuse once, not once a picture
     if args.scale is not None:
-        pyramid_factor(model, (1, 1), (args.scale, args.scale))  # refuse once, not once a picture
+        pyramid_factor(model, (1, 1), (args.scale, args.scale))
     failures = 0
     for source, destination in tqdm(jobs, unit="picture", disable=len(jobs) == 1 or None):
         try:
@@ -171,7 +169,7 @@ def _upscale_file(source: Path, destination: Path, model: nn.Module, args: argpa
     try:
         result = upscale(
             image, args.scale, model, size=args.size, tile=args.tile, ensemble=args.ensemble,
-            dtype=getattr(torch, args.dtype), progress=True,
+            precision=args.precision, progress=True,
         )  # fmt: skip
     except UpscaleError as error:
         raise CommandError(f"{source}: {error}") from error

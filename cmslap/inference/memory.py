@@ -48,9 +48,10 @@ def bytes_per_pixel(model: nn.Module, scale: int) -> int:
     """Peak bytes a low-resolution pixel takes in float32, nearly all of them in feature maps.
 
     A last level that is folded into one operation keeps three maps of its input's size: u, which the source skip
-    reads again and again, and one convolution's input and output; autocast adds a sixth. Otherwise count six of the
-    output's size: the last upsampling's output, uncropped, cropped and in the layout conv_res reads, its input, and
-    what the libraries put aside. (Measured were 3.5 to 5 of plain PyTorch operations, 2.7 of LapSRN's fused ones.)
+    reads again and again, and one convolution's input and output; in bfloat16 they are half as large. Otherwise count
+    six of the output's size: the last upsampling's output, uncropped, cropped and in the layout conv_res reads, its
+    input, and what the libraries put aside. (Measured were 3.5 to 5 of plain PyTorch operations, 2.7 of LapSRN's fused
+    ones.)
     """
     output_map = 4 * model.channels * scale * scale
     if isinstance(model, LapSRN) or not model.folds_last_level():

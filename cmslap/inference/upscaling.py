@@ -21,6 +21,7 @@ from cmslap.inference.tiling import fitting_tile, receptive_field_radius, tiles
 from cmslap.inference.transparency import spread_colour
 from cmslap.interop.checkpoint import load_model
 from cmslap.models import LapSRN
+from cmslap.precision import inference_autocast
 
 DEFAULT_SCALE = 4
 
@@ -38,7 +39,7 @@ def upscale(
     tile: int | None = None,
     ensemble: bool = False,
     device: str | torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
+    precision: str = "float32",
     progress: bool = False,
 ) -> Image.Image | np.ndarray:
     """Enlarge a picture.
@@ -57,7 +58,8 @@ def upscale(
         ensemble: average over the eight flips and rotations: a little better, eight times the work.
         device: where a model given by name runs, "cpu" or "cuda"; None is the GPU if there is one. A network that is
             passed in runs where it is.
-        dtype: float32, or bfloat16 or float16 for autocast: faster where the device has it, less exact.
+        precision: "float32", or for the features "bfloat16" ("bf16") or "float16" ("fp16"): faster, a little less
+            exact. Refused where the device has no such arithmetic: on a CPU, bfloat16 takes AVX512-BF16.
         progress: show a bar over tiles and ensemble members.
 
     Returns:
@@ -68,8 +70,8 @@ def upscale(
     The network sees the Y channel (ITU-R BT.601, studio range), or grey as it is; Cb, Cr and alpha are bicubic. Fully
     transparent pixels first take the colour of their visible neighbourhood, so that none bleeds out of them.
 
-    Raises :class:`UpscaleError` (a ValueError), :class:`cmslap.imaging.ImageError` for a Pillow image without a fitting
-    mode, and what ``load_model`` raises.
+    Raises :class:`UpscaleError` and :class:`cmslap.precision.PrecisionError` (ValueErrors),
+    :class:`cmslap.imaging.ImageError` for a Pillow image without a fitting mode, and what ``load_model`` raises.
     """
     pillow = isinstance(image, Image.Image)
     plain = interpolable(image) if pillow else image
@@ -81,7 +83,7 @@ def upscale(
     _check_memory(len(planes), planes.shape[-2:], target, factor)
 
     def network(y: Tensor) -> Tensor:
-        return super_resolve(model, y, factor, tile=tile, ensemble=ensemble, dtype=dtype, progress=progress)
+        return super_resolve(model, y, factor, tile=tile, ensemble=ensemble, precision=precision, progress=progress)
 
     try:
         with torch.inference_mode():
@@ -101,15 +103,14 @@ def super_resolve(
     *,
     tile: int | None = None,
     ensemble: bool = False,
-    dtype: torch.dtype = torch.float32,
+    precision: str = "float32",
     progress: bool = False,
 ) -> Tensor:  # [factor H, factor W], float32 on the CPU, not clamped
     """Run ``model`` on one luma plane, in tiles where wanted or needed; arguments as for :func:`upscale`."""
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise UpscaleError(f"dtype must be torch.float32, bfloat16 or float16, got {dtype}")
     if tile is not None and (isinstance(tile, bool) or not isinstance(tile, int) or tile < 0):
         raise UpscaleError(f"tile must be an integer of at least 0 pixels, got {tile!r}")
     weight = next(model.parameters())
+    autocast = inference_autocast(precision, weight.device)
     height, width = y.shape
     halo = receptive_field_radius(model, factor)
     if tile is None:
@@ -119,7 +120,7 @@ def super_resolve(
     result = torch.empty(factor * height, factor * width)
     with (
         torch.inference_mode(),
-        torch.autocast(weight.device.type, dtype, enabled=dtype != torch.float32),
+        autocast,
         tqdm(total=runs, unit="tile", leave=False, disable=None if progress else True) as bar,
     ):
 

@@ -1,4 +1,4 @@
-"""What the networks' constructors share: argument checks and the bilinear start of the image upsampling."""
+"""What the networks share: argument checks, the bilinear start of the image upsampling, precision of the picture."""
 
 from __future__ import annotations
 
@@ -22,3 +22,11 @@ def bilinear_kernel() -> Tensor:  # [1, 1, 4, 4]
     """Bilinear 2× interpolation as the kernel of a transposed convolution with stride 2 and padding 1."""
     taps = torch.tensor([0.25, 0.75, 0.75, 0.25])
     return torch.outer(taps, taps)[None, None]
+
+
+def unrounded(y: Tensor) -> torch.autocast:
+    """The context of the first convolution: under autocast, too, it reads the picture as it is.
+
+    Rounding the picture costs more than rounding every feature does, and this convolution is a thousandth of the work.
+    """
+    return torch.autocast(y.device.type, enabled=False)

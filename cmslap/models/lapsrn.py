@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cmslap import ops
-from cmslap.models.init import bilinear_kernel, check_positive, check_scale
+from cmslap.models.init import bilinear_kernel, check_positive, check_scale, unrounded
 
 
 class _Level(nn.Module):
@@ -76,7 +76,8 @@ class LapSRN(nn.Module):
         scale = check_scale(self.scale if scale is None else scale)
         if scale > self.scale:
             raise ValueError(f"scale must be at most {self.scale}, the levels this LapSRN has weights for, got {scale}")
-        u = nn.functional.leaky_relu(self.conv_in(y), self.negative_slope)
+        with unrounded(y):
+            u = nn.functional.leaky_relu(self.conv_in(y), self.negative_slope)
         image, images = y, []
         for level in self.levels[: scale.bit_length() - 1]:
             u, image = level(u, image)

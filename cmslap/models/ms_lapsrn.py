@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cmslap import ops
-from cmslap.models.init import bilinear_kernel, check_positive, check_scale
+from cmslap.models.init import bilinear_kernel, check_positive, check_scale, unrounded
 
 
 class _RecursivePyramid(nn.Module):
@@ -66,7 +66,8 @@ class _RecursivePyramid(nn.Module):
         """
         levels = check_scale(self.scale if scale is None else scale).bit_length() - 1
         level, head, options = self._arguments()
-        u = ops.conv2d_lrelu(y, self.conv_in.weight, self.conv_in.bias, negative_slope=1.0)
+        with unrounded(y):
+            u = ops.conv2d_lrelu(y, self.conv_in.weight, self.conv_in.bias, negative_slope=1.0)
         image, images = y, []
         for _ in range(levels - 1):
             u = ops.lapsrn_level(u, *level, *options)

@@ -29,6 +29,7 @@ def check(operation: Operation, arguments: Arguments) -> None:
 def _check_tensors(operation: Operation, arguments: Arguments) -> None:
     sizes: dict[str, int] = {}
     first_name = next(iter(operation.shapes))
+    features_name = next(name for name in operation.shapes if name not in operation.pictures)
     for name, shape in operation.shapes.items():
         tensor = arguments[name]
         if tensor is None and name in operation.optional:
@@ -36,7 +37,11 @@ def _check_tensors(operation: Operation, arguments: Arguments) -> None:
         if not isinstance(tensor, Tensor):
             raise ArgumentError(f"{name} must be a tensor [{_commas(shape)}], got {_kind(tensor)}")
         _check_shape(name, tensor, shape, sizes)
-        _check_place(name, tensor, first_name, arguments[first_name])
+        _check_device(name, tensor, first_name, arguments[first_name])
+        if name not in operation.pictures:
+            _check_dtype(name, tensor, features_name, arguments[features_name])
+    if operation.pictures:
+        _check_picture_dtypes(operation.pictures, arguments, features_name)
 
 
 def _check_shape(name: str, tensor: Tensor, shape: str, sizes: dict[str, int]) -> None:
@@ -54,11 +59,24 @@ def _check_shape(name: str, tensor: Tensor, shape: str, sizes: dict[str, int]) -
     sizes.update(zip(dimensions, tensor.shape, strict=True))
 
 
-def _check_place(name: str, tensor: Tensor, first_name: str, first: Tensor) -> None:
+def _check_dtype(name: str, tensor: Tensor, first_name: str, first: Tensor) -> None:
     if tensor.dtype not in DTYPES:
         raise ArgumentError(f"{name} must be float32, bfloat16, float16 or float64, got {_plain(tensor.dtype)}")
     if tensor.dtype != first.dtype:
         raise ArgumentError(f"{name} must be {_plain(first.dtype)} as {first_name} is, got {_plain(tensor.dtype)}")
+
+
+def _check_picture_dtypes(pictures: tuple[str, ...], arguments: Arguments, features_name: str) -> None:
+    first_name, *others = pictures
+    dtype, features = arguments[first_name].dtype, arguments[features_name].dtype
+    if dtype != features and (dtype != torch.float32 or features == torch.float64):
+        also = "" if features in (torch.float32, torch.float64) else ", or float32"
+        raise ArgumentError(f"{first_name} must be {_plain(features)} as {features_name} is{also}, got {_plain(dtype)}")
+    for name in others:
+        _check_dtype(name, arguments[name], first_name, arguments[first_name])
+
+
+def _check_device(name: str, tensor: Tensor, first_name: str, first: Tensor) -> None:
     if tensor.device != first.device:
         raise ArgumentError(f"{name} must be on {first.device} as {first_name} is, got {tensor.device}")
 

@@ -1,10 +1,13 @@
 """The CPU backend: the kernels of csrc/cpu.
 
 They compute in float32 on images in channels_last memory; half-precision tensors are converted on the way in and out.
-Parameters' gradients are added to their buffers, so these start as zeros; everything else the kernels write in full.
+Features in bfloat16 stay so in a forward pass that saves nothing, where the processor multiplies bfloat16. Parameters'
+gradients are added to their buffers, so these start as zeros; everything else the kernels write in full.
 """
 
 from __future__ import annotations
+
+import functools
 
 import torch
 from torch import Tensor
@@ -25,19 +28,31 @@ def _unsupported(operation: Operation, arguments: Arguments) -> str | None:
     return None
 
 
-def _image(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.to(torch.float32).contiguous(memory_format=torch.channels_last)
+@functools.cache
+def multiplies_bfloat16() -> bool:
+    """Whether the kernels, those CMSLAP_ISA allows, multiply bfloat16 on this processor. Needs the extension."""
+    return _kernels.multiplies_bfloat16()
+
+
+def _features_dtype(features: Tensor, save: bool = False) -> torch.dtype:
+    """What the forward kernels take features in."""
+    bfloat16 = features.dtype == torch.bfloat16 and not save and multiplies_bfloat16()
+    return torch.bfloat16 if bfloat16 else torch.float32
+
+
+def _image(tensor: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor | None:
+    return None if tensor is None else tensor.to(dtype).contiguous(memory_format=torch.channels_last)
 
 
 def _array(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.to(torch.float32).contiguous()
 
 
-def _new_image(like: Tensor, channels: int, factor: int = 1) -> Tensor:
+def _new_image(like: Tensor, channels: int, factor: int = 1, dtype: torch.dtype = torch.float32) -> Tensor:
     """Memory for images of ``like``'s batch, ``factor`` times as high and wide."""
     n, _, height, width = like.shape
     shape = (n, channels, factor * height, factor * width)
-    return torch.empty(shape, dtype=torch.float32, memory_format=torch.channels_last)
+    return torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
 
 
 def _zeros(like: Tensor) -> Tensor:
@@ -45,8 +60,9 @@ def _zeros(like: Tensor) -> Tensor:
 
 
 def _conv2d_lrelu(x: Tensor, weight: Tensor, bias: Tensor | None, skip: Tensor | None, negative_slope: float) -> Tensor:
-    out = _new_image(x, weight.shape[0])
-    _kernels.conv2d_lrelu(_image(x), _array(weight), _array(bias), _image(skip), negative_slope, out)
+    dtype = _features_dtype(x)
+    out = _new_image(x, weight.shape[0], dtype=dtype)
+    _kernels.conv2d_lrelu(_image(x, dtype), _array(weight), _array(bias), _image(skip, dtype), negative_slope, out)
     return out.to(x.dtype)
 
 
@@ -87,10 +103,11 @@ def _recursive_embedding(
     recompute: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor]:
-    out = _new_image(u, u.shape[1])
+    dtype = _features_dtype(u, save)
+    out = _new_image(u, u.shape[1], dtype=dtype)
     saved = _new_saved(u, saved_maps(recursions, recompute, weights) if save else 0)
     block = _array(weights), _array(biases), recursions, negative_slope, recompute
-    _kernels.recursive_embedding(_image(u), *block, saved, out)
+    _kernels.recursive_embedding(_image(u, dtype), *block, saved, out)
     return out.to(u.dtype), saved.to(u.dtype)
 
 
@@ -113,8 +130,9 @@ def _recursive_embedding_backward(
 
 
 def _tied_conv_transpose2d(a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    out = _new_image(a, weight.shape[1], factor=2)
-    _kernels.tied_conv_transpose2d(_image(a), _array(weight), _array(bias), out)
+    dtype = _features_dtype(a)
+    out = _new_image(a, weight.shape[1], factor=2, dtype=dtype)
+    _kernels.tied_conv_transpose2d(_image(a, dtype), _array(weight), _array(bias), out)
     return out.to(a.dtype)
 
 
@@ -149,13 +167,12 @@ def _lapsrn_level(
     upsample_weight: Tensor | None,
     save: bool,
 ) -> tuple[Tensor, Tensor]:
-    out = _new_image(u, u.shape[1], factor=2)
+    dtype = _features_dtype(u, save)
+    out = _new_image(u, u.shape[1], factor=2, dtype=dtype)
     saved = _new_saved(u, saved_maps(recursions, recompute, weights) + 1 if save else 0)
     kernel = upsample_weight if shared_conv is None else weights[shared_conv - 1]
-    upsampling = _array(kernel), _array(upsample_bias)
-    _kernels.lapsrn_level(
-        _image(u), _array(weights), _array(biases), *upsampling, recursions, negative_slope, recompute, saved, out
-    )
+    parameters = _array(weights), _array(biases), _array(kernel), _array(upsample_bias)
+    _kernels.lapsrn_level(_image(u, dtype), *parameters, recursions, negative_slope, recompute, saved, out)
     return out.to(u.dtype), saved.to(u.dtype)
 
 
@@ -191,8 +208,8 @@ def _residual_head(
 ) -> Tensor:
     out = _new_image(image, 1, factor=2)
     parameters = _array(residual_weight), _array(residual_bias), _array(image_weight)
-    _kernels.residual_head(_image(f), _image(image), *parameters, out)
-    return out.to(f.dtype)
+    _kernels.residual_head(_image(f, _features_dtype(f)), _image(image), *parameters, out)
+    return out.to(image.dtype)
 
 
 def _residual_head_backward(
@@ -237,8 +254,8 @@ def _lapsrn_last_level(
     kernel = upsample_weight if shared_conv is None else weights[shared_conv - 1]
     block = _array(weights), _array(biases), _array(kernel), _array(upsample_bias), recursions, negative_slope
     head = _array(residual_weight), _array(residual_bias), _array(image_weight)
-    _kernels.lapsrn_last_level(_image(u), _image(image), *block, *head, out)
-    return out.to(u.dtype)
+    _kernels.lapsrn_last_level(_image(u, _features_dtype(u)), _image(image), *block, *head, out)
+    return out.to(image.dtype)
 
 
 CPU = Backend(

@@ -14,7 +14,7 @@ from torch import Tensor
 from cmslap.ops.checks import ArgumentError, check
 from cmslap.ops.choice import REFERENCE, choose
 from cmslap.ops.operation import OPERATIONS, Arguments, Operation
-from cmslap.ops.registration import autocast, call
+from cmslap.ops.registration import autocast, call, reference_value
 
 
 def conv2d_lrelu(
@@ -134,7 +134,7 @@ def _run(name: str, *values: object) -> Tensor:
     arguments, needs_grad = prepare(operation, values)
     backend = choose(operation, arguments, needs_grad)
     if backend is REFERENCE:
-        return operation.reference(**arguments)
+        return reference_value(operation, arguments)
     return call(operation, arguments, needs_grad, backend)
 
 

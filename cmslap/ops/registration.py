@@ -39,7 +39,7 @@ def call(operation: Operation, arguments: Arguments, save: bool, backend: Backen
 
 
 def autocast(operation: Operation, arguments: Arguments) -> Arguments:
-    """The arguments as the active autocast, if any, wants them: floating tensors in its dtype, float64 left alone."""
+    """The arguments as the active autocast, if any, wants them: in its dtype, but for pictures and float64."""
     activation = operation.activation(arguments)
     if not isinstance(activation, Tensor):
         return arguments  # not checked yet
@@ -47,7 +47,13 @@ def autocast(operation: Operation, arguments: Arguments) -> Arguments:
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return arguments
     dtype = torch.get_autocast_dtype(device)
-    return {name: _cast(value, device, dtype) for name, value in arguments.items()}
+    return _autocast_to(operation, arguments, device, dtype)
+
+
+def _autocast_to(operation: Operation, arguments: Arguments, device: str, dtype: torch.dtype) -> Arguments:
+    return {
+        name: value if name in operation.pictures else _cast(value, device, dtype) for name, value in arguments.items()
+    }
 
 
 def _cast(value: object, device: str, dtype: torch.dtype) -> object:
@@ -157,13 +163,22 @@ class _Registered:
 
     def autocast_on(self, device: str) -> Callable[..., Tensor | tuple[Tensor, Tensor]]:
         def kernel(*inputs: object) -> Tensor | tuple[Tensor, Tensor]:
-            dtype = torch.get_autocast_dtype(device)
+            arguments = dict(zip(self.operation.arguments, inputs, strict=False))
+            options = inputs[len(arguments) :]
+            arguments = _autocast_to(self.operation, arguments, device, torch.get_autocast_dtype(device))
             with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(f"Autocast{device.upper()}")):
-                return getattr(torch.ops.cmslap, self.operation.name)(
-                    *(_cast(value, device, dtype) for value in inputs)
-                )
+                return getattr(torch.ops.cmslap, self.operation.name)(*arguments.values(), *options)
 
         return kernel
+
+
+def reference_value(operation: Operation, arguments: Arguments) -> Tensor:
+    """What the reference makes of arguments that are in their dtypes already: autocast would also round the picture."""
+    device = operation.activation(arguments).device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return operation.reference(**arguments)
+    with torch.autocast(device, enabled=False):
+        return operation.reference(**arguments)
 
 
 def reference_gradients(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import json
 import math
 import sys
 import typing
@@ -20,6 +21,7 @@ from torch import nn
 
 from cmslap.errors import UserError
 from cmslap.models import CMSLapSRN, LapSRN, MSLapSRN
+from cmslap.precision import PRECISIONS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -121,7 +123,7 @@ class Config:
     seed: int = 0
     init: str = ""  # weights to start from: a file, or the name of shipped ones
     device: str = "auto"  # cuda where there is one; or cpu, cuda, cuda:1, ...
-    precision: str = "float32"  # or bfloat16, float16: autocast
+    precision: str = "float32"  # or bfloat16 (bf16), float16 (fp16): autocast
     channels_last: bool = True
     compile: bool = False
     ema: float = 0.999  # decay of the averaged weights, which are what is validated and exported
@@ -146,7 +148,7 @@ class Config:
         _require(self.patch % top == 0, "patch", self.patch, f"a multiple of the largest scale, {top}")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "an integer from 0 to 2^63 - 1")
         _require(0 <= self.ema < 1, "ema", self.ema, "a decay in [0, 1)")
-        _one_of("precision", self.precision, ("float32", "bfloat16", "float16"))
+        _one_of("precision", self.precision, tuple(PRECISIONS))
         self.data.check()
         self.loss.check()
         self.optimizer.check()
@@ -274,16 +276,31 @@ def find(name: str) -> Path:
         return path
     if name in shipped():
         return SHIPPED / f"{name}.toml"
-    raise ConfigError(f"no configuration {name!r}: expected a TOML file, or one of {', '.join(shipped())}")
+    raise ConfigError(
+        f"no configuration {name!r}: expected a TOML file, a record.json, or one of {', '.join(shipped())}"
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file, or the configuration in a training record."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            return json.loads(text)["config"]
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: not a training record, a JSON object with the key 'config'") from error
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Config:
-    """Read a TOML file (or a shipped configuration) and apply ``key=value`` overrides. Raises :class:`ConfigError`."""
+    """Read a TOML file, a shipped configuration's or a record's, and apply ``key=value`` overrides.
+
+    Raises :class:`ConfigError`.
+    """
     path = find(name)
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    table = _read(path)
     for override in overrides:
         _apply(table, override)
     try:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cmslap.precision import PRECISIONS
 from cmslap.training.checkpoint import initialise
 from cmslap.training.config import Config
 from cmslap.training.data import Share
@@ -41,7 +42,7 @@ class Learner:
         self.optimizer = OPTIMIZERS[settings.name](
             self.parameters, settings.lr, tuple(settings.betas), settings.eps, settings.weight_decay
         )
-        self.scaler = torch.amp.GradScaler(workers.device.type, enabled=config.precision == "float16")
+        self.scaler = torch.amp.GradScaler(workers.device.type, enabled=PRECISIONS[config.precision] == torch.float16)
 
     def lr(self, step: int) -> float:
         """Learning rate of a step, the first being 0."""
@@ -61,7 +62,7 @@ class Learner:
 
     def _backpropagate(self, share: Share) -> Tensor:  # []
         """Add this share's gradients; its part of its scale's mean loss."""
-        low, precision = share.low, getattr(torch, self.config.precision)
+        low, precision = share.low, PRECISIONS[self.config.precision]
         if self.config.channels_last:
             low = low.contiguous(memory_format=torch.channels_last)
         with torch.autocast(low.device.type, precision, enabled=precision != torch.float32):

@@ -49,6 +49,7 @@ class Run:
         self.seconds, self.counted_until = 0.0, time.perf_counter()  # of the run, over all its resumed parts
         self.losses = torch.zeros(len(self.counts), dtype=torch.float64, device=self.device)  # since the last log line
         self.summed = 0  # steps in that sum
+        self.first_losses = torch.zeros(record.FIRST, len(self.counts), device=self.device)  # of each first step
         self.shown = self.drawn = time.perf_counter()
         self.data_clock = DataClock(self.device)
         self.stop_flag = torch.zeros(1, device=self.device)
@@ -75,7 +76,7 @@ class Run:
         if state["pictures"] != self.pictures.fingerprint:
             self._say("resuming with other training images than before")
         self.learner.load(state)
-        for name in ("step", "best", "seconds", "losses", "summed"):
+        for name in ("step", "best", "seconds", "losses", "summed", "first_losses"):
             setattr(self, name, state[name])
         self.origins = [origin for origin in state.get("origins", []) if origin not in self.origins] + self.origins
         self._say(f"resumed after step {self.step}")
@@ -105,7 +106,10 @@ class Run:
         with self.data_clock.running():
             shares = self.pictures.batch(self.step, self.config.seed, self.counts, workers.rank, workers.world)
         asked, self.stop_flag = self.stop_flag, torch.full_like(self.stop_flag, stop.signal)
-        self.losses += self.learner.learn(self.step, shares, self.stop_flag)
+        losses = self.learner.learn(self.step, shares, self.stop_flag)
+        self.losses += losses
+        if self.step < len(self.first_losses):
+            self.first_losses[self.step] = losses
         self.summed += 1
         self.timed_steps += 1
         self.step += 1
@@ -144,9 +148,7 @@ class Run:
         return self.losses.cpu() / max(1, self.summed)
 
     def _loss(self, scale_losses: Tensor) -> float:
-        """Mean over the images."""
-        counts = torch.tensor(list(self.counts.values()), dtype=torch.float64)
-        return float((scale_losses * counts).sum() / counts.sum())
+        return mean_loss(scale_losses, self.counts)
 
     def _log(self) -> None:
         self._check_finite()
@@ -196,7 +198,8 @@ class Run:
         checkpoint.save(self.out / LAST, {**self._state(), **self.learner.state()})
         self._export("last")
         entries = self.log.read()
-        made = record.build(self.config, self.origins, len(self.pictures), self.step, self.seconds, entries)
+        first = [self._loss(losses) for losses in self.first_losses[: self.step].cpu()]
+        made = record.build(self.config, self.origins, len(self.pictures), self.step, self.seconds, first, entries)
         checkpoint.write(self.out / "record.json", (json.dumps(made, indent=1) + "\n").encode())
         if curves.available() and (ending or now - self.drawn > CURVES_EVERY):
             with checkpoint.writing(self.out / "curves.png"):
@@ -210,6 +213,7 @@ class Run:
             "seconds": self.seconds,
             "losses": self.losses,
             "summed": self.summed,
+            "first_losses": self.first_losses,
             "config": to_dict(self.config),
             "pictures": self.pictures.fingerprint,
             "origins": self.origins,
@@ -218,6 +222,12 @@ class Run:
     def _say(self, text: str) -> None:
         if self.workers.first:
             tqdm.write(text, file=sys.stderr)
+
+
+def mean_loss(scale_losses: Tensor, counts: dict[int, int]) -> float:
+    """Mean over a step's images of the scales' mean losses [number of scales], on the CPU."""
+    images = torch.tensor(list(counts.values()), dtype=torch.float64)
+    return float((scale_losses * images).sum() / images.sum())
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

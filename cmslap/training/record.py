@@ -11,6 +11,7 @@ from cmslap.training.config import Config, to_dict
 from cmslap.training.distributed import Workers
 
 CURVE_POINTS = 500
+FIRST = 200  # steps whose every loss is kept, to be compared with a rerun's
 
 
 def _thin(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -39,12 +40,13 @@ def build(
     images: int,
     step: int,
     seconds: float,
+    first_losses: list[float],
     log: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """The record of a run after ``step`` steps in ``seconds``.
 
     ``origins`` are those of the run's parts where they differ, the latest last; ``images`` is how many pictures it
-    trains on, ``log`` are its lines.
+    trains on, ``first_losses`` are the losses of its first steps one by one, ``log`` are its lines.
     """
     training = [entry for entry in log if "loss" in entry]
     speeds = [entry["images_per_second"] for entry in training]
@@ -56,6 +58,7 @@ def build(
         "step": step,
         "seconds": round(seconds, 1),  # with decoding, validating and saving
         "images_per_second": statistics.median(speeds) if speeds else None,  # of the training steps alone
+        "first_losses": first_losses,
         "loss": [{key: entry[key] for key in ("step", "loss", "lr")} for entry in _thin(training)],
         "validation": [{key: entry[key] for key in ("step", "psnr", "mean")} for entry in log if "psnr" in entry],
     }

@@ -1,7 +1,8 @@
 // The CPU kernels as operators on tensors, as csrc/library.cpp lists them.
 //
-// Everything is float32. Images are [N, C, H, W] in channels_last memory; kernels, biases and `saved` are contiguous. Results go to
-// tensors the caller made; gradients of parameters are added to what theirs hold.
+// Everything is float32, but where multiplies_bfloat16() and nothing is saved, the features of a forward operation may be bfloat16.
+// Images are [N, C, H, W] in channels_last memory; kernels, biases and `saved` are contiguous. Results go to tensors the caller
+// made; gradients of parameters are added to what theirs hold.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -12,6 +13,8 @@ namespace cmslap::cpu {
 
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
+
+bool multiplies_bfloat16();
 
 void conv2d_lrelu(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& skip,
                   double negative_slope, Tensor out);

@@ -8,31 +8,39 @@
 
 namespace cmslap::cpu::CMSLAP_ISA {
 
-// Winograd multiplies 36 times a tile where the direct way multiplies 9 times a pixel, and pays for its transforms (measured:
-// some 300 multiplications' time a channel). So it loses on a few channels and on tiles that are mostly outside the image.
-inline bool winograd_pays(Size size, int64_t in, int64_t out) {
-  return TileGrid<SameConv>(size).tiles() * (36 * in * out + 300 * (in + out)) < 9 * in * out * size.pixels();
+// Winograd multiplies 36 times a tile (in bfloat16 the time of 24 times) where the direct way multiplies 9 times a pixel, and pays
+// for its transforms (measured: some 300 multiplications' time a channel). So it loses on a few channels and on tiles that are
+// mostly outside the image.
+template <class Number>
+bool winograd_pays(Size size, int64_t in, int64_t out) {
+  constexpr int64_t kProducts = kMatrices<SameScheme<Number>> / FactorOf<Number>::kDepth;
+  return TileGrid<SameScheme<Number>>(size).tiles() * (kProducts * in * out + 300 * (in + out)) < 9 * in * out * size.pixels();
 }
 
+template <class Number>
 class Convolution {
+  using Scheme = SameScheme<Number>;
+
  public:
-  Convolution(Team& team, Size size, KernelView kernel)
-      : size_(size),
-        winograd_(winograd_pays(size, kernel.in, kernel.out)),
-        kernel_(winograd_ ? pack_kernel<SameConv>(team, kernel) : pack_taps(team, kernel)) {}
+  Convolution(Team& team, Size size, KernelView kernel) : size_(size) {
+    if (winograd_pays<Number>(size, kernel.in, kernel.out))
+      transformed_.emplace(pack_kernel<Scheme, Number>(team, kernel));
+    else
+      taps_.emplace(pack_taps(team, kernel));
+  }
 
   template <class Epilogue>
-  void run(Team& team, const float* in, const Epilogue& epilogue, float* out) const {
-    if (winograd_)
-      fast_conv<SameConv>(team, in, size_, kernel_, epilogue, out);
+  void run(Team& team, const Number* in, const Epilogue& epilogue, Number* out) const {
+    if (transformed_)
+      fast_conv<Scheme>(team, in, size_, *transformed_, epilogue, out);
     else
-      direct_conv(team, in, size_, kernel_, epilogue, out);
+      direct_conv(team, in, size_, *taps_, epilogue, out);
   }
 
  private:
   Size size_;
-  bool winograd_;
-  PackedKernel kernel_;
+  std::optional<PackedKernel<Number>> transformed_;
+  std::optional<PackedKernel<float>> taps_;
 };
 
 // Gradients of one kernel and its bias, summed over all convolutions that use them.
@@ -44,7 +52,7 @@ class KernelGradient {
         out_(out),
         weight_gradient_(weight_gradient),
         bias_gradient_(bias_gradient) {
-    if (winograd_pays(size, in, out)) transformed_.emplace(in, out);
+    if (winograd_pays<float>(size, in, out)) transformed_.emplace(in, out);
   }
 
   void add(Team& team, const float* in, const float* out_gradient) {
@@ -74,19 +82,21 @@ inline void differentiate(Team& team, const float* gradient, const float* activa
   });
 }
 
-inline void activate(Team& team, const float* in, float slope, int64_t floats, float* out) {
+template <class Number>
+void activate(Team& team, const Number* in, float slope, int64_t count, Number* out) {
   constexpr int64_t kBlock = 1 << 14;
-  for_blocks(team, ceil_div(floats, kBlock), 0, [&](int64_t block, float*) {
+  for_blocks(team, ceil_div(count, kBlock), 0, [&](int64_t block, float*) {
     const int64_t first = block * kBlock;
-    for_channels(least(kBlock, floats - first),
+    for_channels(least(kBlock, count - first),
                  [&](int64_t i, auto part) { store(out + first + i, leaky_relu(load(in + first + i, part), slope), part); });
   });
 }
 
-inline void conv(const Conv& op, Size size, const float* x, const float* skip, float* y) {
+template <class Number>
+void conv(const Conv& op, Size size, const Number* x, const Number* skip, Number* y) {
   Team team;
-  const Convolution convolution(team, size, KernelView::plain(op.weight, op.in, op.out));
-  convolution.run(team, x, Activate{op.bias, skip, op.slope}, y);
+  const Convolution<Number> convolution(team, size, KernelView::plain(op.weight, op.in, op.out));
+  convolution.run(team, x, Activate<Number>{op.bias, skip, op.slope}, y);
 }
 
 inline void conv_backward(const Conv& op, Size size, const float* x, const float* y, const float* grad_y, float* grad_x,
@@ -99,7 +109,7 @@ inline void conv_backward(const Conv& op, Size size, const float* x, const float
     gradient.finish(team);
   }
   if (grad_x) {
-    const Convolution convolution(team, size, KernelView::plain(op.weight, op.in, op.out).transposed().flipped());
+    const Convolution<float> convolution(team, size, KernelView::plain(op.weight, op.in, op.out).transposed().flipped());
     convolution.run(team, grad_skip, Differentiate{nullptr, nullptr, 1.0f}, grad_x);
   }
 }

@@ -23,10 +23,10 @@ struct Segment {
 };
 
 // Copies pixels [x, x + width) of row y; those outside the image, and the channels that pad a vector, become zeros.
-inline void copy_row(const float* images, Size size, int64_t channels, int64_t image, int64_t y, int64_t x, int64_t width,
-                     float* to) {
+template <class Number>
+void copy_row(const Number* images, Size size, int64_t channels, int64_t image, int64_t y, int64_t x, int64_t width, float* to) {
   const int64_t pitch = padded(channels);
-  const float* row = images + (image * size.height + y) * size.width * channels;
+  const Number* row = images + (image * size.height + y) * size.width * channels;
   const bool inside = y >= 0 && y < size.height;
   for (int64_t j = x; j < x + width; ++j, to += pitch) {
     if (inside && j >= 0 && j < size.width)
@@ -37,8 +37,8 @@ inline void copy_row(const float* images, Size size, int64_t channels, int64_t i
 }
 
 // Stores a segment's sums [pixels, padded channels] through the epilogue.
-template <class Epilogue>
-void store_row(const float* sums, int64_t width, int64_t channels, int64_t first_pixel, const Epilogue& epilogue, float* out) {
+template <class Epilogue, class Number>
+void store_row(const float* sums, int64_t width, int64_t channels, int64_t first_pixel, const Epilogue& epilogue, Number* out) {
   for (int64_t j = 0; j < width; ++j)
     for_channels(channels, [&](int64_t c, auto part) {
       const int64_t pixel = (first_pixel + j) * channels;
@@ -52,7 +52,8 @@ struct Rows {
   int64_t pitch, width;
 
   static int64_t floats(int64_t channels) { return 3 * (kSegment + 2) * padded(channels); }
-  Rows(float* data, const float* images, Size size, int64_t channels, const Segment& segment)
+  template <class Number>
+  Rows(float* data, const Number* images, Size size, int64_t channels, const Segment& segment)
       : data(data), pitch(padded(channels)), width(segment.width + 2) {
     for (int64_t k = 0; k < 3; ++k)
       copy_row(images, size, channels, segment.image, segment.y + k - 1, segment.x - 1, width, data + k * width * pitch);
@@ -60,8 +61,8 @@ struct Rows {
   const float* tap(int64_t t) const { return data + (t / 3 * width + t % 3) * pitch; }
 };
 
-inline PackedKernel pack_taps(Team& team, KernelView kernel) {
-  PackedKernel packed(9, kernel);
+inline PackedKernel<float> pack_taps(Team& team, KernelView kernel) {
+  PackedKernel<float> packed(9, kernel);
   for_blocks(team, kernel.in, 0, [&](int64_t i, float*) {
     for (int64_t t = 0; t < 9; ++t)
       for (int64_t o = 0; o < kernel.out; o += kLanes) store(packed.at(t, i, o), kernel.tap(t, i, o));
@@ -69,8 +70,9 @@ inline PackedKernel pack_taps(Team& team, KernelView kernel) {
   return packed;
 }
 
-template <class Epilogue>
-void direct_conv(Team& team, const float* in, Size size, const PackedKernel& kernel, const Epilogue& epilogue, float* out) {
+template <class Number, class Epilogue>
+void direct_conv(Team& team, const Number* in, Size size, const PackedKernel<float>& kernel, const Epilogue& epilogue,
+                 Number* out) {
   const int64_t row_floats = Rows::floats(kernel.in);
   for_blocks(team, Segment::count(size), row_floats + kSegment * padded(kernel.out), [&](int64_t s, float* scratch) {
     const Segment segment(size, s);

@@ -51,15 +51,15 @@ struct Square {
 };
 
 // Pointers to a square's pixels; those outside the image point to zeros.
-template <int kSide>
+template <int kSide, class Number = float>
 struct Pixels {
-  const float* at[kSide][kSide];
+  const Number* at[kSide][kSide];
 
-  CMSLAP_INLINE Pixels(const float* images, Size size, int64_t channels, const Square& square, const float* zeros) {
+  CMSLAP_INLINE Pixels(const Number* images, Size size, int64_t channels, const Square& square, const Number* zeros) {
     for (int i = 0; i < kSide; ++i) {
       const int64_t y = square.y + i;
       const bool inside = y >= 0 && y < size.height;
-      const float* row = images + (square.image * size.height + y) * size.width * channels;
+      const Number* row = images + (square.image * size.height + y) * size.width * channels;
       for (int j = 0; j < kSide; ++j) {
         const int64_t x = square.x + j;
         at[i][j] = inside && x >= 0 && x < size.width ? row + x * channels : zeros;
@@ -70,34 +70,45 @@ struct Pixels {
 
 // Transformed tiles: the matrices [tiles, channels] of an operand. One vector more than needed lies between two of them, or
 // all stores of a tile would fall into the same few sets of L1.
+template <class Number = float>
 struct TransformedTiles {
-  float* data;
+  Number* data;
   int64_t row_stride, matrix_stride;
 
-  TransformedTiles(float* data, int64_t tiles, int64_t channels)
-      : data(data), row_stride(padded(channels)), matrix_stride(tiles * padded(channels) + kLanes) {}
+  TransformedTiles(float* memory, int64_t tiles, int64_t channels)
+      : data(reinterpret_cast<Number*>(memory)), row_stride(padded(channels)), matrix_stride(stride(tiles, channels)) {}
   static int64_t floats(const Operand& operand, int64_t tiles, int64_t channels) {
-    return operand.matrices() * (tiles * padded(channels) + kLanes);
+    return Array<Number>::floats(operand.matrices() * stride(tiles, channels));
   }
-  float* at(int64_t matrix, int64_t tile) const { return data + matrix * matrix_stride + tile * row_stride; }
+  Number* at(int64_t matrix, int64_t tile) const { return data + matrix * matrix_stride + tile * row_stride; }
+  // The tiles from `tile` on, as gemm wants them.
+  MatrixA<Factor<Number>> matrix(int64_t matrix, int64_t tile = 0) const {
+    return {reinterpret_cast<const Factor<Number>*>(at(matrix, tile)), row_stride / FactorOf<Number>::kDepth, 1};
+  }
+
+ private:
+  static int64_t stride(int64_t tiles, int64_t channels) {
+    return tiles * padded(channels) + CMSLAP_VECTOR_BYTES / static_cast<int64_t>(sizeof(Number));
+  }
 };
 
-template <class Scheme>
-PackedKernel pack_kernel(Team& team, KernelView kernel) {
+template <class Scheme, class Number = float>
+PackedKernel<Number> pack_kernel(Team& team, KernelView kernel) {
   constexpr int kCount = Scheme::kKernel.count;
-  PackedKernel packed(Scheme::kKernel.matrices(), kernel);
-  for_blocks(team, kernel.in, 0, [&](int64_t i, float*) {
+  PackedKernel<Number> packed(Scheme::kKernel.matrices(), kernel);
+  for_inputs(team, packed, [&](int64_t i) {
     for (int64_t o = 0; o < kernel.out; o += kLanes)
       transform_2d<3, kCount, Scheme::kernel>(
           [&](int k, int l) { return kernel.tap(3 * k + l, i, o); },
-          [&](int p, int q, Vec u) { store(packed.at(kCount * p + q, i, o), u); });
+          [&](int p, int q, Vec u) { pack(packed, kCount * p + q, i, o, u); });
   });
   return packed;
 }
 
 // V = Bᵀ d B of one tile.
-template <class Scheme>
-void transform_inputs(const Pixels<Scheme::kWindow>& window, int64_t channels, const TransformedTiles& to, int64_t tile) {
+template <class Scheme, class Number>
+void transform_inputs(const Pixels<Scheme::kWindow, Number>& window, int64_t channels, const TransformedTiles<Number>& to,
+                      int64_t tile) {
   for_channels(channels, [&](int64_t c, auto part) {
     transform_2d<Scheme::kWindow, Scheme::kInput.count, Scheme::input>(
         [&](int i, int j) { return load(window.at[i][j] + c, part); },
@@ -106,9 +117,9 @@ void transform_inputs(const Pixels<Scheme::kWindow>& window, int64_t channels, c
 }
 
 // Aᵀ M A of one tile, through the epilogue, to those of its pixels that lie inside the image.
-template <class Scheme, class Epilogue>
-void store_outputs(const TransformedTiles& products, int64_t tile, const Square& square, Size size, int64_t channels,
-                   const Epilogue& epilogue, float* out) {
+template <class Scheme, class Epilogue, class Number>
+void store_outputs(const TransformedTiles<>& products, int64_t tile, const Square& square, Size size, int64_t channels,
+                   const Epilogue& epilogue, Number* out) {
   constexpr int kSide = Scheme::kOutputs;
   const int64_t height = least(kSide, size.height - square.y), width = least(kSide, size.width - square.x);
   const int64_t first = ((square.image * size.height + square.y) * size.width + square.x) * channels;
@@ -129,49 +140,53 @@ void store_outputs(const TransformedTiles& products, int64_t tile, const Square&
 }
 
 // Asks for the part of a square that lies inside the image to be in L2 soon.
-template <int kSide>
-CMSLAP_INLINE void prefetch(const float* images, Size size, int64_t channels, const Square& square) {
+template <int kSide, class Number>
+CMSLAP_INLINE void prefetch(const Number* images, Size size, int64_t channels, const Square& square) {
+  constexpr int64_t kLine = kCacheLineBytes / sizeof(Number);
   const int64_t width = least(kSide, size.width - square.x) * channels;
   for (int64_t y = square.y; y < least(square.y + kSide, size.height); ++y) {
-    const float* row = images + ((square.image * size.height + y) * size.width + square.x) * channels;
-    for (int64_t i = 0; i < width; i += kCacheLine) __builtin_prefetch(row + i, 0, 2);
+    const Number* row = images + ((square.image * size.height + y) * size.width + square.x) * channels;
+    for (int64_t i = 0; i < width; i += kLine) __builtin_prefetch(row + i, 0, 2);
   }
 }
 
 // The convolution of one group of tiles after the other; the memory idles during the matrix products, so that is when the
 // pixels of the coming transforms are asked for.
-template <class Scheme, class Epilogue>
-void fast_conv(Team& team, const float* in, Size in_size, const PackedKernel& kernel, const Epilogue& epilogue, float* out) {
+template <class Scheme, class Number, class Epilogue>
+void fast_conv(Team& team, const Number* in, Size in_size, const PackedKernel<Number>& kernel, const Epilogue& epilogue,
+               Number* out) {
   constexpr int64_t kGroupFloats = 36 * 24 * (64 + 64);  // inputs and products of a group
   const Size out_size = Scheme::output_size(in_size);
   const TileGrid<Scheme> grid(in_size);
-  const int64_t tile_floats = Scheme::kInput.matrices() * padded(kernel.in) + Scheme::kProduct.matrices() * padded(kernel.out);
+  const int64_t tile_floats =
+      Array<Number>::floats(Scheme::kInput.matrices() * padded(kernel.in)) + Scheme::kProduct.matrices() * padded(kernel.out);
   const int64_t fitting = kGroupFloats / tile_floats / kStrip * kStrip;
   const int64_t fair = ceil_div(ceil_div(grid.tiles(), team.size()), kStrip) * kStrip;
   const int64_t group = most(kStrip, least(fitting, fair));
   const int64_t groups = ceil_div(grid.tiles(), group);
   const int64_t block = most(1, least(8, groups / (8 * team.size())));  // groups a worker takes at once
-  const int64_t input_floats = TransformedTiles::floats(Scheme::kInput, group, kernel.in);
-  const int64_t product_floats = TransformedTiles::floats(Scheme::kProduct, group, kernel.out);
-  const int64_t scratch_floats = input_floats + product_floats + kernel.in;
+  const int64_t input_floats = TransformedTiles<Number>::floats(Scheme::kInput, group, kernel.in);
+  const int64_t product_floats = TransformedTiles<>::floats(Scheme::kProduct, group, kernel.out);
+  const int64_t scratch_floats = input_floats + product_floats + Array<Number>::floats(kernel.in);
 
   for_blocks(team, ceil_div(groups, block), scratch_floats, [&](int64_t b, float* scratch) {
-    const TransformedTiles inputs(scratch, group, kernel.in);
-    const TransformedTiles products(scratch + input_floats, group, kernel.out);
-    float* zeros = scratch + input_floats + product_floats;
-    std::memset(zeros, 0, kernel.in * sizeof(float));
+    const TransformedTiles<Number> inputs(scratch, group, kernel.in);
+    const TransformedTiles<> products(scratch + input_floats, group, kernel.out);
+    Number* zeros = reinterpret_cast<Number*>(scratch + input_floats + product_floats);
+    std::memset(zeros, 0, kernel.in * sizeof(Number));
 
     const int64_t end = least((b + 1) * block * group, grid.tiles());
     for (int64_t first = b * block * group; first < end; first += group) {
       const int64_t count = least(group, end - first);
       for (int64_t t = 0; t < count; ++t)
-        transform_inputs<Scheme>({in, in_size, kernel.in, Square::window(grid, first + t), zeros}, kernel.in, inputs, t);
+        transform_inputs<Scheme, Number>({in, in_size, kernel.in, Square::window(grid, first + t), zeros}, kernel.in, inputs,
+                                         t);
       for (int64_t m = 0; m < kMatrices<Scheme>; ++m) {
-        gemm({inputs.at(Scheme::kInput.matrix(m), 0), inputs.row_stride, 1}, kernel.matrix(Scheme::kKernel.matrix(m)),
-             {products.at(Scheme::kProduct.matrix(m), 0), products.row_stride}, count, kernel.out, kernel.in,
+        gemm(inputs.matrix(Scheme::kInput.matrix(m)), kernel.matrix(Scheme::kKernel.matrix(m)),
+             {products.at(Scheme::kProduct.matrix(m), 0), products.row_stride}, count, kernel.out, kernel.depth,
              !Scheme::kProduct.first(m));
         for (int64_t t = m * count / kMatrices<Scheme>; t < (m + 1) * count / kMatrices<Scheme>; ++t) {
-          const auto prefetch_outputs = [&](const float* images) {
+          const auto prefetch_outputs = [&](const auto* images) {
             prefetch<Scheme::kOutputs>(images, out_size, kernel.out, Square::outputs(grid, first + t));
           };
           prefetch_outputs(out);
@@ -188,7 +203,7 @@ void fast_conv(Team& team, const float* in, Size in_size, const PackedKernel& ke
 
 // A dy Aᵀ of one tile.
 template <class Scheme>
-void transform_gradient(const Pixels<Scheme::kOutputs>& pixels, int64_t channels, const TransformedTiles& to, int64_t tile) {
+void transform_gradient(const Pixels<Scheme::kOutputs>& pixels, int64_t channels, const TransformedTiles<>& to, int64_t tile) {
   for_channels(channels, [&](int64_t c, auto part) {
     transform_2d<Scheme::kOutputs, Scheme::kProduct.count, Scheme::output_gradient>(
         [&](int i, int j) { return load(pixels.at[i][j] + c, part); },
@@ -248,9 +263,9 @@ class WinogradWeightGradient {
   void add(Team& team, const float* in, Size in_size, const float* out_gradient, float* out_sum) {
     const TileGrid<Scheme> grid(in_size);
     const Size out_size = Scheme::output_size(in_size);
-    const int64_t input_floats = TransformedTiles::floats(Scheme::kInput, kChunk, in_);
-    const Buffer tiles(input_floats + TransformedTiles::floats(Scheme::kProduct, kChunk, out_));
-    const TransformedTiles inputs(tiles.data(), kChunk, in_), gradients(tiles.data() + input_floats, kChunk, out_);
+    const int64_t input_floats = TransformedTiles<>::floats(Scheme::kInput, kChunk, in_);
+    const Buffer tiles(input_floats + TransformedTiles<>::floats(Scheme::kProduct, kChunk, out_));
+    const TransformedTiles<> inputs(tiles.data(), kChunk, in_), gradients(tiles.data() + input_floats, kChunk, out_);
     const Buffer partial(ceil_div(kChunk, kStep) * padded(out_));  // out_sum of each step
 
     for (int64_t chunk = 0; chunk < grid.tiles(); chunk += kChunk) {
@@ -260,7 +275,7 @@ class WinogradWeightGradient {
         float* sum = partial.data() + step * padded(out_);
         std::memset(sum, 0, padded(out_) * sizeof(float));
         for (int64_t t = step * kStep; t < least((step + 1) * kStep, count); ++t) {
-          transform_inputs<Scheme>({in, in_size, in_, Square::window(grid, chunk + t), zeros}, in_, inputs, t);
+          transform_inputs<Scheme, float>({in, in_size, in_, Square::window(grid, chunk + t), zeros}, in_, inputs, t);
           const Pixels<Scheme::kOutputs> dy(out_gradient, out_size, out_, Square::outputs(grid, chunk + t), zeros);
           transform_gradient<Scheme>(dy, out_, gradients, t);
           add_pixels<Scheme::kOutputs>(dy, out_, sum);

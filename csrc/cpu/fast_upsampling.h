@@ -10,9 +10,10 @@ namespace cmslap::cpu::CMSLAP_ISA {
 // U's kernel [in, out, 3, 3] is that of the stride-2 convolution, from f to a, whose transpose U is.
 inline KernelView upsampling_kernel(const Upsampling& op) { return KernelView::plain(op.weight, op.out, op.in); }
 
-inline void upsampling(Team& team, const Upsampling& op, Size size, const float* a, float* f) {
-  const PackedKernel kernel = pack_kernel<Doubling>(team, upsampling_kernel(op).transposed());
-  fast_conv<Doubling>(team, a, size, kernel, Activate{op.bias, nullptr, 1.0f}, f);
+template <class Number>
+void upsampling(Team& team, const Upsampling& op, Size size, const Number* a, Number* f) {
+  const PackedKernel kernel = pack_kernel<Doubling, Number>(team, upsampling_kernel(op).transposed());
+  fast_conv<Doubling>(team, a, size, kernel, Activate<Number>{op.bias, nullptr, 1.0f}, f);
 }
 
 // grad_a is optional, grad_weight and grad_bias are so together.
@@ -34,12 +35,12 @@ void upsampling_gradients(Team& team, const Upsampling& op, Size size, const flo
   const PackedKernel kernel = pack_kernel<Scheme>(team, upsampling_kernel(op));
   const int64_t matrix_floats = op.in * padded(op.out), slice_floats = kKernel.matrices() * matrix_floats;
   const Buffer sums(slices * slice_floats), bias_sums(slices * padded(op.out));
-  const int64_t fine_floats = TransformedTiles::floats(kInput, group, op.out);
-  const int64_t coarse_floats = TransformedTiles::floats(kProduct, group, op.in);
+  const int64_t fine_floats = TransformedTiles<>::floats(kInput, group, op.out);
+  const int64_t coarse_floats = TransformedTiles<>::floats(kProduct, group, op.in);
 
   for_blocks(team, slices, fine_floats + 2 * coarse_floats + op.in + op.out, [&](int64_t slice, float* scratch) {
-    const TransformedTiles gradients(scratch, group, op.out), inputs(scratch + fine_floats, group, op.in);
-    const TransformedTiles products(scratch + fine_floats + coarse_floats, group, op.in);
+    const TransformedTiles<> gradients(scratch, group, op.out), inputs(scratch + fine_floats, group, op.in);
+    const TransformedTiles<> products(scratch + fine_floats + coarse_floats, group, op.in);
     float* zeros = scratch + fine_floats + 2 * coarse_floats;
     std::memset(zeros, 0, (op.in + op.out) * sizeof(float));
     float *sum = sums.data() + slice * slice_floats, *bias_sum = bias_sums.data() + slice * padded(op.out);
@@ -50,7 +51,7 @@ void upsampling_gradients(Team& team, const Upsampling& op, Size size, const flo
       const int64_t count = least(group, end - first);
       for (int64_t t = 0; t < count; ++t) {
         const Pixels<Scheme::kWindow> window(grad_f, fine, op.out, Square::window(grid, first + t), zeros);
-        transform_inputs<Scheme>(window, op.out, gradients, t);
+        transform_inputs<Scheme, float>(window, op.out, gradients, t);
         if (!grad_weight) continue;
         add_pixels<Scheme::kInputs>(window, op.out, bias_sum);
         transform_gradient<Scheme>({a, size, op.in, Square::outputs(grid, first + t), zeros}, op.in, inputs, t);

@@ -14,12 +14,14 @@ constexpr int kStrip = 6;                                            // rows in 
 constexpr int kPanelVecs = CMSLAP_VECTOR_REGISTERS >= 32 ? 4 : 2;  // vectors of columns in registers
 constexpr int kPanel = kPanelVecs * kLanes;
 
+template <class Factor>  // float, or Pair: then `depth` counts pairs
 struct MatrixA {
-  const float* data;
+  const Factor* data;
   int64_t row_stride, depth_stride;
 };
+template <class Factor>
 struct MatrixB {  // columns in panels of kPanel
-  const float* data;
+  const Factor* data;
   int64_t depth_stride, panel_stride;
 };
 struct MatrixC {  // rows padded to whole vectors
@@ -27,22 +29,22 @@ struct MatrixC {  // rows padded to whole vectors
   int64_t row_stride;
 };
 
-template <int kRows, int kVecs>
-void gemm_strip(MatrixA a, MatrixB b, MatrixC c, int64_t depth, bool accumulate) {
+template <int kRows, int kVecs, class Factor>
+void gemm_strip(MatrixA<Factor> a, MatrixB<Factor> b, MatrixC c, int64_t depth, bool accumulate) {
   Vec sum[kRows][kVecs];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
     for (int v = 0; v < kVecs; ++v) sum[r][v] = accumulate ? load(c.data + r * c.row_stride + v * kLanes) : Vec{};
   for (int64_t k = 0; k < depth; ++k) {
-    Vec columns[kVecs];
+    decltype(load(b.data)) columns[kVecs];
 #pragma GCC unroll 8
     for (int v = 0; v < kVecs; ++v) columns[v] = load(b.data + v * kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      const Vec row = broadcast(a.data[r * a.row_stride]);
+      const auto row = broadcast(a.data[r * a.row_stride]);
 #pragma GCC unroll 8
-      for (int v = 0; v < kVecs; ++v) sum[r][v] += row * columns[v];
+      for (int v = 0; v < kVecs; ++v) sum[r][v] = multiply_add(row, columns[v], sum[r][v]);
     }
     a.data += a.depth_stride;
     b.data += b.depth_stride;
@@ -53,8 +55,8 @@ void gemm_strip(MatrixA a, MatrixB b, MatrixC c, int64_t depth, bool accumulate)
     for (int v = 0; v < kVecs; ++v) store(c.data + r * c.row_stride + v * kLanes, sum[r][v]);
 }
 
-template <int kVecs>
-void gemm_panel(MatrixA a, MatrixB b, MatrixC c, int64_t rows, int64_t depth, bool accumulate) {
+template <int kVecs, class Factor>
+void gemm_panel(MatrixA<Factor> a, MatrixB<Factor> b, MatrixC c, int64_t rows, int64_t depth, bool accumulate) {
   for (; rows >= kStrip; rows -= kStrip) {
     gemm_strip<kStrip, kVecs>(a, b, c, depth, accumulate);
     a.data += kStrip * a.row_stride;
@@ -69,7 +71,8 @@ void gemm_panel(MatrixA a, MatrixB b, MatrixC c, int64_t rows, int64_t depth, bo
   }
 }
 
-inline void gemm(MatrixA a, MatrixB b, MatrixC c, int64_t rows, int64_t columns, int64_t depth, bool accumulate) {
+template <class Factor = float>
+void gemm(MatrixA<Factor> a, MatrixB<Factor> b, MatrixC c, int64_t rows, int64_t columns, int64_t depth, bool accumulate) {
   int64_t vectors = ceil_div(columns, kLanes);
   for (; vectors >= kPanelVecs; vectors -= kPanelVecs) {
     gemm_panel<kPanelVecs>(a, b, c, rows, depth, accumulate);

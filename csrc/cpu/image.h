@@ -19,6 +19,19 @@ void for_blocks(Team& team, int64_t blocks, int64_t scratch_floats, const Body& 
       &body);
 }
 
+// Memory for `count` numbers. A type of this instruction set's own, so that no std::vector of it is shared with code for other
+// processors.
+template <class Number>
+class Array {
+ public:
+  explicit Array(int64_t count) : memory_(floats(count)) {}
+  static int64_t floats(int64_t count) { return ceil_div(count * sizeof(Number), sizeof(float)); }
+  Number* data() const { return reinterpret_cast<Number*>(memory_.data()); }
+
+ private:
+  Buffer memory_;
+};
+
 // How a kernel [out, in, 3, 3] is read. A convolution's data gradient is the convolution with its kernel transposed and
 // flipped; a transposed convolution has `in` and `out` exchanged.
 struct KernelView {
@@ -38,24 +51,71 @@ struct KernelView {
   }
 };
 
+// What gemm multiplies images of Number by, and with.
+template <class Number>
+struct FactorOf {
+  using Type = float;
+  static constexpr int64_t kDepth = 1;
+};
+#ifdef CMSLAP_BFLOAT16
+template <>
+struct FactorOf<BFloat16> {
+  using Type = Pair;
+  static constexpr int64_t kDepth = 2;
+};
+#endif
+template <class Number>
+using Factor = typename FactorOf<Number>::Type;
+
 // One matrix [in, out] for each tap (or each point of the Winograd transform), columns in panels as gemm wants them.
+template <class Number>
 struct PackedKernel {
-  int64_t in, out, matrices;
-  Buffer data;
+  int64_t in, out, depth, matrices;
+  Array<Factor<Number>> data;
 
   PackedKernel(int64_t matrices, KernelView kernel)
-      : in(kernel.in), out(kernel.out), matrices(matrices), data(matrices * matrix_size()) {}
-  int64_t matrix_size() const { return ceil_div(out, kPanel) * in * kPanel; }
-  float* at(int64_t matrix, int64_t i, int64_t o) const {
-    return data.data() + matrix * matrix_size() + o / kPanel * in * kPanel + i * kPanel + o % kPanel;
+      : in(kernel.in),
+        out(kernel.out),
+        depth(ceil_div(in, FactorOf<Number>::kDepth)),
+        matrices(matrices),
+        data(matrices * matrix_size()) {}
+  int64_t matrix_size() const { return ceil_div(out, kPanel) * depth * kPanel; }
+  Factor<Number>* at(int64_t matrix, int64_t d, int64_t o) const {
+    return data.data() + matrix * matrix_size() + o / kPanel * depth * kPanel + d * kPanel + o % kPanel;
   }
-  MatrixB matrix(int64_t m) const { return {at(m, 0, 0), kPanel, in * kPanel}; }
+  MatrixB<Factor<Number>> matrix(int64_t m) const { return {at(m, 0, 0), kPanel, depth * kPanel}; }
 };
 
+// Input channel i of output channels o, o + 1, ...
+inline void pack(const PackedKernel<float>& kernel, int64_t matrix, int64_t i, int64_t o, Vec values) {
+  store(kernel.at(matrix, i, o), values);
+}
+#ifdef CMSLAP_BFLOAT16
+inline void pack(const PackedKernel<BFloat16>& kernel, int64_t matrix, int64_t i, int64_t o, Vec values) {
+  BFloat16 rounded[kLanes];
+  store(rounded, values);
+  Pair* pairs = kernel.at(matrix, i / 2, o);
+  for (int64_t lane = 0; lane < kLanes; ++lane) {
+    if (i % 2 == 0) pairs[lane] = {rounded[lane], {0}};  // the last channel may have no neighbour
+    if (i % 2 == 1) pairs[lane].odd = rounded[lane];
+  }
+}
+#endif
+
+// body(i) for every input channel, on several workers; those that share a factor on one.
+template <class Number, class Body>
+void for_inputs(Team& team, const PackedKernel<Number>& kernel, const Body& body) {
+  for_blocks(team, kernel.depth, 0, [&](int64_t d, float*) {
+    constexpr int64_t kDepth = FactorOf<Number>::kDepth;
+    for (int64_t i = d * kDepth; i < least((d + 1) * kDepth, kernel.in); ++i) body(i);
+  });
+}
+
 // Forward: φ(y + bias + skip).
+template <class Number>
 struct Activate {
-  const float* bias;  // [C] or null
-  const float* skip;  // like the output, or null
+  const float* bias;   // [C] or null
+  const Number* skip;  // like the output, or null
   float slope;
 
   template <class Part>

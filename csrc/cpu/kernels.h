@@ -89,8 +89,27 @@ struct Kernels {
                      float* out);
 };
 
-// The best kernels this processor runs; the environment variable CMSLAP_ISA (avx512, avx2, portable) forces others.
+struct BFloat16 {
+  uint16_t bits;
+};
+
+// Inference on images of bfloat16, for processors that multiply them. Kernels and biases, the picture that goes into the residual head
+// and the one that comes out of it are float32. Embedding::save must be kNothing.
+struct BFloat16Kernels {
+  void (*conv)(const Conv&, Size, const BFloat16* x, const BFloat16* skip /* optional */, BFloat16* y);
+  void (*embedding)(const Embedding&, Size, const BFloat16* u, BFloat16* a);
+  void (*upsampling)(const Upsampling&, Size, const BFloat16* a, BFloat16* f);
+  void (*level)(const Embedding&, const Upsampling&, Size, const BFloat16* u, BFloat16* f);
+  void (*residual_head)(const ResidualHead&, Size, const BFloat16* f, const float* image, float* out);
+  void (*last_level)(const Embedding&, const Upsampling&, const ResidualHead&, Size, const BFloat16* u, const float* image,
+                     float* out);
+};
+
+// The best kernels this processor runs; the environment variable CMSLAP_ISA (avx512_bf16, avx512, avx2, portable) forces others.
 // Throws std::invalid_argument when the forced ones are unknown or not runnable here.
 const Kernels& kernels();
+
+// Those for bfloat16, or null where the processor, or the instruction set that is forced, has none.
+const BFloat16Kernels* bfloat16_kernels();
 
 }  // namespace cmslap::cpu

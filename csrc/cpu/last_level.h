@@ -24,7 +24,7 @@ class FoldedUpsampling {
   }
 
   // [25] products of a pixel with the folded kernel; pixels of the last row and column have their own.
-  MatrixB kernel(bool last_row, bool last_column) const { return kernels_.matrix(2 * last_row + last_column); }
+  MatrixB<float> kernel(bool last_row, bool last_column) const { return kernels_.matrix(2 * last_row + last_column); }
 
   // The bias of output pixel (y, x): its row is the first, an inner or the last one, its column likewise.
   float bias(Size fine, int64_t y, int64_t x) const { return bias_[place(y, fine.height)][place(x, fine.width)]; }
@@ -56,7 +56,7 @@ class FoldedUpsampling {
     return static_cast<float>(bias);
   }
 
-  PackedKernel kernels_;
+  PackedKernel<float> kernels_;
   float bias_[3][3];
 };
 
@@ -70,18 +70,29 @@ struct BandProducts {
   float* at(int64_t i, int64_t j) const { return data + ((i + 1) * (kBandColumns + 2) + j + 1) * kPitch; }
 };
 
-inline void multiply_band(const FoldedUpsampling& folded, const float* a, Size size, int64_t channels, int64_t image, int64_t y,
-                          int64_t x, const BandProducts& products) {
+// A row of a band in float32: its few products need no faster ones.
+inline MatrixA<float> band_row(const float* row, int64_t, int64_t channels, float*) { return {row, channels, 1}; }
+#ifdef CMSLAP_BFLOAT16
+inline MatrixA<float> band_row(const BFloat16* row, int64_t width, int64_t channels, float* to) {
+  for_channels(width * channels, [&](int64_t i, auto part) { store(to + i, load(row + i, part), part); });
+  return {to, channels, 1};
+}
+#endif
+
+template <class Number>
+void multiply_band(const FoldedUpsampling& folded, const Number* a, Size size, int64_t channels, int64_t image, int64_t y,
+                   int64_t x, const BandProducts& products, float* scratch) {
   std::memset(products.data, 0, BandProducts::kFloats * sizeof(float));
   const int64_t first = most(x - 1, 0), end = least(x + kBandColumns + 1, size.width);
   for (int64_t i = most(y - 1, 0); i < least(y + kBandRows + 1, size.height); ++i) {
-    const float* row = a + (image * size.height + i) * size.width * channels;
+    const Number* pixels = a + ((image * size.height + i) * size.width + first) * channels;
+    const MatrixA<float> row = band_row(pixels, end - first, channels, scratch);
     const bool last_row = i == size.height - 1;
     const int64_t inner = least(end, size.width - 1) - first;
-    gemm({row + first * channels, channels, 1}, folded.kernel(last_row, false), {products.at(i - y, first - x), BandProducts::kPitch},
-         inner, kFold * kFold, channels, false);
+    gemm(row, folded.kernel(last_row, false), {products.at(i - y, first - x), BandProducts::kPitch}, inner, kFold * kFold,
+         channels, false);
     if (end == size.width)
-      gemm({row + (end - 1) * channels, channels, 1}, folded.kernel(last_row, true),
+      gemm({row.data + inner * channels, channels, 1}, folded.kernel(last_row, true),
            {products.at(i - y, end - 1 - x), BandProducts::kPitch}, 1, kFold * kFold, channels, false);
   }
 }
@@ -95,20 +106,22 @@ CMSLAP_INLINE float gather(const BandProducts& products, int64_t i, int64_t j, i
   return sum;
 }
 
-inline void last_level(const Embedding& op, const Upsampling& up, const ResidualHead& head, Size size, const float* u,
-                       const float* image, float* out) {
+template <class Number>
+void last_level(const Embedding& op, const Upsampling& up, const ResidualHead& head, Size size, const Number* u,
+                const float* image, float* out) {
   Team team;
-  const Buffer a(size.pixels() * op.channels);
-  embedding_forward(team, op, size, u, Activations(op, size, nullptr, a.data()));
+  const Array<Number> a(size.pixels() * op.channels);
+  embedding_forward(team, op, size, u, Activations<Number>(op, size, nullptr, a.data()));
 
   const FoldedUpsampling folded(team, up, head);
   const Size fine = Doubling::output_size(size);
   const int64_t bands = ceil_div(size.height, kBandRows), columns = ceil_div(size.width, kBandColumns);
-  for_blocks(team, size.batch * bands * columns, BandProducts::kFloats, [&](int64_t block, float* scratch) {
+  const int64_t row_floats = (kBandColumns + 2) * op.channels;
+  for_blocks(team, size.batch * bands * columns, BandProducts::kFloats + row_floats, [&](int64_t block, float* scratch) {
     const int64_t n = block / (bands * columns);
     const int64_t y = block / columns % bands * kBandRows, x = block % columns * kBandColumns;
     const BandProducts products{scratch};
-    multiply_band(folded, a.data(), size, op.channels, n, y, x, products);
+    multiply_band(folded, a.data(), size, op.channels, n, y, x, products, scratch + BandProducts::kFloats);
     for (int64_t v = 2 * y; v < 2 * least(y + kBandRows, size.height); ++v)
       for (int64_t w = 2 * x; w < 2 * least(x + kBandColumns, size.width); ++w)
         out[(n * fine.height + v) * fine.width + w] = upsampled_pixel(head, size, image, n, v, w) + folded.bias(fine, v, w) +

@@ -11,47 +11,44 @@
 
 namespace cmslap::cpu::CMSLAP_ISA {
 
-// A Buffer of this instruction set's own, so that no std::vector is shared with code for other processors.
-struct Image : Buffer {
-  using Buffer::Buffer;
-};
-
 // Where each activation lives: the last one in `last`, those to keep in `saved`. Those between two recursions' inputs have
 // buffers here, as the backward pass of a recursion needs them together. When nothing is kept, one buffer and `last` take
 // turns, so that inference holds u and two images.
+template <class Number>
 class Activations {
  public:
-  Activations(const Embedding& op, Size size, float* saved, float* last)
+  Activations(const Embedding& op, Size size, Number* saved, Number* last)
       : op_(op),
-        floats_(size.pixels() * op.channels),
+        count_(size.pixels() * op.channels),
         saved_(saved),
         last_(last) {
     const int64_t spare = op.save == Save::kNothing ? 1 : op.save == Save::kRecursions ? op.depth - 1 : 0;
-    for (int64_t i = 0; i < spare; ++i) spare_.emplace_back(floats_);
+    for (int64_t i = 0; i < spare; ++i) spare_.emplace_back(count_);
   }
 
-  float* operator[](int64_t i) const {
+  Number* operator[](int64_t i) const {
     const int64_t remaining = op_.convolutions() - i, d = i % op_.depth;
     if (remaining == 0) return last_;
     switch (op_.save) {
-      case Save::kConvolutions: return saved_ + i * floats_;
-      case Save::kRecursions: return d == 0 ? saved_ + i / op_.depth * floats_ : spare_[d - 1].data();
+      case Save::kConvolutions: return saved_ + i * count_;
+      case Save::kRecursions: return d == 0 ? saved_ + i / op_.depth * count_ : spare_[d - 1].data();
       default: return remaining % 2 == 0 ? last_ : spare_[0].data();
     }
   }
 
  private:
   Embedding op_;
-  int64_t floats_;
-  float *saved_, *last_;
-  std::vector<Image> spare_;
+  int64_t count_;
+  Number *saved_, *last_;
+  std::vector<Array<Number>> spare_;
 };
 
 // The convolutions of the recursive block, packed once for all recursions; flipped and transposed for the backward pass.
+enum Direction { kForward, kBackward };
+
+template <class Number>
 class RecursiveBlock {
  public:
-  enum Direction { kForward, kBackward };
-
   RecursiveBlock(Team& team, const Embedding& op, Size size, Direction direction) {
     for (int64_t d = 0; d < op.depth; ++d) {
       const KernelView kernel =
@@ -59,33 +56,35 @@ class RecursiveBlock {
       convolutions_.emplace_back(team, size, direction == kForward ? kernel : kernel.transposed().flipped());
     }
   }
-  const Convolution& operator[](int64_t d) const { return convolutions_[d]; }
+  const Convolution<Number>& operator[](int64_t d) const { return convolutions_[d]; }
 
  private:
-  std::vector<Convolution> convolutions_;
+  std::vector<Convolution<Number>> convolutions_;
 };
 
 // Activation i of activation i - 1.
-inline void embedding_step(Team& team, const Embedding& op, const RecursiveBlock& block, const Activations& a, int64_t i,
-                           const float* u) {
+template <class Number>
+void embedding_step(Team& team, const Embedding& op, const RecursiveBlock<Number>& block, const Activations<Number>& a,
+                    int64_t i, const Number* u) {
   const int64_t d = (i - 1) % op.depth;
-  const float* skip = d == op.depth - 1 ? u : nullptr;
-  block[d].run(team, a[i - 1], Activate{op.biases + d * op.channels, skip, op.slope}, a[i]);
+  const Number* skip = d == op.depth - 1 ? u : nullptr;
+  block[d].run(team, a[i - 1], Activate<Number>{op.biases + d * op.channels, skip, op.slope}, a[i]);
 }
 
-inline void embedding_forward(Team& team, const Embedding& op, Size size, const float* u, const Activations& a) {
-  const RecursiveBlock block(team, op, size, RecursiveBlock::kForward);
+template <class Number>
+void embedding_forward(Team& team, const Embedding& op, Size size, const Number* u, const Activations<Number>& a) {
+  const RecursiveBlock<Number> block(team, op, size, kForward);
   activate(team, u, op.slope, size.pixels() * op.channels, a[0]);
   for (int64_t i = 1; i <= op.convolutions(); ++i) embedding_step(team, op, block, a, i, u);
 }
 
 // gradient: that of h_R, which is overwritten. grad_u: holds it too, and receives what comes through every skip.
-inline void embedding_backward(Team& team, const Embedding& op, Size size, const Activations& a, Buffer gradient, float* grad_u,
+inline void embedding_backward(Team& team, const Embedding& op, Size size, const Activations<float>& a, Buffer gradient, float* grad_u,
                                float* grad_weights, float* grad_biases) {
   const int64_t weight_floats = op.channels * op.channels * 9;
-  const RecursiveBlock backward(team, op, size, RecursiveBlock::kBackward);
-  std::optional<RecursiveBlock> forward;
-  if (op.save == Save::kRecursions) forward.emplace(team, op, size, RecursiveBlock::kForward);
+  const RecursiveBlock<float> backward(team, op, size, kBackward);
+  std::optional<RecursiveBlock<float>> forward;
+  if (op.save == Save::kRecursions) forward.emplace(team, op, size, kForward);
   std::vector<KernelGradient> kernels;
   for (int64_t d = 0; d < op.depth; ++d)
     kernels.emplace_back(size, op.channels, op.channels, grad_weights + d * weight_floats, grad_biases + d * op.channels);
@@ -93,7 +92,7 @@ inline void embedding_backward(Team& team, const Embedding& op, Size size, const
   Buffer next(gradient.size());
   for (int64_t r = op.recursions - 1; r >= 0; --r) {
     if (forward)
-      for (int64_t d = 1; d < op.depth; ++d) embedding_step(team, op, *forward, a, r * op.depth + d, nullptr);
+      for (int64_t d = 1; d < op.depth; ++d) embedding_step<float>(team, op, *forward, a, r * op.depth + d, nullptr);
     for (int64_t d = op.depth - 1; d >= 0; --d) {
       const float* input = a[r * op.depth + d];
       kernels[d].add(team, input, gradient.data());
@@ -104,9 +103,10 @@ inline void embedding_backward(Team& team, const Embedding& op, Size size, const
   for (const KernelGradient& kernel : kernels) kernel.finish(team);
 }
 
-inline void embedding(const Embedding& op, Size size, const float* u, float* saved, float* a) {
+template <class Number>
+void embedding(const Embedding& op, Size size, const Number* u, Number* saved, Number* a) {
   Team team;
-  embedding_forward(team, op, size, u, Activations(op, size, saved, a));
+  embedding_forward(team, op, size, u, Activations<Number>(op, size, saved, a));
 }
 
 inline void embedding_backward(const Embedding& op, Size size, const float* saved, const float* a, const float* grad_a,
@@ -115,11 +115,12 @@ inline void embedding_backward(const Embedding& op, Size size, const float* save
   Buffer gradient(size.pixels() * op.channels);
   differentiate(team, grad_a, a, op.slope, gradient.size(), gradient.data());
   std::memcpy(grad_u, gradient.data(), gradient.size() * sizeof(float));
-  embedding_backward(team, op, size, Activations(op, size, const_cast<float*>(saved), const_cast<float*>(a)),
+  embedding_backward(team, op, size, Activations<float>(op, size, const_cast<float*>(saved), const_cast<float*>(a)),
                      std::move(gradient), grad_u, grad_weights, grad_biases);
 }
 
-inline void upsampling(const Upsampling& op, Size size, const float* a, float* f) {
+template <class Number>
+void upsampling(const Upsampling& op, Size size, const Number* a, Number* f) {
   Team team;
   upsampling(team, op, size, a, f);
 }
@@ -130,9 +131,10 @@ inline void upsampling_backward(const Upsampling& op, Size size, const float* a,
   upsampling_gradients(team, op, size, a, grad_f, Differentiate{nullptr, nullptr, 1.0f}, grad_a, grad_weight, grad_bias);
 }
 
-inline void level(const Embedding& op, const Upsampling& up, Size size, const float* u, float* saved, float* a, float* f) {
+template <class Number>
+void level(const Embedding& op, const Upsampling& up, Size size, const Number* u, Number* saved, Number* a, Number* f) {
   Team team;
-  embedding_forward(team, op, size, u, Activations(op, size, saved, a));
+  embedding_forward(team, op, size, u, Activations<Number>(op, size, saved, a));
   upsampling(team, up, size, a, f);
 }
 
@@ -144,7 +146,7 @@ inline void level_backward(const Embedding& op, const Upsampling& up, Size size,
   std::memset(grad_u, 0, gradient.size() * sizeof(float));
   upsampling_gradients(team, up, size, a, grad_f, Differentiate{a, grad_u, op.slope}, gradient.data(), grad_upsample_weight,
                        grad_upsample_bias);
-  embedding_backward(team, op, size, Activations(op, size, const_cast<float*>(saved), const_cast<float*>(a)),
+  embedding_backward(team, op, size, Activations<float>(op, size, const_cast<float*>(saved), const_cast<float*>(a)),
                      std::move(gradient), grad_u, grad_weights, grad_biases);
 }
 

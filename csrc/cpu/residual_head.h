@@ -29,7 +29,8 @@ CMSLAP_INLINE float upsampled_pixel(const ResidualHead& head, Size size, const f
   return sum;
 }
 
-inline void residual_head(const ResidualHead& head, Size size, const float* f, const float* image, float* out) {
+template <class Number>
+void residual_head(const ResidualHead& head, Size size, const Number* f, const float* image, float* out) {
   Team team;
   const Size fine = Doubling::output_size(size);
   const int64_t channels = head.channels, pitch = padded(channels);

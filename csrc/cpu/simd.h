@@ -8,12 +8,18 @@
 #include <cstdint>
 #include <cstring>
 
+#ifdef CMSLAP_BFLOAT16
+#include <immintrin.h>
+#endif
+
+#include "kernels.h"
+
 namespace cmslap::cpu::CMSLAP_ISA {
 
 #define CMSLAP_INLINE inline __attribute__((always_inline))
 
 constexpr int kLanes = CMSLAP_VECTOR_BYTES / sizeof(float);
-constexpr int64_t kCacheLine = 64 / sizeof(float);
+constexpr int64_t kCacheLineBytes = 64;
 
 typedef float Vec __attribute__((vector_size(CMSLAP_VECTOR_BYTES)));
 typedef float UnalignedVec __attribute__((vector_size(CMSLAP_VECTOR_BYTES), aligned(4), may_alias));
@@ -34,6 +40,7 @@ CMSLAP_INLINE Vec load(const float* p, Partial part) {
 CMSLAP_INLINE void store(float* p, Vec v, Partial part) { std::memcpy(p, &v, part.count * sizeof(float)); }
 
 CMSLAP_INLINE Vec broadcast(float value) { return value - Vec{}; }
+CMSLAP_INLINE Vec multiply_add(Vec a, Vec b, Vec sum) { return sum + a * b; }
 CMSLAP_INLINE float sum(Vec v) {
   float total = 0;
   for (int lane = 0; lane < kLanes; ++lane) total += v[lane];
@@ -50,6 +57,44 @@ CMSLAP_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 CMSLAP_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 CMSLAP_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 CMSLAP_INLINE int64_t padded(int64_t channels) { return ceil_div(channels, kLanes) * kLanes; }
+
+#ifdef CMSLAP_BFLOAT16
+// A bfloat16 is the upper half of the float32 of the same value. (The mask of all lanes spares GCC 12 a false warning, and no code.)
+CMSLAP_INLINE Vec widen(__m256i halves) {
+  return (Vec)_mm512_maskz_slli_epi32(0xffff, _mm512_maskz_cvtepu16_epi32(0xffff, halves), 16);
+}
+CMSLAP_INLINE Vec load(const BFloat16* p, Whole = {}) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+CMSLAP_INLINE Vec load(const BFloat16* p, Partial part) {
+  __m256i halves{};
+  std::memcpy(&halves, p, part.count * sizeof(BFloat16));
+  return widen(halves);
+}
+CMSLAP_INLINE void store(BFloat16* p, Vec v, Whole = {}) {
+  const auto bits = _mm512_cvtneps_pbh((__m512)v);
+  std::memcpy(p, &bits, sizeof bits);
+}
+CMSLAP_INLINE void store(BFloat16* p, Vec v, Partial part) {
+  const auto bits = _mm512_cvtneps_pbh((__m512)v);
+  std::memcpy(p, &bits, part.count * sizeof(BFloat16));
+}
+
+// Two neighbours in depth: what one instruction multiplies and adds for each of 16 columns, as fast as it would one of float32.
+struct Pair {
+  BFloat16 even, odd;
+};
+struct PairVec {
+  __m512i pairs;
+};
+CMSLAP_INLINE PairVec load(const Pair* p) { return {_mm512_loadu_si512(p)}; }
+CMSLAP_INLINE PairVec broadcast(Pair pair) {
+  int bits;
+  std::memcpy(&bits, &pair, sizeof bits);
+  return {_mm512_set1_epi32(bits)};
+}
+CMSLAP_INLINE Vec multiply_add(PairVec a, PairVec b, Vec sum) {
+  return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a.pairs, (__m512bh)b.pairs);
+}
+#endif
 
 // body(c, part) for every vector of channels; `part` is Whole or Partial, so the common case has no branch inside.
 template <class Body>

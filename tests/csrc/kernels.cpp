@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <random>
 #include <stdexcept>
 #include <thread>
@@ -42,13 +43,13 @@ Floats random_floats(int64_t count, float scale = 1) {
 
 Floats poison(int64_t count) { return Floats(count, NAN); }
 
-void compare(const char* what, const Floats& result, const std::vector<double>& expected) {
+void compare(const char* what, const Floats& result, const std::vector<double>& expected, double tolerance = 1e-5) {
   double error = 0, norm = 0;
   for (size_t i = 0; i < expected.size(); ++i) {
     error += (result[i] - expected[i]) * (result[i] - expected[i]);
     norm += expected[i] * expected[i];
   }
-  if (!(std::sqrt(error) <= 1e-5 * std::sqrt(norm))) {
+  if (!(std::sqrt(error) <= tolerance * std::sqrt(norm))) {
     std::printf("%s: relative error %g\n", what, std::sqrt(error / norm));
     std::exit(1);
   }
@@ -162,6 +163,71 @@ void test_level(Size size, int64_t channels, int64_t depth, int64_t recursions) 
                                    grad_head.data(), grad_bias.data(), grad_k.data());
 }
 
+using BFloat16s = std::vector<BFloat16>;
+
+// Cuts values to the upper half of their bits, as bfloat16 has them: in place, and as such.
+BFloat16s cut(Floats& values) {
+  BFloat16s result(values.size());
+  for (size_t i = 0; i < values.size(); ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, &values[i], sizeof bits);
+    result[i].bits = bits >> 16;
+    bits &= 0xffff0000;
+    std::memcpy(&values[i], &bits, sizeof bits);
+  }
+  return result;
+}
+
+std::vector<double> exactly(const Floats& values) { return {values.begin(), values.end()}; }
+
+Floats widened(const BFloat16s& values) {
+  Floats result(values.size());
+  for (size_t i = 0; i < values.size(); ++i) {
+    const uint32_t bits = uint32_t(values[i].bits) << 16;
+    std::memcpy(&result[i], &bits, sizeof bits);
+  }
+  return result;
+}
+
+// The kernels for bfloat16 against those for float32, which the tests above compare with plain loops.
+void test_bfloat16(const BFloat16Kernels& short_kernels, Size size, int64_t in, int64_t out) {
+  constexpr double kTolerance = 1e-2;
+  const BFloat16 nan{0x7fc0};
+  Floats x = random_floats(size.pixels() * in), skip = random_floats(size.pixels() * out), y = poison(skip.size());
+  const Floats weight = random_floats(out * in * 9, 0.3f), bias = random_floats(out);
+  const BFloat16s short_x = cut(x), short_skip = cut(skip);
+  BFloat16s short_y(y.size(), nan);
+  const Conv conv{in, out, weight.data(), bias.data(), 0.2f};
+  kernels().conv(conv, size, x.data(), skip.data(), y.data());
+  short_kernels.conv(conv, size, short_x.data(), short_skip.data(), short_y.data());
+  compare("conv in bfloat16", widened(short_y), exactly(y), kTolerance);
+
+  const Floats weights = random_floats(2 * in * in * 9, 0.3f / std::sqrt(float(in))), biases = random_floats(2 * in);
+  const Floats head_weight = random_floats(in * 9), image_weight = random_floats(16), image = random_floats(size.pixels());
+  const float head_bias = 0.5f;
+  const Embedding op{in, 2, 2, weights.data(), biases.data(), 0.2f, Save::kNothing};
+  const Upsampling up{in, in, weights.data(), biases.data()};
+  const ResidualHead head{in, head_weight.data(), &head_bias, image_weight.data()};
+  Floats a = poison(x.size()), f = poison(4 * x.size()), picture = poison(4 * size.pixels());
+  BFloat16s short_a(a.size(), nan), short_f(f.size(), nan);
+  kernels().embedding(op, size, x.data(), nullptr, a.data());
+  short_kernels.embedding(op, size, short_x.data(), short_a.data());
+  compare("embedding in bfloat16", widened(short_a), exactly(a), kTolerance);
+  kernels().upsampling(up, size, x.data(), f.data());
+  short_kernels.upsampling(up, size, short_x.data(), short_f.data());
+  compare("upsampling in bfloat16", widened(short_f), exactly(f), kTolerance);
+  kernels().level(op, up, size, x.data(), nullptr, a.data(), f.data());
+  short_kernels.level(op, up, size, short_x.data(), short_f.data());
+  compare("level in bfloat16", widened(short_f), exactly(f), kTolerance);
+  Floats short_picture = poison(picture.size());
+  kernels().residual_head(head, size, widened(short_f).data(), image.data(), picture.data());
+  short_kernels.residual_head(head, size, short_f.data(), image.data(), short_picture.data());
+  compare("residual head in bfloat16", short_picture, exactly(picture));
+  kernels().last_level(op, up, head, size, x.data(), image.data(), picture.data());
+  short_kernels.last_level(op, up, head, size, short_x.data(), image.data(), short_picture.data());
+  compare("last level in bfloat16", short_picture, exactly(picture), kTolerance);
+}
+
 }  // namespace
 
 int main() try {
@@ -170,10 +236,11 @@ int main() try {
     test_conv(size, between(1, 40), between(1, 40));
     test_upsampling(size, between(1, 20), between(1, 20));
     test_level(size, between(1, 24), between(1, 3), between(1, 2));
+    if (bfloat16_kernels()) test_bfloat16(*bfloat16_kernels(), size, between(1, 40), between(1, 40));
   }
   test_conv({1, 9, 110}, 64, 64);
   test_upsampling({1, 2, 110}, 64, 64);
-  std::printf("%s kernels: no difference\n", kernels().name);
+  std::printf("%s kernels%s: no difference\n", kernels().name, bfloat16_kernels() ? " and those for bfloat16" : "");
 } catch (const std::invalid_argument& error) {  // an instruction set this processor has not
   std::printf("skipped: %s\n", error.what());
 }

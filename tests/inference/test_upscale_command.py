@@ -89,9 +89,9 @@ def test_the_command_and_the_function_give_the_same_picture(upscale, checkpoint)
         assert image.tobytes() == expected.tobytes()
 
 
-def test_bfloat16(upscale):
+def test_bfloat16(upscale, bfloat16):
     picture("in.png")
-    assert upscale("in.png", "-o", "out.png", "--dtype", "bfloat16")[0] == 0
+    assert upscale("in.png", "-o", "out.png", "--precision", "bf16")[0] == 0
 
 
 def test_a_folder_with_names_and_formats_kept(upscale):

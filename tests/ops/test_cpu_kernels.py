@@ -38,15 +38,15 @@ def channels_last(tensor):
 
 def strided(tensor):
     """Every second element of a larger tensor, dimensions reversed."""
-    wide = torch.full([2 * size for size in reversed(tensor.shape)], float("nan"))
+    wide = torch.full([2 * size for size in reversed(tensor.shape)], float("nan"), dtype=tensor.dtype)
     view = wide[tuple(slice(1, None, 2) for _ in tensor.shape)].permute(*reversed(range(tensor.ndim)))
     return view.copy_(tensor)
 
 
 def misaligned(tensor):
-    """Dense, but one float past any boundary a vector load could like."""
+    """Dense, but one number past any boundary a vector load could like."""
     lying = channels_last(tensor)
-    storage = torch.full([tensor.numel() + 1], float("nan"))
+    storage = torch.full([tensor.numel() + 1], float("nan"), dtype=tensor.dtype)
     return storage[1:].as_strided(lying.shape, lying.stride(), 1).copy_(tensor)
 
 
@@ -101,17 +101,41 @@ def test_values_and_gradients(name, data, smallest):
     assert_gradients_close(gradients, expected_gradients, grad)
 
 
+@pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("name", NAMES)
-def test_thread_counts_and_runs_give_the_same_bits(name):
-    arguments = random_call(name, requires_grad=True, N=2, C=20, Cin=20, Cout=17, D=2, H=30, W=33)
+@quick
+@given(data=st.data())
+def test_bfloat16_values(name, data, bfloat16):
+    """Features in bfloat16, the picture in either precision."""
+    arguments, layout = draw_call(data.draw, name), data.draw(st.sampled_from(LAYOUTS))
+    if "recursions" in arguments and arguments["negative_slope"] == 1.0:
+        arguments["negative_slope"] = 0.2  # without activation nine convolutions pile up any format's errors
+    picture = data.draw(st.sampled_from([torch.float32, torch.bfloat16]))
+    pictures = OPERATIONS[name].pictures
+    rounded = {n: convert({n: v}, dtype=picture if n in pictures else torch.bfloat16)[n] for n, v in arguments.items()}
+    given_as = {n: layout(v) if isinstance(v, torch.Tensor) else v for n, v in rounded.items()}
+    with ops.use_backend("cpu"):
+        result = getattr(ops, name)(**given_as)
+    assert result.dtype == (picture if pictures else torch.bfloat16)
+    expected = OPERATIONS[name].reference(**convert(rounded, dtype=torch.float64))
+    # Summands are of size one; of a few pixels they may cancel, and their rounding errors do not.
+    assert (result - expected).norm() < 1e-2 * max(expected.norm(), 0.5 * expected.numel() ** 0.5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_thread_counts_and_runs_give_the_same_bits(name, dtype):
+    arguments = random_call(name, dtype, requires_grad=True, N=2, C=20, Cin=20, Cout=17, D=2, H=30, W=33)
     before = torch.get_num_threads()
     runs = []
     try:
         for threads in (1, 2, 3, 3):
             torch.set_num_threads(threads)
             with ops.use_backend("cpu"):
+                with torch.no_grad():
+                    value = getattr(ops, name)(**arguments)
                 result = getattr(ops, name)(**arguments)
-                runs.append([result, *torch.autograd.grad(result.square().sum(), tensors(arguments))])
+                runs.append([value, result, *torch.autograd.grad(result.square().sum(), tensors(arguments))])
     finally:
         torch.set_num_threads(before)
     for run in runs[1:]:
@@ -139,6 +163,19 @@ def test_every_instruction_set(isa):
     if "on this processor, got" in result.stdout:
         pytest.skip(f"this processor has no {isa}")
     assert result.returncode == 0, result.stdout
+
+
+def test_bfloat16_needs_its_instruction_set():
+    """Others convert it to float32: the same values to bfloat16's precision."""
+    code = (
+        "import torch; from cmslap import ops; from cmslap.ops import cpu; assert not cpu.multiplies_bfloat16();"
+        "x, w = torch.randn(1, 8, 9, 9).bfloat16(), torch.randn(8, 8, 3, 3).bfloat16();"
+        "y = ops.conv2d_lrelu(x, w); z = ops.conv2d_lrelu(x.float(), w.float()); assert torch.equal(y, z.bfloat16())"
+    )
+    for isa in ("avx2", "portable"):
+        command = [sys.executable, "-c", code]
+        result = subprocess.run(command, env={**os.environ, "CMSLAP_ISA": isa}, capture_output=True, text=True)
+        assert result.returncode == 0 or "on this processor, got" in result.stderr, result.stderr
 
 
 def test_unknown_instruction_set():

@@ -5,6 +5,7 @@ import torch
 from calls import NAMES, assert_gradients_close, convert, random_call, relative_error, tensors
 
 from cmslap import ops
+from cmslap.ops import extension
 from cmslap.ops.operation import OPERATIONS
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -104,11 +105,27 @@ def test_autocast_computes_in_its_dtype(name):
     arguments = random_call(name, requires_grad=True, C=8, Cin=8, Cout=8, D=1, R=1, H=9, W=7)
     with torch.autocast("cpu", torch.bfloat16):
         result = getattr(ops, name)(**arguments)
-    assert result.dtype == torch.bfloat16
+    assert result.dtype == (torch.float32 if OPERATIONS[name].pictures else torch.bfloat16)
     expected = OPERATIONS[name].reference(**convert(arguments, dtype=torch.float64))
     assert relative_error(result, expected) < 2 * TOLERANCE[torch.bfloat16]  # the inputs are rounded too
     result.sum().backward()
     assert all(tensor.grad.dtype == torch.float32 for tensor in tensors(arguments))
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("name", ["residual_head", "lapsrn_last_level"])
+def test_autocast_does_not_round_the_picture(name, backend):
+    """With features of zero, the result is the upsampled picture to float32's precision."""
+    arguments = random_call(name, C=4, D=1, R=1, H=9, W=7)
+    residual = [arguments["residual_weight"], arguments["residual_bias"]]
+    for tensor in residual:
+        tensor.zero_()
+    if backend == "cpu" and extension.MISSING:
+        pytest.skip(extension.MISSING)
+    with ops.use_backend(backend), torch.autocast("cpu", torch.bfloat16):
+        result = getattr(ops, name)(**arguments)
+    expected = OPERATIONS[name].reference(**convert(arguments, dtype=torch.float64))
+    assert relative_error(result, expected) < TOLERANCE[torch.float32]
 
 
 def test_zero_scale_sizes_and_strides_of_any_kind():

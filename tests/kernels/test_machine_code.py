@@ -41,7 +41,7 @@ def matrix_kernels(kernels, arch, generation):
 @pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89", "sm_90a"])
 def test_registers_stay_registers(arch):
     for name, made in machine_code.resources(CUDA_LIBRARY, arch).items():
-        assert made["spilled_bytes"] <= 8, name  # one or two, outside the loops
+        assert made["spilled_bytes"] == 0, name
         assert made["registers"] <= 255, name
 
 

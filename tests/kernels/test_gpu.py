@@ -328,6 +328,6 @@ def test_the_sm80_kernels_on_hopper():
         "-p",
         "no:cacheprovider",
     ]
-    tests = [str(Path(__file__).with_name(name)) for name in ("test_operations.py", "test_backend.py")]
+    tests = [str(Path(__file__).with_name(name)) for name in ("test_every_operation.py", "test_backend.py")]
     run = subprocess.run([*command, *tests], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout

@@ -145,7 +145,8 @@ def conv_kernel(
                 value += tl.load(skip + corner + offset, mask=mask, other=0.0).to(tl.float32)
             value = tl.where(value > 0, value, value * slope)
         else:
-            value = tl.where(tl.load(saved + corner + offset, mask=mask, other=0.0) > 0, value, value * slope)
+            sign = tl.load(saved + corner + offset, mask=mask, other=0.0).to(tl.float32)  # see derivative.py
+            value = tl.where(sign > 0, value, value * slope)
         if sums is not None:
             of_half = tl.sum(tl.where(inside[:, None], value, 0.0), axis=0)
             tl.store(sums + (2 * tile + below) * COUT + cout, of_half, mask=cout < COUT)

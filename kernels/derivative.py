@@ -31,7 +31,8 @@ def derivative_kernel(
     inside = (pixel < pixels)[:, None] & (channel < C)[None, :]
     offset = pixel[:, None] * C + channel[None, :]
     value = tl.load(grad + offset, mask=inside, other=0.0).to(tl.float32)
-    sign = tl.load(activated + offset, mask=inside, other=0.0).to(tl.float32)  # the interpreter compares bfloat16's bits
+    # In float32, as Triton's interpreter would compare the bits of a bfloat16.
+    sign = tl.load(activated + offset, mask=inside, other=0.0).to(tl.float32)
     value = tl.where(sign > 0, value, value * slope)
     tl.store(out + offset, value.to(out.dtype.element_ty), mask=inside)
     tl.store(sums + program * C + channel, tl.sum(value, axis=0), mask=channel < C)

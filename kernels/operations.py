@@ -191,7 +191,7 @@ def residual_head_backward(
         gradients["f"] = nchw(conv_data_gradient(pixels, pack_weights(residual_weight, f.dtype)))
     if "residual_weight" in wanted:
         gradients["residual_weight"] = _weight_gradient(pixels, nhwc(f), 1)
-    gradients["residual_bias"] = _over_pixels(pixels)
+    gradients["residual_bias"] = _over_pixels(nhwc(grad))
     gradients["image"], gradients["image_weight"], _ = torch.ops.aten.convolution_backward(
         grad, image, image_weight, None, [2, 2], [1, 1], [1, 1], True, [0, 0], 1, [True, True, False]
     )

@@ -29,7 +29,7 @@ def check(operation: Operation, arguments: Arguments) -> None:
 def _check_tensors(operation: Operation, arguments: Arguments) -> None:
     sizes: dict[str, int] = {}
     first_name = next(iter(operation.shapes))
-    features_name = next(name for name in operation.shapes if name not in operation.pictures)
+    features_name = operation.features_name
     for name, shape in operation.shapes.items():
         tensor = arguments[name]
         if tensor is None and name in operation.optional:

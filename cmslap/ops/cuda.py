@@ -37,7 +37,7 @@ def _unsupported(operation: Operation, arguments: Arguments) -> str | None:
 
 
 def _unsupported_sizes(operation: Operation, arguments: Arguments) -> str | None:
-    dtype = operation.activation(arguments).dtype
+    dtype = arguments[operation.features_name].dtype
     if dtype not in DTYPES:
         return f"bfloat16 and float16 only, not {str(dtype).removeprefix('torch.')}"
     if operation.name == "residual_head":

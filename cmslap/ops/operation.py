@@ -47,6 +47,11 @@ class Operation:
     def activation(self, arguments: Arguments) -> Tensor:
         return arguments[next(iter(self.shapes))]
 
+    @property
+    def features_name(self) -> str:
+        """The first tensor argument that is no picture, whose dtype all others take."""
+        return next(name for name in self.shapes if name not in self.pictures)
+
     def result_dtype(self, arguments: Arguments) -> torch.dtype:
         return (arguments[self.pictures[0]] if self.pictures else self.activation(arguments)).dtype
 

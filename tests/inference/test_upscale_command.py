@@ -269,6 +269,7 @@ def test_ctrl_c_ends_a_run_cleanly(here, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path(cmslap.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     while not Path("out/a.png").exists() and process.poll() is None:
         time.sleep(0.05)

@@ -101,18 +101,17 @@ def forward_of(inputs: Sequence[Inputs]) -> Driver:
     return drive
 
 
-def forward_and_backward_of(inputs: Sequence[Inputs]) -> Driver:
-    grads: dict[int, Tensor] = {}  # of each input's output
+def forward_and_backward_of(function: Callable[..., Tensor], inputs: Sequence[Inputs]) -> Driver:
+    with torch.no_grad():
+        output = function(*inputs[0])
+    grads = [torch.randn_like(output) for _ in inputs]  # beforehand: random numbers take longer than many a call
 
     def drive(function: Callable[..., Tensor]) -> Implementation:
-        turns = itertools.cycle(enumerate(inputs))
+        turns = itertools.cycle(zip(inputs, grads, strict=True))
 
         def call() -> None:
-            turn, arguments = next(turns)
-            output = function(*arguments)
-            if turn not in grads:
-                grads[turn] = torch.randn_like(output)
-            torch.autograd.grad(output, arguments, grads[turn])
+            arguments, grad = next(turns)
+            torch.autograd.grad(function(*arguments), arguments, grad)
 
         return call
 
@@ -207,12 +206,13 @@ def operation(name: str, backward: bool, setting: Setting) -> Work:
         inputs = [tuple(tensor.detach() for tensor in arguments) for arguments in inputs]
     recursive = f" D{setting.depth}R{setting.recursions}" if name in ("recursive_embedding", "lapsrn_level") else ""
     maps = kind.maps_forward(setting) + backward * kind.maps_backward(setting)
+    function = kind.function(setting)
     return Work(
         f"{name}{recursive} {'forward + backward' if backward else 'forward'}",
         size_text(inputs[0][0]),
-        kind.function(setting),
+        function,
         inputs,
-        (forward_and_backward_of if backward else forward_of)(inputs),
+        forward_and_backward_of(function, inputs) if backward else forward_of(inputs),
         (3 if backward else 1) * kind.convolutions(setting) * setting.conv_gflop,
         maps * setting.map_gbyte,
     )

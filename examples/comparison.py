@@ -22,12 +22,14 @@ import cmslap
 from cmslap.evaluation.benchmark import Quality, enlarge, quality
 from cmslap.files import replacing
 from cmslap.imaging.resize import imresize
+from cmslap.interop.checkpoint import ALIASES
 
 mpl.use("agg")
 import matplotlib.pyplot as plt
 from matplotlib.patches import Rectangle
 
 SCALE = 8
+DEFAULT = ALIASES["cms-lapsrn"]
 PHOTOGRAPHS = {  # name -> (left, top, size) of the crop to look at
     "astronaut": (160, 40, 136),
     "coffee": (296, 232, 152),
@@ -71,7 +73,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     others = (entry.rpartition("=")[::2] for entry in args.network)
-    networks = {title: cmslap.load_model(path) for title, path in others} | {"cmslap": cmslap.load_model()}
+    networks = {title: cmslap.load_model(path) for title, path in others} | {f"{DEFAULT} (ours)": cmslap.load_model()}
     figures, columns = {}, len(networks) + 3
     figure, rows = plt.subplots(
         len(PHOTOGRAPHS), columns, figsize=(2 * columns, 2.2 * len(PHOTOGRAPHS)), layout="compressed"

@@ -42,7 +42,7 @@ def variant(base: Config, name: str) -> Config:
 
 
 def train(config: Config) -> dict[str, Any]:
-    """The record of the variant's run, which is trained as far as it is not."""
+    """The record of a configuration's run, which is trained as far as it is not."""
     status = loop.train(config, resume=(Path(config.out) / loop.LAST).is_file())
     if status:
         sys.exit(status)

@@ -11,25 +11,21 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from bench import ablation
 from cmslap.files import replacing
 from cmslap.ops import use_backend
 from cmslap.training import config as configuration
-from cmslap.training import loop
 from cmslap.training.config import Config
 
 
-def train(config: Config, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def run(config: Config, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The record of a run, and its curve: seconds of training and mean PSNR at each validation."""
     out = Path(config.out) / name
-    status = loop.train(dataclasses.replace(config, out=str(out)), resume=(out / loop.LAST).is_file())
-    if status:
-        sys.exit(status)
-    record = json.loads((out / "record.json").read_text(encoding="utf-8"))
+    record = ablation.train(dataclasses.replace(config, out=str(out)))
     entries = map(json.loads, (out / "log.jsonl").read_text(encoding="utf-8").splitlines())
     return record, curve(entries, config.batch)
 
@@ -61,7 +57,7 @@ def main() -> None:
     report: dict[str, Any] = {"psnr": args.psnr, "runs": {}}
     for name, backend in (("cmslap", nullcontext()), ("eager", use_backend("reference"))):
         with backend:
-            record, points = train(config, name)
+            record, points = run(config, name)
         report |= {key: record[key] for key in ("commit", "torch", "device", "threads", "config")}
         report["runs"][name] = {"seconds": reached(points, args.psnr), "curve": points}
     with replacing(args.out) as temporary:

@@ -15,9 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cmslap
 from cmslap.benchmark import plots
 from cmslap.benchmark.command import SUITES
 from cmslap.benchmark.load import noise
+from cmslap.benchmark.networks import PlainMSLapSRN
 from cmslap.benchmark.table import ceilings_text, seconds_text
 from cmslap.files import replacing
 from cmslap.interop.checkpoint import ALIASES
@@ -95,6 +97,12 @@ def _origin(name: str) -> str:
         f"{model['shared_conv']}, trained{init} for {record['step']:,} steps of batch {config['batch']} and HR patch "
         f"{config['patch']}, {record['seconds'] / 60:.0f} minutes on {threads} of {record['device']}."
     )
+
+
+def accelerate() -> str:
+    """What ``accelerate`` says of a recursive network in plain PyTorch."""
+    network = PlainMSLapSRN(channels=64, depth=5, recursions=8, levels=2)
+    return f"```\n{cmslap.accelerate(network)}\n```"
 
 
 def records(folder: Path) -> dict[str, dict[str, Any]]:
@@ -193,6 +201,7 @@ BLOCKS = {
     "evaluation": evaluation,
     "precision": precision,
     "weights": weights,
+    "accelerate": accelerate,
     "cpu-speed": cpu_speed,
     "gpu-speed": gpu_speed,
 }

@@ -12,7 +12,7 @@ from cmslap.benchmark import everyday, peers
 from cmslap.benchmark.peers import EAGER, EAGER_NCHW, Peer
 from cmslap.benchmark.suite import Case
 from cmslap.benchmark.timing import Pace
-from cmslap.benchmark.work import OPERATIONS, Setting, forward, operation, training_step, vdsr_forward
+from cmslap.benchmark.work import OPERATIONS, THIRD_PARTY, Setting, forward, operation, third_party, training_step
 
 DEVICE = torch.device("cpu")
 DTYPE = torch.float32  # of the ceilings
@@ -63,7 +63,10 @@ def cases(effort: str, sizes: Sizes = Sizes()) -> dict[str, Case]:
     if thorough:
         build = partial(everyday.enlargement, 2, *sizes.photograph)
         found["photograph"] = Case(build, Setting(), [*ours, EAGER], memory=True)
-    found["accelerate"] = Case(vdsr_forward, picture, [peers.ACCELERATED, EAGER, EAGER_NCHW, *compiled])
+    accelerated = [peers.ACCELERATED, EAGER, EAGER_NCHW, *compiled]
+    for name in THIRD_PARTY if thorough else THIRD_PARTY[:1]:
+        found[f"accelerate-{name}"] = Case(partial(third_party, name, False), picture, accelerated)
+        found[f"accelerate-{name}+backward"] = Case(partial(third_party, name, True), picture, accelerated)
     found["folder"] = Case(partial(everyday.folder, sizes.folder), Setting(), [*ours, EAGER])
     found["first-result"] = Case(everyday.first_result, Setting(), everyday.starters(DEVICE, effort == "full"))
     return found | _operations(sizes, compiled)

@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from cmslap import ops
+from cmslap.benchmark import networks
 from cmslap.benchmark.timing import Implementation
 from cmslap.models import CMSLapSRN
 
@@ -252,33 +254,50 @@ def forward(scale: int, setting: Setting) -> Work:
     return Work(name, size_text(inputs[0][0]), model, inputs, forward_of(inputs), gflop, gbyte, images=setting.batch)
 
 
-class _VDSR(nn.Module):
-    """A network of 20 convolutions as somebody would write it in plain PyTorch."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        sizes = [1, *[channels] * 19]
-        layers = [[nn.Conv2d(a, b, 3, padding=1), nn.ReLU(inplace=True)] for a, b in itertools.pairwise(sizes)]
-        self.body = nn.Sequential(*itertools.chain(*layers), nn.Conv2d(channels, 1, 3, padding=1))
-
-    def forward(self, y: Tensor) -> Tensor:
-        return y + self.body(y)
+# Networks that are not ours, in the sizes their authors give or somewhat smaller.
+_THIRD_PARTY: dict[str, Callable[[int], nn.Module]] = {
+    "VDSR": lambda channels: networks.VDSR(depth=18, channels=channels),
+    "EDSR": lambda channels: networks.EDSR(channels, blocks=16),
+    "MSRN": lambda channels: networks.MSRN(channels, blocks=2),
+    "DRRN": lambda channels: networks.DRRN(channels, units=9),
+    "MS-LapSRN": lambda channels: networks.PlainMSLapSRN(channels, depth=5, recursions=8, levels=1),
+}
+THIRD_PARTY = tuple(_THIRD_PARTY)
 
 
-def vdsr_forward(setting: Setting) -> Work:
-    """Inference of a network that is not ours."""
-    model = _VDSR(setting.channels).requires_grad_(False)
+def third_party(name: str, backward: bool, setting: Setting) -> Work:
+    """One of ``THIRD_PARTY``, networks in plain PyTorch: its forward pass, alone or with all gradients."""
+    model = _THIRD_PARTY[name](setting.channels).requires_grad_(backward)
     model = model.to(setting.device, setting.dtype, memory_format=setting.layout)
-    inputs = _images(setting, setting.dtype)
-    convolutions = 18
+    colours = next(model.parameters()).shape[1]
+    shape = setting.batch, colours, setting.side, setting.side
+    inputs = _rotation(
+        lambda: (torch.rand(shape, device=setting.device, dtype=setting.dtype).to(memory_format=setting.layout),)
+    )
+
+    def drive(network: nn.Module) -> Implementation:
+        if not backward:
+            return forward_of(inputs)(network)
+        parameters = list(network.parameters())
+        turns = itertools.cycle(inputs)
+
+        def call() -> None:
+            output = network(*next(turns))
+            torch.autograd.grad((output[-1] if isinstance(output, list) else output).sum(), parameters)
+
+        return call
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(*inputs[0])
+    gflop = 1e-9 * counter.get_total_flops()
     return Work(
-        "VDSR forward, accelerated",
+        f"{name} {'forward + backward' if backward else 'forward'}, accelerated",
         size_text(inputs[0][0]),
         model,
         inputs,
-        forward_of(inputs),
-        convolutions * setting.conv_gflop,
-        2 * convolutions * setting.map_gbyte,
+        drive,
+        (3 if backward else 1) * gflop,
+        0.0,  # by far less than the arithmetic takes
         images=setting.batch,
     )
 

@@ -31,6 +31,8 @@ RESULTS = ROOT / "bench" / "results"
 OFFICIAL = RESULTS / "evaluation" / "MSLapSRN_D5R8.json"
 OFFICIAL_BF16 = OFFICIAL.with_name("MSLapSRN_D5R8-bf16.json")
 CPU = RESULTS / "cpu"
+ABLATION = RESULTS / "training" / "ablation.json"
+TIME_TO_PSNR = ABLATION.with_name("time-to-psnr.json")
 DOCS = ROOT / "docs"
 CARD = WEIGHTS / "README.md"
 SHIPPED = sorted(path.name.removesuffix(".evaluation.json") for path in WEIGHTS.glob("*.evaluation.json"))
@@ -96,6 +98,42 @@ def _origin(name: str) -> str:
         f"- `{name}`: CMS-LapSRN with D = {model['depth']}, R = {model['recursions']} and shared_conv = "
         f"{model['shared_conv']}, trained{init} for {record['step']:,} steps of batch {config['batch']} and HR patch "
         f"{config['patch']}, {record['seconds'] / 60:.0f} minutes on {threads} of {record['device']}."
+    )
+
+
+def ablation() -> str:
+    """A row for every way to share the upsampling's kernel: parameters, time of a step, and PSNR after equal training."""
+    record = json.loads(ABLATION.read_text())
+    variants = record["variants"]
+    fastest = min(row["step_seconds"] for row in variants.values())
+    sets = list(next(iter(variants.values()))["psnr"])
+    lines = [f"| {' | '.join(['PSNR', 'parameters', 'training step', *sets])} |", "|---" * (3 + len(sets)) + "|"]
+    for name, row in variants.items():
+        step = f"{seconds_text(row['step_seconds'])} ({row['step_seconds'] / fastest:.2f}x)"
+        cells = [f"{row['parameters']:,}", step, *(f"{row['psnr'][key]:.2f}" for key in sets)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"Each {_training(record)}."])
+
+
+def time_to_psnr() -> str:
+    """How long training takes to a PSNR with our kernels and without."""
+    record = json.loads(TIME_TO_PSNR.read_text())
+    ours, eager = (record["runs"][name]["seconds"] for name in ("cmslap", "eager"))
+    return (
+        f"Training to {record['psnr']:.2f} dB takes {eager / ours:.2f} times as long in plain PyTorch as on the "
+        f"operations of this package: {seconds_text(eager)} and {seconds_text(ours)} for the same steps on the same "
+        f"pictures. Each {_training(record)}; PSNR is the mean over {', '.join(record['runs']['cmslap']['sets'])}."
+    )
+
+
+def _training(record: dict[str, Any]) -> str:
+    """A configuration's training, as the end of a sentence."""
+    config, model = record["config"], record["config"]["model"]
+    threads = f"{record['threads']} thread{'s' * (record['threads'] > 1)}"
+    return (
+        f"D{model['depth']}R{model['recursions']} trained from scratch for {config['steps']:,} steps of batch "
+        f"{config['batch']}, HR patch {config['patch']}, {config['precision']}, with {config['optimizer']['name']}, on "
+        f"{threads} of {record['device']}, commit `{record['commit']}`"
     )
 
 

@@ -71,7 +71,7 @@ class OptimizerConfig:
     clip: float = 0.0  # largest norm of the gradient; 0: no clipping
 
     def check(self) -> None:
-        _one_of("optimizer.name", self.name, ("adam", "adamw"))
+        _one_of("optimizer.name", self.name, ("adam", "adamw", "muon"))
         _require(self.lr > 0, "optimizer.lr", self.lr, "a positive number")
         betas = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         _require(betas, "optimizer.betas", self.betas, "two numbers in [0, 1)")

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from cmslap.precision import PRECISIONS
+from cmslap.training import optimizers
 from cmslap.training.checkpoint import initialise
 from cmslap.training.config import Config
 from cmslap.training.data import Share
 from cmslap.training.distributed import Workers
 from cmslap.training.losses import pyramid_loss
 from cmslap.training.schedule import factor
-
-OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
 class Learner:
@@ -38,10 +37,7 @@ class Learner:
         self.parameters = list(self.model.parameters())
         for parameter in self.parameters:
             parameter.grad = torch.zeros_like(parameter)  # a process without images sums zeros
-        settings = config.optimizer
-        self.optimizer = OPTIMIZERS[settings.name](
-            self.parameters, settings.lr, tuple(settings.betas), settings.eps, settings.weight_decay
-        )
+        self.optimizers = optimizers.build(config.optimizer, self.parameters)
         self.scaler = torch.amp.GradScaler(workers.device.type, enabled=PRECISIONS[config.precision] == torch.float16)
 
     def lr(self, step: int) -> float:
@@ -72,14 +68,16 @@ class Learner:
         return loss.detach() / share.count
 
     def _update(self, step: int) -> None:
-        self.scaler.unscale_(self.optimizer)
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
         if self.config.optimizer.clip:
             nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr(step)
-        self.scaler.step(self.optimizer)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.lr(step)
+            self.scaler.step(optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=False)
+        self.model.zero_grad(set_to_none=False)
         decay = min(self.config.ema, (1 + step) / (10 + step))  # the first weights are soon forgotten
         torch._foreach_lerp_(list(self.average.parameters()), self.parameters, 1 - decay)
 
@@ -91,16 +89,16 @@ class Learner:
         return {
             "model": self.model.state_dict(),
             "ema": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state`, with this configuration's settings of the optimizer."""
-        settings = [{key: group[key] for key in self.optimizer.defaults} for group in self.optimizer.param_groups]
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
-            group.update(own)
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+            for group in optimizer.param_groups:
+                group.update(optimizer.defaults)

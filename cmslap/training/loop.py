@@ -68,9 +68,10 @@ class Run:
     def _resume(self) -> None:
         state = checkpoint.load(self.out / LAST, self.device)
         old, new = state["config"], to_dict(self.config)
-        for key in ("model", "scales"):
-            if old[key] != new[key]:
-                raise RunError(f"{key} = {new[key]}: the run in {self.out} has {old[key]}; start another with init")
+        optimizers = {"optimizer.name": (old["optimizer"]["name"], new["optimizer"]["name"])}
+        for key, (before, now) in optimizers | {key: (old[key], new[key]) for key in ("model", "scales")}.items():
+            if before != now:
+                raise RunError(f"{key} = {now}: the run in {self.out} has {before}; start another with init")
         for change in _changes(old, new):
             self._say(f"resuming with {change}")
         if state["pictures"] != self.pictures.fingerprint:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import errno
+import functools
 import json
 import os
 import random
@@ -179,6 +180,35 @@ def test_a_step_is_the_gradient_of_the_mean_loss_over_the_batch(configure):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+def test_muon_updates_each_kernel_of_the_block_as_a_matrix_of_its_own(configure):
+    settings = {"name": "muon", "lr": 1e-2, "betas": [0.8, 0.99], "weight_decay": 0.1, "clip": 0.01}
+    config = configure(optimizer=settings, schedule={"name": "constant"})
+    learner, reference = (Learner(config, Workers(0, 1, CPU)) for _ in range(2))
+    pictures = Pictures(config.data, config.patch, CPU, announce=False)
+    model = reference.model
+    kernels = model.embedding_weight.detach().clone().flatten(1).chunk(2)
+    kernels = [nn.Parameter(kernel.clone()) for kernel in kernels]
+    others = [parameter for name, parameter in model.named_parameters() if name != "embedding_weight"]
+    optimizers = [
+        torch.optim.Muon(kernels, 1e-2, weight_decay=0.1, momentum=0.8, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Adam(others, 1e-2, (0.8, 0.99)),
+    ]
+    for step in range(3):
+        shares = pictures.batch(step, 0, {2: 2, 4: 3})
+        learner.learn(step, shares)
+        for share in shares:
+            reference._backpropagate(share)
+        nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+        for kernel, gradient in zip(kernels, model.embedding_weight.grad.flatten(1).chunk(2), strict=True):
+            kernel.grad = gradient
+        for optimizer in optimizers:
+            optimizer.step()
+        model.embedding_weight.data = torch.cat(kernels).detach().view_as(model.embedding_weight)
+        model.zero_grad(set_to_none=False)
+        for ours, theirs in zip(learner.parameters, model.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_autocast_trains(configure, precision):
     config = configure(precision=precision, steps=3)
@@ -249,11 +279,12 @@ def test_kill_and_resume_is_bitwise_the_uninterrupted_run(configure, table, vali
     assert_equal_runs(whole, resumed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_saves_and_says_how_to_resume(configure, monkeypatch, capsys, number):
-    whole = configure(log_every=4)
+@pytest.mark.parametrize(("number", "optimizer"), [(signal.SIGINT, "adam"), (signal.SIGTERM, "muon")])
+def test_signal_saves_and_says_how_to_resume(configure, monkeypatch, capsys, number, optimizer):
+    configure = functools.partial(configure, log_every=4, optimizer={"name": optimizer})
+    whole = configure()
     train(whole)
-    stopped = configure(log_every=4, out=whole.out + "-stopped", checkpoint_every=1000)
+    stopped = configure(out=whole.out + "-stopped", checkpoint_every=1000)
     learn = Learner.learn
 
     def learn_and_be_asked(learner, step, *rest):
@@ -287,6 +318,8 @@ def test_resume_needs_a_run_of_the_same_network(configure, table):
     train(configure())
     with pytest.raises(RunError, match=r"model = .*: the run in .* has .*'recursions': 2"):
         train(configure(model={**table["model"], "recursions": 1}), resume=True)
+    with pytest.raises(RunError, match=r"optimizer.name = muon: the run in .* has adam; start another with init"):
+        train(configure(optimizer={"name": "muon"}), resume=True)
 
 
 def test_record_names_every_origin_of_a_run(configure, monkeypatch):
@@ -308,7 +341,7 @@ def test_resume_announces_changed_settings_and_follows_them(configure, capsys):
         assert f"resuming with {change}" in said
     assert lines(longer)[-1]["lr"] == 5e-4
     state = checkpoint.load(Path(longer.out) / "last.pt", CPU)
-    assert state["optimizer"]["param_groups"][0]["weight_decay"] == 0.1
+    assert state["optimizers"][0]["param_groups"][0]["weight_decay"] == 0.1
 
 
 def test_a_damaged_checkpoint_is_one_line(configure):

@@ -32,6 +32,7 @@ OFFICIAL = RESULTS / "evaluation" / "MSLapSRN_D5R8.json"
 OFFICIAL_BF16 = OFFICIAL.with_name("MSLapSRN_D5R8-bf16.json")
 CPU = RESULTS / "cpu"
 ABLATION = RESULTS / "training" / "ablation.json"
+RECIPES = ABLATION.with_name("recipes.json")
 TIME_TO_PSNR = ABLATION.with_name("time-to-psnr.json")
 DOCS = ROOT / "docs"
 CARD = WEIGHTS / "README.md"
@@ -115,14 +116,27 @@ def ablation() -> str:
     return "\n".join([*lines, "", f"Each {_training(record)}."])
 
 
+def recipes() -> str:
+    """A row for every recipe tried: what it changes, what it reaches."""
+    report = json.loads(RECIPES.read_text())
+    sets = list(report["runs"][0]["psnr"])
+    lines = [f"| {' | '.join(['recipe', *sets, 'mean'])} |", "|---" * (2 + len(sets)) + "|"]
+    for run in report["runs"]:
+        changed = ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in run["changes"].items())
+        psnr = [f"{value:.2f}" for value in (*run["psnr"].values(), run["mean"])]
+        lines.append(f"| {' | '.join([changed or 'base', *psnr])} |")
+    return "\n".join([*lines, "", f"Base: {_training(report | report['runs'][0])}."])
+
+
 def time_to_psnr() -> str:
     """How long training takes to a PSNR with our kernels and without."""
     record = json.loads(TIME_TO_PSNR.read_text())
+    validation = record["config"]["validation"]
     ours, eager = (record["runs"][name]["seconds"] for name in ("cmslap", "eager"))
     return (
         f"Training to {record['psnr']:.2f} dB takes {eager / ours:.2f} times as long in plain PyTorch as on the "
         f"operations of this package: {seconds_text(eager)} and {seconds_text(ours)} for the same steps on the same "
-        f"pictures. Each {_training(record)}; PSNR is the mean over {', '.join(record['runs']['cmslap']['sets'])}."
+        f"pictures. Each {_training(record)}; PSNR is the mean over {', '.join(validation['data'])} and all scales."
     )
 
 
@@ -240,6 +254,9 @@ BLOCKS = {
     "precision": precision,
     "weights": weights,
     "accelerate": accelerate,
+    "ablation": ablation,
+    "recipes": recipes,
+    "time-to-psnr": time_to_psnr,
     "cpu-speed": cpu_speed,
     "gpu-speed": gpu_speed,
 }

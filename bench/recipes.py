@@ -14,16 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from cmslap.files import replacing
+from cmslap.training.config import flat
 
 SHARED = ("cmslap", "torch", "device", "threads", "commit")
-
-
-def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} as {"a.b": 1}."""
-    pairs: dict[str, Any] = {}
-    for key, value in table.items():
-        pairs |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return pairs
 
 
 def changes(base: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:

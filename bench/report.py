@@ -103,7 +103,7 @@ def _origin(name: str) -> str:
 
 
 def ablation() -> str:
-    """A row for every way to share the upsampling's kernel: parameters, time of a step, and PSNR after equal training."""
+    """A row for every way to share the upsampling's kernel: parameters, time of a step, PSNR after equal training."""
     record = json.loads(ABLATION.read_text())
     variants = record["variants"]
     fastest = min(row["step_seconds"] for row in variants.values())

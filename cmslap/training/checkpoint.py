@@ -50,7 +50,7 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
         state = torch.load(path, map_location=device, weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
         raise CheckpointError(f"{path}: damaged, or not a training checkpoint") from error
-    if not isinstance(state, dict) or "optimizer" not in state:
+    if not isinstance(state, dict) or "optimizers" not in state:
         raise CheckpointError(f"{path}: not a training checkpoint; to start from weights, set init")
     return state
 

@@ -247,6 +247,14 @@ def to_dict(config: Config) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one with dotted keys, as they are typed on the command line."""
+    pairs: dict[str, Any] = {}
+    for key, value in table.items():
+        pairs |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return pairs
+
+
 def _apply(table: dict[str, Any], override: str) -> None:
     """Set ``a.b=value`` in nested tables; the value is TOML, or a bare string where it is not."""
     key, equals, text = override.partition("=")

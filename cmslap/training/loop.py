@@ -17,7 +17,7 @@ from tqdm import tqdm
 from cmslap.errors import UserError
 from cmslap.training import checkpoint, curves, distributed, record
 from cmslap.training.clock import DataClock
-from cmslap.training.config import Config, to_dict
+from cmslap.training.config import Config, flat, to_dict
 from cmslap.training.data import Pictures, split
 from cmslap.training.distributed import Workers
 from cmslap.training.learner import Learner
@@ -68,8 +68,9 @@ class Run:
     def _resume(self) -> None:
         state = checkpoint.load(self.out / LAST, self.device)
         old, new = state["config"], to_dict(self.config)
-        optimizers = {"optimizer.name": (old["optimizer"]["name"], new["optimizer"]["name"])}
-        for key, (before, now) in optimizers | {key: (old[key], new[key]) for key in ("model", "scales")}.items():
+        fixed = {key: (old[key], new[key]) for key in ("model", "scales")}
+        fixed["optimizer.name"] = old["optimizer"]["name"], new["optimizer"]["name"]
+        for key, (before, now) in fixed.items():
             if before != now:
                 raise RunError(f"{key} = {now}: the run in {self.out} has {before}; start another with init")
         for change in _changes(old, new):
@@ -231,15 +232,11 @@ def mean_loss(scale_losses: Tensor, counts: dict[int, int]) -> float:
     return float((scale_losses * images).sum() / images.sum())
 
 
-def _changes(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What differs between two configurations, as ``key = new, was old``."""
-    changes = []
-    for key in new.keys() & old.keys():
-        if isinstance(new[key], dict):
-            changes += _changes(old[key], new[key], f"{prefix}{key}.")
-        elif new[key] != old[key]:
-            changes.append(f"{prefix}{key} = {new[key]!r}, was {old[key]!r}")
-    return sorted(changes)
+    before, now = flat(old), flat(new)
+    changed = (key for key in now.keys() & before.keys() if now[key] != before[key])
+    return sorted(f"{key} = {now[key]!r}, was {before[key]!r}" for key in changed)
 
 
 def _check_directory(out: Path, resume: bool) -> None:

@@ -369,12 +369,12 @@ def largest_file(size):
 
 def test_a_file_that_cannot_be_written_leaves_the_previous_one(tmp_path):
     path = tmp_path / "last.pt"
-    checkpoint.save(path, {"step": 1, "optimizer": {}})
+    checkpoint.save(path, {"step": 1, "optimizers": []})
     with (
         largest_file(1000),
         pytest.raises(CheckpointError, match=r"cannot write .*last.pt: .*; the previous one is in"),
     ):
-        checkpoint.save(path, {"step": 2, "optimizer": {}, "model": torch.zeros(10000)})
+        checkpoint.save(path, {"step": 2, "optimizers": [], "model": torch.zeros(10000)})
     assert checkpoint.load(path, CPU)["step"] == 1
     assert list(tmp_path.iterdir()) == [path]
 

@@ -1,0 +1,95 @@
+"""The experiments in bench/ that train networks: sharing, recipes, time to a PSNR."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from bench import ablation, recipes, time_to_psnr
+from cmslap.training.config import flat
+from cmslap.training.loop import train
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, table):
+    """Runs an experiment's command on the small configuration, and gives what it writes."""
+    table["validation"] = {"data": table["data"]["train"], "every": 4}
+    file = tmp_path / "small.toml"
+    file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in sorted(flat(table).items())))
+
+    def main(module, *arguments):
+        out = tmp_path / "result.json"
+        monkeypatch.setattr(sys, "argv", ["", str(file), *arguments, "--out", str(out)])
+        module.main()
+        return json.loads(out.read_text())
+
+    return main
+
+
+def test_ablation_trains_every_variant_once(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(ablation, "ROUNDS", 2)
+    monkeypatch.setattr(
+        ablation, "VARIANTS", {name: ablation.VARIANTS[name] for name in ("shared_conv = 1", "MS-LapSRN (untied)")}
+    )
+    result = run(ablation, "steps=4", "log_every=4")
+    tied, untied = result["variants"].values()
+    assert untied["parameters"] - tied["parameters"] == 8 * 8 * 9
+    assert tied["psnr"].keys() == untied["psnr"].keys() == {"pictures 2x", "pictures 4x"}
+    assert tied["psnr"] != untied["psnr"]
+    assert tied["step_seconds"] > 0
+    assert "shared_conv" not in result["config"]["model"]
+    log = tmp_path / "run" / "shared_conv=1" / "log.jsonl"
+    before = log.read_text()
+    assert run(ablation, "steps=4", "log_every=4")["variants"]["shared_conv = 1"]["psnr"] == tied["psnr"]
+    assert log.read_text() == before
+
+
+def test_time_to_psnr_trains_both_ways_by_the_same_steps(run):
+    result = run(time_to_psnr, "--psnr", "-100")
+    ours, eager = result["runs"]["cmslap"], result["runs"]["eager"]
+    assert [point["step"] for point in ours["curve"]] == [point["step"] for point in eager["curve"]] == [4, 8, 12]
+    assert ours["seconds"] == ours["curve"][0]["seconds"] > 0
+    for mine, theirs in zip(ours["curve"], eager["curve"], strict=True):
+        assert mine["psnr"] == pytest.approx(theirs["psnr"], abs=0.1)
+
+
+def test_seconds_are_those_of_the_steps_until_the_psnr_is_reached():
+    log = [
+        {"step": 2, "loss": 1.0, "images_per_second": 10.0},
+        {"step": 2, "psnr": {}, "mean": 30.0},
+        {"step": 3, "loss": 1.0, "images_per_second": 5.0},
+        {"step": 3, "psnr": {}, "mean": 31.0},
+    ]
+    points = time_to_psnr.curve(log, batch=10)
+    assert [point["seconds"] for point in points] == [2.0, 4.0]
+    assert time_to_psnr.reached(points, 30.5) == 4.0
+    assert time_to_psnr.reached(points, 32.0) is None
+
+
+def test_recipes_tell_what_differs_from_the_first(configure, monkeypatch, tmp_path, capsys):
+    base = configure(validation={"data": configure().data.train})
+    other = configure(
+        validation={"data": base.data.train}, out=str(tmp_path / "muon"), optimizer={"name": "muon", "lr": 1e-3}
+    )
+    for config in (base, other):
+        train(config)
+    out = tmp_path / "recipes.json"
+    monkeypatch.setattr(sys, "argv", ["", base.out, other.out, "--out", str(out)])
+    recipes.main()
+    first, second = json.loads(out.read_text())["runs"]
+    assert (first["changes"], second["changes"]) == ({}, {"optimizer.name": "muon"})
+    assert first["psnr"].keys() == second["psnr"].keys()
+    assert first["training_seconds"] > 0
+
+
+def test_recipes_refuse_a_run_that_was_stopped(configure, monkeypatch, tmp_path, capsys):
+    config = configure()
+    train(config)
+    record = tmp_path / "run" / "record.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"step": 5}))
+    monkeypatch.setattr(sys, "argv", ["", config.out, "--out", str(tmp_path / "recipes.json")])
+    with pytest.raises(SystemExit):
+        recipes.main()
+    assert "stopped after 5 of 12 steps" in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """What sharing a kernel with the upsampling costs or gains: the paper's ablation under an equal budget.
 
-    python -m bench.ablation first-weights steps=1000 data.train=DIR validation.data=DIR --out ablation.json
+    python -m bench.ablation d5r2 steps=1000 data.train=DIR validation.data=DIR --out ablation.json
 
 Trains CMS-LapSRN with shared_conv 1, 3 and 5 and the untied MS-LapSRN, each by the same configuration, one after
 the other in folders under the configuration's ``out``; a run that was stopped goes on. Then their training steps are

@@ -1,6 +1,6 @@
 """Training time to a fixed PSNR, fused against plain PyTorch: the same recipe, the same pictures, step by step.
 
-    python -m bench.time_to_psnr first-weights steps=300 data.train=DIR validation.data=DIR --psnr 34 --out time.json
+    python -m bench.time_to_psnr d5r2 steps=300 data.train=DIR validation.data=DIR --psnr 34 --out time.json
 
 Trains the configuration twice, in folders under its ``out``: with the backend that cmslap chooses and with the
 reference, plain PyTorch. Time is that of the training steps alone, without decoding and validating.

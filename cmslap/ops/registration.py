@@ -27,6 +27,13 @@ from cmslap.ops.choice import REFERENCE, choose, named
 from cmslap.ops.operation import OPERATIONS, Arguments, Operation, memory_format
 
 _library = torch.library.Library("cmslap", "DEF")
+# Asked beforehand, since PyTorch's compiler before 2.11 does not trace the question.
+_WITH_AUTOCAST = [device for device in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(device)]
+
+
+def is_autocast(device: str) -> bool:
+    """Whether an autocast is active for a type of device."""
+    return device in _WITH_AUTOCAST and torch.is_autocast_enabled(device)
 
 
 def call(operation: Operation, arguments: Arguments, save: bool, backend: Backend) -> Tensor:
@@ -44,7 +51,7 @@ def autocast(operation: Operation, arguments: Arguments) -> Arguments:
     if not isinstance(activation, Tensor):
         return arguments  # not checked yet
     device = activation.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if not is_autocast(device):
         return arguments
     dtype = torch.get_autocast_dtype(device)
     return _autocast_to(operation, arguments, device, dtype)
@@ -175,7 +182,7 @@ class _Registered:
 def reference_value(operation: Operation, arguments: Arguments) -> Tensor:
     """What the reference makes of arguments that are in their dtypes already: autocast would also round the picture."""
     device = operation.activation(arguments).device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if not is_autocast(device):
         return operation.reference(**arguments)
     with torch.autocast(device, enabled=False):
         return operation.reference(**arguments)

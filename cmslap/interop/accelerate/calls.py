@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cmslap import ops
 from cmslap.ops.payoff import pays, too_small
+from cmslap.ops.registration import is_autocast
 
 
 def conv2d_lrelu(
@@ -127,13 +128,9 @@ def _fits(x: Tensor, weight: Tensor, channels: int) -> bool:
         and x.dtype == weight.dtype
         and x.numel() > 0
         and weight.shape[2:] == (3, 3)
-        and not _is_autocast(x.device.type)
+        and not is_autocast(x.device.type)
         and pays(x, weight)
     )
-
-
-def _is_autocast(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _is_image(skip: object, x: Tensor, channels: int) -> bool:

@@ -94,12 +94,16 @@ def _origin(name: str) -> str:
     record = json.loads((WEIGHTS / f"{name}.json").read_text())
     config, model = record["config"], record["config"]["model"]
     init = f" from `{config['init']}`" if config["init"] else ""
-    threads = f"{record['threads']} thread{'s' * (record['threads'] > 1)}"
     return (
         f"- `{name}`: CMS-LapSRN with D = {model['depth']}, R = {model['recursions']} and shared_conv = "
         f"{model['shared_conv']}, trained{init} for {record['step']:,} steps of batch {config['batch']} and HR patch "
-        f"{config['patch']}, {record['seconds'] / 60:.0f} minutes on {threads} of {record['device']}."
+        f"{config['patch']}, {record['seconds'] / 60:.0f} minutes on {_processor(record)}."
     )
+
+
+def _processor(record: dict[str, Any]) -> str:
+    capability = f" ({record['capability']})" if "capability" in record else ""
+    return f"{record['threads']} thread{'s' * (record['threads'] > 1)} of {record['device']}{capability}"
 
 
 def ablation() -> str:
@@ -143,11 +147,10 @@ def time_to_psnr() -> str:
 def _training(record: dict[str, Any]) -> str:
     """A configuration's training, as the end of a sentence."""
     config, model = record["config"], record["config"]["model"]
-    threads = f"{record['threads']} thread{'s' * (record['threads'] > 1)}"
     return (
         f"D{model['depth']}R{model['recursions']} trained from scratch for {config['steps']:,} steps of batch "
         f"{config['batch']}, HR patch {config['patch']}, {config['precision']}, with {config['optimizer']['name']}, on "
-        f"{threads} of {record['device']}, commit `{record['commit']}`"
+        f"{_processor(record)}, commit `{record['commit']}`"
     )
 
 
@@ -197,10 +200,12 @@ def _speed(record: dict[str, Any], folder: Path) -> str:
         share = f"{ours['share_of_floor']:.0%}" if "share_of_floor" in ours else ""
         cells = [f"{result['name']}, {result['size']}", seconds_text(ours["median"]), share]
         lines.append(f"| {' | '.join(cells + [against.get(column, '') for column in columns])} |")
-    where = record["device"] if record["on"] == "cuda" else f"{record['threads']} threads of {record['device']}"
+    where = record["device"] if record["on"] == "cuda" else _processor(record)
+    runtimes = "".join(f", {name} {version}" for name, version in record["runtimes"].items())
     lines += ["", *_plot_links(folder), _slower(results), ""]
     lines.append(
-        f"{where}, PyTorch {record['torch']}, medians of up to {record['rounds']} turns, commit `{record['commit']}`. "
+        f"{where}, PyTorch {record['torch']}{runtimes}, medians of up to {record['rounds']} turns, "
+        f"{record['seconds'] / 60:.0f} minutes in all, commit `{record['commit']}`. "
         + f"{ceilings_text(record['ceilings'])} {noise(record['results'])}"
     )
     return "\n".join(lines).rstrip()

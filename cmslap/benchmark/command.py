@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cmslap.benchmark import cpu, gpu, plots, scaling, table
+from cmslap.benchmark import cpu, gpu, peers, plots, scaling, table
 from cmslap.benchmark.ceilings import measure_ceilings
 from cmslap.benchmark.suite import measure_all
 from cmslap.devices import find_device
@@ -64,8 +65,11 @@ def run(args: argparse.Namespace) -> int:
     torch.backends.cudnn.benchmark = True  # the fastest algorithms for plain PyTorch on a GPU
     rounds = args.rounds or ROUNDS[effort]
     pace = suite.pace(effort, rounds, args.limit)
+    start = time.monotonic()
     record: dict[str, Any] = {
         **provenance(device),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "runtimes": peers.versions(),
         "on": device.type,
         "suite": args.suite,
         "effort": effort,
@@ -76,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
     print(table.heading(record), flush=True)
     for result in measure_all({name: cases[name] for name in chosen}, pace, record["ceilings"], args.without):
         record["results"].append(result)
+        record["seconds"] = round(time.monotonic() - start, 1)
         print(table.table(result) + "\n", flush=True)
         if args.json:  # after every case, so that an interruption loses one
             with replacing(args.json) as temporary:

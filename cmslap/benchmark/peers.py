@@ -12,8 +12,9 @@ import io
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,17 @@ from cmslap.benchmark.work import Work
 from cmslap.interop.accelerate import accelerate
 from cmslap.ops.choice import BACKENDS
 from cmslap.precision import inference_autocast
+
+RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT", "triton": "Triton"}
+
+
+def versions() -> dict[str, str]:
+    """Of the runtimes that are installed besides PyTorch, by name."""
+    installed = {}
+    for package, name in RUNTIMES.items():
+        with suppress(PackageNotFoundError):
+            installed[name] = version(package)
+    return installed
 
 
 @dataclass(frozen=True)

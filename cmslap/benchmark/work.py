@@ -287,9 +287,7 @@ def third_party(name: str, backward: bool, setting: Setting) -> Work:
 
         return call
 
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(*inputs[0])
-    gflop = 1e-9 * counter.get_total_flops()
+    gflop, gbyte = _counted(model, inputs[0])
     return Work(
         f"{name} {'forward + backward' if backward else 'forward'}, accelerated",
         size_text(inputs[0][0]),
@@ -297,9 +295,27 @@ def third_party(name: str, backward: bool, setting: Setting) -> Work:
         inputs,
         drive,
         (3 if backward else 1) * gflop,
-        0.0,  # by far less than the arithmetic takes
+        (3 if backward else 1) * gbyte,
         images=setting.batch,
     )
+
+
+@torch.no_grad()
+def _counted(model: nn.Module, inputs: Inputs) -> tuple[float, float]:
+    """GFLOP of a network's forward pass, and GB that its convolutions read and write."""
+    moved = 0
+
+    def count(module: nn.Module, read: Inputs, written: Tensor) -> None:
+        nonlocal moved
+        moved += read[0].nbytes + written.nbytes
+
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)]
+    hooks = [module.register_forward_hook(count) for module in convolutions]
+    with FlopCounterMode(display=False) as counter:
+        model(*inputs)
+    for hook in hooks:
+        hook.remove()
+    return 1e-9 * counter.get_total_flops(), 1e-9 * moved
 
 
 def training_step(scale: int, recompute: bool, setting: Setting) -> Work:

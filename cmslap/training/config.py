@@ -65,9 +65,9 @@ class LossConfig:
 class OptimizerConfig:
     name: str = "adam"
     lr: float = 1e-3  # the schedule's peak
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # muon: the first is its momentum, too
     eps: float = 1e-8
-    weight_decay: float = 0.0  # adam: L2 in the gradient; adamw: decoupled
+    weight_decay: float = 0.0  # adam: L2 in the gradient; adamw, muon: decoupled
     clip: float = 0.0  # largest norm of the gradient; 0: no clipping
 
     def check(self) -> None:

@@ -42,6 +42,7 @@ def record():
     return {
         **{"commit": "abc", "cmslap": "1.2.3", "python": "3.12.0", "torch": "2.10.0", "numpy": "2.0.0"},
         **{"pillow": "12.0.0", "device": "A processor", "on": "cpu", "threads": 2},
+        **{"capability": "AVX2", "runtimes": {"OpenVINO": "2026.1"}, "seconds": 90.0},
         **{"suite": "cpu", "effort": "usual", "rounds": 9, "ceilings": CEILINGS},
         "results": [
             result("conv", "conv forward", 1.0, timings=quick),

@@ -76,3 +76,16 @@ def test_paper_setting():
     pixels = 16 * (64**2 + 128**2 + 256**2)
     assert gflop * 3e9 == pytest.approx(3 * 41 * 2 * 9 * 64 * 64 * pixels)
     assert gbyte * 1e9 == pytest.approx((80 + 5) * 128 * pixels)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("name", work.THIRD_PARTY)
+def test_third_party_networks(name, backward):
+    """The gradient of the picture is not asked for, and so saves a little of the count."""
+    piece = work.third_party(name, backward, TINY)
+    assert counted(piece) == pytest.approx(piece.gflop, rel=0.1 if backward else 1e-6)
+
+
+def test_bytes_of_a_third_party_network():
+    maps = (1 + 16) + 18 * (16 + 16) + (16 + 1)
+    assert work.third_party("VDSR", False, TINY).gbyte == pytest.approx(1e-9 * 4 * maps * 8 * 8)

@@ -191,7 +191,7 @@ def test_muon_updates_each_kernel_of_the_block_as_a_matrix_of_its_own(configure)
     others = [parameter for name, parameter in model.named_parameters() if name != "embedding_weight"]
     optimizers = [
         torch.optim.Muon(kernels, 1e-2, weight_decay=0.1, momentum=0.8, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.Adam(others, 1e-2, (0.8, 0.99)),
+        torch.optim.AdamW(others, 1e-2, (0.8, 0.99), weight_decay=0.1),
     ]
     for step in range(3):
         shares = pictures.batch(step, 0, {2: 2, 4: 3})

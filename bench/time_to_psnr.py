@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,12 @@ def curve(entries: Any, batch: int) -> list[dict[str, Any]]:
     return points
 
 
-def reached(points: list[dict[str, Any]], psnr: float) -> float | None:
+def reached(points: list[dict[str, Any]], psnr: float) -> float:
     """Seconds of training until the first validation at ``psnr`` dB or more."""
-    return next((point["seconds"] for point in points if point["psnr"] >= psnr), None)
+    for point in points:
+        if point["psnr"] >= psnr:
+            return point["seconds"]
+    sys.exit(f"--psnr {psnr}: the best validation is {max(point['psnr'] for point in points):.2f} dB; ask for less")
 
 
 def main() -> None:

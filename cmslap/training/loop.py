@@ -57,6 +57,7 @@ class Run:
         self.learner = Learner(config, workers)
         self.pictures = Pictures(config.data, config.patch, self.device, announce=workers.first)
         self.validation = ValidationSets(config.validation.data if workers.first else [], config.validation_scales)
+        self.init_sha256 = record.init_digest(config)
         self.origins = [record.origin(workers)]
         if resume:
             self._resume()
@@ -201,7 +202,9 @@ class Run:
         self._export("last")
         entries = self.log.read()
         first = [self._loss(losses) for losses in self.first_losses[: self.step].cpu()]
-        made = record.build(self.config, self.origins, len(self.pictures), self.step, self.seconds, first, entries)
+        made = record.build(
+            self.config, self.init_sha256, self.origins, len(self.pictures), self.step, self.seconds, first, entries
+        )
         checkpoint.write(self.out / "record.json", (json.dumps(made, indent=1) + "\n").encode())
         if curves.available() and (ending or now - self.drawn > CURVES_EVERY):
             with checkpoint.writing(self.out / "curves.png"):

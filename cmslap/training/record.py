@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import statistics
 from pathlib import Path
 from typing import Any
 
+from cmslap.interop.checkpoint import find_weights
 from cmslap.provenance import provenance
 from cmslap.training.config import Config, to_dict
 from cmslap.training.distributed import Workers
@@ -29,6 +31,11 @@ def _published(config: Config) -> dict[str, Any]:
     return table
 
 
+def init_digest(config: Config) -> str | None:
+    """SHA-256 of the weights a run starts from: a name may mean others in a later version."""
+    return hashlib.sha256(find_weights(config.init).read_bytes()).hexdigest() if config.init else None
+
+
 def origin(workers: Workers) -> dict[str, Any]:
     """Code, versions and machine that a run, or one resumed part of it, is computed with."""
     return {**provenance(workers.device), "processes": workers.world}
@@ -36,6 +43,7 @@ def origin(workers: Workers) -> dict[str, Any]:
 
 def build(
     config: Config,
+    init_sha256: str | None,
     origins: list[dict[str, Any]],
     images: int,
     step: int,
@@ -54,6 +62,7 @@ def build(
         **origins[-1],
         "earlier": origins[:-1],
         "config": _published(config),
+        "init_sha256": init_sha256,
         "images": images,
         "step": step,
         "seconds": round(seconds, 1),  # with decoding, validating and saving

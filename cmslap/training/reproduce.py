@@ -13,6 +13,7 @@ from cmslap.training.config import Config
 from cmslap.training.data import Pictures, split
 from cmslap.training.learner import Learner
 from cmslap.training.loop import mean_loss
+from cmslap.training.record import init_digest
 
 TOLERANCE = 0.01  # of a loss: other processors round differently, and training amplifies that
 
@@ -31,6 +32,13 @@ def reproduce(path: Path, config: Config) -> int:
     recorded = record.get("first_losses")
     if not recorded:
         raise RecordError(f"{path} keeps no losses of first steps to compare with: a run's record.json is expected")
+    begun_from = record.get("init_sha256")
+    if begun_from and begun_from != init_digest(config):
+        raise RecordError(
+            f"init = {config.init!r} are not the weights this run began from; give theirs with init=FILE. Those that "
+            "came with the package then are in its history: "
+            f"git show {record['commit'].removesuffix('-dirty')}:cmslap/weights/NAME.safetensors"
+        )
     differences = [abs(loss / was - 1) for loss, was in zip(losses(config, len(recorded)), recorded, strict=True)]
     worst = max(range(len(differences)), key=differences.__getitem__)
     equal = sum(difference == 0 for difference in differences)

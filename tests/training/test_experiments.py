@@ -65,7 +65,8 @@ def test_seconds_are_those_of_the_steps_until_the_psnr_is_reached():
     points = time_to_psnr.curve(log, batch=10)
     assert [point["seconds"] for point in points] == [2.0, 4.0]
     assert time_to_psnr.reached(points, 30.5) == 4.0
-    assert time_to_psnr.reached(points, 32.0) is None
+    with pytest.raises(SystemExit, match=r"--psnr 32.0: the best validation is 31.00 dB; ask for less"):
+        time_to_psnr.reached(points, 32.0)
 
 
 def test_recipes_tell_what_differs_from_the_first(configure, monkeypatch, tmp_path, capsys):

@@ -33,6 +33,18 @@ def test_a_rerun_that_differs_says_where(run, capsys):
     assert "0 of them equal" in capsys.readouterr().out
 
 
+def test_a_rerun_from_other_weights_is_refused(configure, run, capsys):
+    weights = Path(run.out) / "last.safetensors"
+    begun = configure(init=str(weights), out=run.out + "-begun")
+    loop.train(begun)
+    assert main([*_arguments(begun), f"init={weights}"]) == 0
+    other = configure(seed=1, out=run.out + "-other")
+    loop.train(other)
+    assert main([*_arguments(begun), f"init={other.out}/last.safetensors"]) == 1
+    said = capsys.readouterr().err
+    assert "are not the weights this run began from; give theirs with init=FILE" in said
+
+
 def test_every_first_loss_is_in_the_record_of_a_run_that_was_resumed(configure):
     whole = configure(schedule={"name": "constant"})
     loop.train(whole)

@@ -20,9 +20,10 @@ SHARED = ("cmslap", "torch", "device", "threads", "commit")
 
 
 def changes(base: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """The settings that are not the base's, but for where the run lies."""
+    """The settings that are not the base's, but for where the run lies and when it is looked at."""
     before, after = flat(base), flat(config)
-    return {key: value for key, value in after.items() if key != "out" and before.get(key) != value}
+    skipped = ("out", "validation.every")
+    return {key: value for key, value in after.items() if key not in skipped and before.get(key) != value}
 
 
 def row(base: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:

@@ -138,9 +138,9 @@ def time_to_psnr() -> str:
     validation = record["config"]["validation"]
     ours, eager = (record["runs"][name]["seconds"] for name in ("cmslap", "eager"))
     return (
-        f"Training to {record['psnr']:.2f} dB takes {eager / ours:.2f} times as long in plain PyTorch as on the "
-        f"operations of this package: {seconds_text(eager)} and {seconds_text(ours)} for the same steps on the same "
-        f"pictures. Each {_training(record)}; PSNR is the mean over {', '.join(validation['data'])} and all scales."
+        f"To reach {record['psnr']:.2f} dB takes plain PyTorch {seconds_text(eager)}, {eager / ours:.2f} times as long as "
+        f"the {seconds_text(ours)} on the operations of this package: the same steps on the same pictures. Each "
+        f"{_training(record)}; PSNR is the mean over {', '.join(validation['data'])} and all scales."
     )
 
 
@@ -149,7 +149,7 @@ def _training(record: dict[str, Any]) -> str:
     config, model = record["config"], record["config"]["model"]
     return (
         f"D{model['depth']}R{model['recursions']} trained from scratch for {config['steps']:,} steps of batch "
-        f"{config['batch']}, HR patch {config['patch']}, {config['precision']}, with {config['optimizer']['name']}, on "
+        f"{config['batch']}, HR patch {config['patch']}, {config['precision']}, optimizer `{config['optimizer']['name']}`, on "
         f"{_processor(record)}, commit `{record['commit']}`"
     )
 

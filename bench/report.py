@@ -138,8 +138,8 @@ def time_to_psnr() -> str:
     validation = record["config"]["validation"]
     ours, eager = (record["runs"][name]["seconds"] for name in ("cmslap", "eager"))
     return (
-        f"To reach {record['psnr']:.2f} dB takes plain PyTorch {seconds_text(eager)}, {eager / ours:.2f} times as long as "
-        f"the {seconds_text(ours)} on the operations of this package: the same steps on the same pictures. Each "
+        f"To reach {record['psnr']:.2f} dB takes plain PyTorch {seconds_text(eager)}, {eager / ours:.2f} times as long "
+        f"as the {seconds_text(ours)} on the operations of this package: the same steps on the same pictures. Each "
         f"{_training(record)}; PSNR is the mean over {', '.join(validation['data'])} and all scales."
     )
 
@@ -149,8 +149,8 @@ def _training(record: dict[str, Any]) -> str:
     config, model = record["config"], record["config"]["model"]
     return (
         f"D{model['depth']}R{model['recursions']} trained from scratch for {config['steps']:,} steps of batch "
-        f"{config['batch']}, HR patch {config['patch']}, {config['precision']}, optimizer `{config['optimizer']['name']}`, on "
-        f"{_processor(record)}, commit `{record['commit']}`"
+        f"{config['batch']}, HR patch {config['patch']}, {config['precision']}, optimizer "
+        f"`{config['optimizer']['name']}`, on {_processor(record)}, commit `{record['commit']}`"
     )
 
 

@@ -6,7 +6,7 @@ import operator
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from cmslap.interop.accelerate import patterns
 
@@ -81,3 +81,14 @@ def changed_later(node: fx.Node, root: nn.Module) -> list[fx.Node]:
             later.append(user)
         user = user.next
     return later
+
+
+def changed_parameters(graph: fx.Graph, root: nn.Module) -> set[int]:
+    """The memory of the parameters and buffers that a graph may change in place, as :func:`storage` names it."""
+    changed = (value for node in graph.nodes for value in patterns.changed_in_place(node, root))
+    found = {source for value in changed for source in sources(value, root)} - {"inputs"}
+    return {storage(patterns.attribute(root, source.target)) for source in found if source.op == "get_attr"}
+
+
+def storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from cmslap.interop.accelerate import calls, layout, recursion
-from cmslap.interop.accelerate.aliasing import changed_between, changed_later
+from cmslap.interop.accelerate.aliasing import changed_between, changed_later, changed_parameters, storage
 from cmslap.interop.accelerate.patterns import (
     Activation,
     Addition,
     Convolution,
     activation,
     addition,
+    attribute,
     convolution,
     crop,
     module_of,
@@ -96,13 +97,14 @@ def _find(graph: fx.Graph, root: nn.Module) -> tuple[list[Match], list[Left]]:
     """What can be fused in a graph, and the convolutions that can't be."""
     matches: list[Match] = []
     left: list[Left] = []
+    changed = changed_parameters(graph, root)
     taken: set[fx.Node] = set()
     for node in graph.nodes:
         found = convolution(node, root)
         if found is None:
             continue
         match = None if found.objection else _match(found, taken, root)
-        reason = found.objection or _hazard(match, root)
+        reason = found.objection or _changed_kernel(found, changed, root) or _hazard(match, root)
         if reason is None:
             matches.append(match)
             taken.update(match.nodes)
@@ -134,6 +136,14 @@ def _skip(user: fx.Node, conv: fx.Node) -> Addition | None:
     if found is None or found.operands[0] is found.operands[1] or (found.in_place and found.operands[0] is not conv):
         return None
     return found
+
+
+def _changed_kernel(found: Convolution, changed: set[int], root: nn.Module) -> str | None:
+    paths = [found.weight] if found.bias is None else [found.weight, found.bias]
+    parameters = [attribute(root, path) for path in paths]
+    if any(parameter is not None and storage(parameter) in changed for parameter in parameters):
+        return "its parameters are changed in forward()"
+    return None
 
 
 def _hazard(match: Match, root: nn.Module) -> str | None:

@@ -220,10 +220,11 @@ def changed_in_place(node: fx.Node, root: nn.Module) -> list[fx.Node]:
         return _changed_by_module(node, root)
     if node.op not in ("call_function", "call_method"):
         return []
-    changed = [value for name, value in node.kwargs.items() if name == "out"]
-    if (_is_in_place(node) or node.target is operator.setitem) and node.args:
-        changed.append(node.args[0])
-    return [value for value in changed if isinstance(value, fx.Node)]
+    changed: list[fx.Node] = []
+    fx.map_arg(node.kwargs.get("out"), changed.append)
+    if _is_in_place(node) or node.target is operator.setitem:
+        fx.map_arg(node.args[:1] or node.all_input_nodes, changed.append)
+    return changed
 
 
 def _changed_by_module(node: fx.Node, root: nn.Module) -> list[fx.Node]:

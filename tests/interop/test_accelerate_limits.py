@@ -1,7 +1,11 @@
 """What accelerate must notice: sharing, aliases, state and side effects that a graph does not show."""
 
+import collections
 import copy
+import random
+import types
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,6 +27,9 @@ class Snippet(nn.Module):
 
     def forward(self, x):
         return self.code(self, x)
+
+    def twice(self, number):
+        return 2 * number
 
 
 def pair(net):
@@ -124,3 +131,201 @@ def test_pruned_blocks():
     x = torch.randn(1, 16, 6, 5)
     with ops.use_backend("cpu"):
         torch.testing.assert_close(net(x), plain(x), rtol=1e-4, atol=1e-3)
+
+
+def unties(net):
+    net.b.weight = nn.Parameter(2 * net.b.weight.detach())
+
+
+def loads(net):
+    state = {name: torch.full_like(tensor, i / 100) for i, (name, tensor) in enumerate(net.state_dict().items(), 1)}
+    net.load_state_dict(state, assign=True)
+
+
+def reads_both(self, x):
+    return torch.relu(self.a(x)) + F.conv2d(x, self.b.weight, padding=1)
+
+
+def recurs_and_upsamples(self, x):
+    h = x
+    for _ in range(2):
+        h = self.a(torch.relu(h)) + x
+    return F.conv_transpose2d(torch.relu(h), self.b.weight, stride=2)[..., :-1, :-1]
+
+
+@pytest.mark.parametrize("code", [reads_both, recurs_and_upsamples])
+@pytest.mark.parametrize("change", [unties, loads])
+def test_sharing_may_end(code, change):
+    net = Snippet(code)
+    net.b.weight = net.a.weight
+    net, plain = pair(net)
+    assert_same(net, plain)
+    change(net)
+    change(plain)
+    assert_same(net, plain)
+
+
+class Subclass(nn.Conv2d):
+    """A convolution of the user's own, whose forward is traced."""
+
+    def forward(self, x):
+        y = F.conv2d(x, self.weight, padding=1)
+        return y if self.bias is None else y + self.bias[:, None, None]
+
+
+class WithConstant(Snippet):
+    factor = 2.0
+
+
+def put(name, value):
+    return lambda net: setattr(net, name, value)
+
+
+STATE = {
+    "function": (put("act", torch.relu), lambda self, x: self.act(self.a(x)), put("act", torch.tanh)),
+    "namespace": (
+        put("opt", types.SimpleNamespace(k=1.0)),
+        lambda self, x: self.a(x) * self.opt.k,
+        lambda net: setattr(net.opt, "k", 2.0),
+    ),
+    "nested dict": (
+        put("opt", {"net": {"k": 1.0}}),
+        lambda self, x: self.a(x) * self.opt["net"]["k"],
+        lambda net: net.opt["net"].update(k=2.0),
+    ),
+    "modules in a list": (
+        lambda net: setattr(net, "order", [net.a, net.b]),
+        lambda self, x: torch.relu(self.order[0](x)),
+        lambda net: net.order.reverse(),
+    ),
+    "buffer": (
+        lambda net: net.register_buffer("mask", None),
+        lambda self, x: self.a(x) if self.mask is None else self.a(x) * self.mask,
+        lambda net: net.register_buffer("mask", torch.tensor(2.0).double()),
+    ),
+    "missing attribute": (
+        None,
+        lambda self, x: self.a(x) * getattr(self, "k", 1.0),
+        put("k", 2.0),
+    ),
+    "method": (
+        None,
+        lambda self, x: self.a(x) * self.twice(1.0),
+        put("twice", lambda number: 3 * number),
+    ),
+    "bias": (
+        lambda net: setattr(net, "c", Subclass(16, 16, 3, bias=False)),
+        lambda self, x: torch.relu(self.c(x)),
+        lambda net: setattr(net.c, "bias", nn.Parameter(torch.ones(16).double())),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STATE)
+def test_later_changes_of_state_count(name):
+    prepare, code, change = STATE[name]
+    net, plain = pair(Snippet(code, prepare))
+    assert_same(net, plain)
+    change(net)
+    change(plain)
+    assert_same(net, plain)
+
+
+def test_later_changes_of_class_attributes_count(monkeypatch):
+    net, plain = pair(WithConstant(lambda self, x: self.a(x) * self.factor))
+    assert_same(net, plain)
+    monkeypatch.setattr(WithConstant, "factor", 3.0)
+    assert_same(net, plain)
+    net.factor = plain.factor = 4.0
+    assert_same(net, plain)
+
+
+def autocasts_not(self, x):
+    with torch.autocast("cpu", enabled=False):
+        return self.a(x.float())
+
+
+def test_a_forward_may_turn_autocast_off():
+    net, plain = pair(Snippet(autocasts_not))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert net(torch.rand(1, 16, 6, 5)).dtype == plain(torch.rand(1, 16, 6, 5)).dtype == torch.float32
+
+
+def catches(self, x):
+    try:
+        if x.shape[2] > 5:
+            return self.b(x)
+    except Exception:
+        pass
+    return self.a(x)
+
+
+def catches_a_number(self, x):
+    try:
+        factor = float(x.sum())
+    except TypeError:
+        factor = 2.0
+    return self.a(x) * factor
+
+
+def remembers_sizes(self, x):
+    return self.a(x) if x.shape[2] in self.sizes else self.b(x)
+
+
+def counts_on_an_object(self, x):
+    self.meter.n += 1
+    return self.a(x)
+
+
+FEATURES = []
+
+
+def collects_in_a_global(self, x):
+    FEATURES.append(self.a(x))
+    return self.b(x)
+
+
+def collects_in_a_deque(self, x):
+    self.features.append(self.a(x))
+    return self.b(x)
+
+
+def collects_in_a_nested_dict(self, x):
+    self.features["a"]["b"] = self.a(x)
+    return self.b(x)
+
+
+UNTRACEABLE = {
+    "caught": (catches, None, "decides by the values"),
+    "number": (catches_a_number, None, "decides by the values"),
+    "sizes": (remembers_sizes, put("sizes", {6: "six"}), "looks a tensor or its size up"),
+    "type": (lambda self, x: self.a(x) if type(x) is torch.Tensor else self.b(x), None, "asks what type"),
+    "hasattr": (lambda self, x: self.a(x.tensors if hasattr(x, "tensors") else x), None, "asks a tensor for .tensors"),
+    "text": (lambda self, x: self.a(x) if len(f"{x.shape}") > 5 else x, None, "prints"),
+    "object": (counts_on_an_object, put("meter", types.SimpleNamespace(n=0)), "whose changes can't be seen"),
+    "random": (lambda self, x: self.a(x) * self.rng.random(), put("rng", random.Random(0)), "can't be seen"),
+    "numpy": (lambda self, x: self.a(x) * self.rng.random(), put("rng", np.random.default_rng(0)), "can't be seen"),
+    "global": (collects_in_a_global, None, "changes globals"),
+    "deque": (collects_in_a_deque, put("features", collections.deque()), "sets attributes"),
+    "nested": (collects_in_a_nested_dict, put("features", {"a": {}}), "sets attributes"),
+    "ordered": (lambda self, x: collections.OrderedDict(y=self.a(x)), None, "makes a OrderedDict"),
+}
+
+
+@pytest.mark.parametrize("name", UNTRACEABLE)
+def test_side_effects_and_surprises_are_left_alone(name):
+    code, prepare, reason = UNTRACEABLE[name]
+    net = Snippet(code, prepare)
+    plain = copy.deepcopy(net)
+    before = dict(vars(net)), len(FEATURES)
+    report = cmslap.accelerate(net)
+    assert report.left[0].module == ""
+    assert reason in report.left[0].reason
+    assert (dict(vars(net)), len(FEATURES)) == before
+    for height in (6, 5):
+        x = torch.rand(1, 16, height, 5)
+        for _ in range(2):
+            result, expected = net(x), plain(x)
+            assert type(result) is type(expected)
+            torch.testing.assert_close(result, expected)
+    FEATURES.clear()

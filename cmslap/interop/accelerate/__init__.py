@@ -16,7 +16,7 @@ from torch import nn
 from cmslap.interop.accelerate.forward import AcceleratedForward, Variant
 from cmslap.interop.accelerate.fusing import fuse
 from cmslap.interop.accelerate.report import Fused, Left, Report, join
-from cmslap.interop.accelerate.tracing import Trace, Untraceable, has_hooks, is_pytorchs, trace
+from cmslap.interop.accelerate.tracing import AUTOCAST_DEVICES, Trace, Untraceable, has_hooks, is_pytorchs, trace
 
 __all__ = ["Fused", "Left", "Report", "accelerate", "restore"]
 
@@ -115,14 +115,29 @@ def _traces(module: nn.Module) -> list[Trace]:
 
 
 def _trace(module: nn.Module, untraceable: set[nn.Module], training: bool) -> Trace:
-    with _mode(module, training):
-        with torch.enable_grad():
-            traced = trace(module, untraceable)
+    with _mode(module, training), _autocast(False), torch.enable_grad():
+        traced = trace(module, untraceable)
         with torch.no_grad():
             without_gradients = trace(module, untraceable)
-    if traced.graph.python_code("self").src != without_gradients.graph.python_code("self").src:
-        raise Untraceable(module, "its forward() asks whether gradients are recorded")
+        with _autocast(True):
+            with_autocast = trace(module, untraceable)
+    for other, what in ((without_gradients, "gradients are recorded"), (with_autocast, "autocast is on")):
+        if traced.graph.python_code("self").src != other.graph.python_code("self").src:
+            raise Untraceable(module, f"its forward() asks whether {what}")
     return traced
+
+
+@contextmanager
+def _autocast(enabled: bool) -> Iterator[None]:
+    """As an outer torch.autocast would, on every device, there or not."""
+    before = {device: torch.is_autocast_enabled(device) for device in AUTOCAST_DEVICES}
+    try:
+        for device in before:
+            torch.set_autocast_enabled(device, enabled)
+        yield
+    finally:
+        for device, value in before.items():
+            torch.set_autocast_enabled(device, value)
 
 
 @contextmanager

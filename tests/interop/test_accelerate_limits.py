@@ -329,3 +329,53 @@ def test_side_effects_and_surprises_are_left_alone(name):
             assert type(result) is type(expected)
             torch.testing.assert_close(result, expected)
     FEATURES.clear()
+
+
+def scales_a_view_of_an_activated_result(self, x):
+    y = torch.relu(self.a(x))
+    y[:, :8].mul_(2)
+    return y
+
+
+def changes_its_skip_later(self, x):
+    skip = x * 1
+    y = self.a(x) + skip
+    skip.mul_(2)
+    return y + skip
+
+
+@needs_kernels
+def test_views_are_not_views_of_a_copy():
+    net, plain = pair(Snippet(scales_a_view_of_an_activated_result))
+    x = torch.randn(1, 16, 6, 5)
+    with torch.no_grad(), ops.use_backend("cpu"):
+        torch.testing.assert_close(net(x), plain(x), rtol=1e-4, atol=1e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize("code", [lambda self, x: self.b(F.leaky_relu(self.a(x), 0.2)), changes_its_skip_later])
+def test_backward_keeps_only_what_pytorchs_own_does(code):
+    """So what PyTorch lets the user change in place, he may change."""
+    assert_changeable(Snippet(code))
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    "activation", [[], [nn.LeakyReLU(0.2)], [nn.LeakyReLU(0.2), conv()], [nn.LeakyReLU(0.2), nn.Flatten(0, 1)]]
+)
+def test_the_caller_may_change_the_result(activation):
+    assert_changeable(nn.Sequential(conv(), *activation))
+
+
+def assert_changeable(net):
+    net, plain = pair(net.to(memory_format=torch.channels_last))
+    x = torch.randn(1, 16, 6, 5).contiguous(memory_format=torch.channels_last)
+
+    def gradients(network):
+        result = network(x)
+        result += 1
+        result.square().sum().backward()
+        return [parameter.grad for parameter in network.parameters()]
+
+    with ops.use_backend("cpu"):
+        assert_close(gradients(net), gradients(plain), 1e-4)

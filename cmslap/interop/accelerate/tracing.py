@@ -50,6 +50,7 @@ class Assumptions:
     children: list[tuple[nn.Module, list[nn.Module | None]]] = field(default_factory=list)
     attributes: list[tuple[nn.Module | type, str, object]] = field(default_factory=list)
     tensors: list[tuple[dict, str, bool]] = field(default_factory=list)  # parameters and buffers; whether absent
+    constants: list[tuple[str, str, object]] = field(default_factory=list)  # global: module, name, value
     shared: list[tuple[dict, str, dict, str]] = field(default_factory=list)  # two names of one of them
 
     def replaces(self, module: nn.Module) -> None:
@@ -63,6 +64,7 @@ class Assumptions:
             and all(list(module._modules.values()) == modules for module, modules in self.children)
             and all(owner.__dict__.get(name, ABSENT) == value for owner, name, value in self.attributes)
             and all((tensors.get(name) is None) is absent for tensors, name, absent in self.tensors)
+            and all(getattr(sys.modules[module], name, ABSENT) == value for module, name, value in self.constants)
             and all(a.get(name) is b.get(other) for a, name, b, other in self.shared)
         )
 
@@ -243,13 +245,17 @@ class _Tracer(fx.Tracer):
         if not isinstance(function, types.FunctionType) or function in self.known or _is_torchs(function):
             return
         self.known.add(function)
-        for name, value in _globals(function):
+        if _assigns_outside(function):
+            self.refuse("changes globals")
+        for name, value in (*_globals(function), *inspect.getclosurevars(function).nonlocals.items()):
             if value is type:
                 self.refuse("asks what type something is")
             self.look_at(value)
             self.watch(None, value)
             if not isinstance(value, types.ModuleType) and not is_known(value):
                 self.refuse(f"uses {name}, whose changes can't be seen")
+        constants = ((name, value) for name, value in _globals(function) if _is_plain(value))
+        self.assumptions.constants += [(function.__module__, *constant) for constant in constants]
 
     def to_bool(self, obj: fx.Proxy) -> NoReturn:
         self.refuse(BY_VALUE)
@@ -415,16 +421,27 @@ def _copied(value: Any) -> Any:  # noqa: ANN401
 
 
 def _globals(function: types.FunctionType) -> Iterator[tuple[str, object]]:
-    """What a function, or one defined in it, reads from outside."""
-    yield from inspect.getclosurevars(function).nonlocals.items()
-    pending = [function.__code__]
-    while pending:
-        code = pending.pop()
-        pending += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
-        for instruction in dis.get_instructions(code):
-            if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-                name = instruction.argval
-                yield name, function.__globals__.get(name, getattr(builtins, name, None))
+    """The global variables that a function, or one defined in it, reads."""
+    for instruction in _instructions(function.__code__):
+        if instruction.opname == "LOAD_GLOBAL":
+            name = instruction.argval
+            yield name, function.__globals__.get(name, getattr(builtins, name, ABSENT))
+
+
+def _assigns_outside(function: types.FunctionType) -> bool:
+    """Whether it changes global variables, or those of a function around it."""
+    return any(
+        instruction.opname in ("STORE_GLOBAL", "DELETE_GLOBAL")
+        or (instruction.opname == "STORE_DEREF" and instruction.argval in function.__code__.co_freevars)
+        for instruction in _instructions(function.__code__)
+    )
+
+
+def _instructions(code: types.CodeType) -> Iterator[dis.Instruction]:
+    yield from dis.get_instructions(code)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _instructions(constant)
 
 
 def _is_torchs(value: type | types.FunctionType) -> bool:

@@ -379,3 +379,122 @@ def assert_changeable(net):
 
     with ops.use_backend("cpu"):
         assert_close(gradients(net), gradients(plain), 1e-4)
+
+
+class Own(nn.Module):
+    """A network whose first image comes from itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.z, self.body = nn.Parameter(torch.randn(1, 16, 6, 5)), nn.Sequential(conv(), nn.ReLU())
+
+    def forward(self):
+        return self.body(self.z)
+
+
+def test_a_forward_without_arguments():
+    net, plain = pair(Own())
+    with ops.use_backend("reference"):
+        torch.testing.assert_close(net(), plain())
+
+
+@needs_kernels
+def test_layout_is_that_of_the_image_among_the_arguments():
+    class Conditioned(Snippet):
+        def forward(self, t, x):
+            return torch.relu(self.a(x)) * t
+
+    net, plain = pair(Conditioned(None))
+    t, x = torch.rand(1, 1, 1, 1), torch.randn(2, 16, 6, 5)
+    with ops.use_backend("cpu"):
+        for image in (x, x.contiguous(memory_format=torch.channels_last)):
+            assert net(t, image).stride() == plain(t, image).stride()
+
+
+def test_lazy_convolutions_are_left_alone():
+    net = nn.Sequential(nn.LazyConv2d(16, 3, padding=1), nn.ReLU(), conv())
+    report = cmslap.accelerate(net)
+    assert {row.module for row in report.left} == {"0"}
+    assert net(torch.rand(1, 16, 6, 5)).shape == (1, 16, 6, 5)
+
+
+@pytest.mark.parametrize("wrong", [5, None, nn.Conv2d])
+def test_only_modules_are_taken(wrong):
+    with pytest.raises(TypeError, match=r"module must be an nn\.Module, got "):
+        cmslap.accelerate(wrong)
+
+
+def test_networks_of_ours_are_named():
+    assert cmslap.accelerate(cmslap.CMSLapSRN(2)).left[0].reason == "it runs on cmslap.ops already"
+
+
+class Scaled(Snippet):
+    """Arguments that are no tensors, with and without default."""
+
+    def __init__(self):
+        super().__init__(None)
+        self.body = nn.Sequential(conv(), nn.ReLU(), nn.Sequential(conv(), nn.ReLU()))
+
+    def forward(self, x, scale, alpha=1.0):
+        return F.interpolate(self.body(x) * alpha, scale_factor=scale)
+
+
+class Calls:
+    """Counts the calls of an operation."""
+
+    def __init__(self, monkeypatch):
+        self.number, self.run = 0, ops.conv2d_lrelu
+        monkeypatch.setattr(ops, "conv2d_lrelu", self)
+
+    def __call__(self, *args):
+        self.number += 1
+        return self.run(*args)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda net, x: net(x, 2),
+        lambda net, x: net.body(x),
+        lambda net, x: net.body[2](net.body[1](net.body[0](x))),
+        lambda net, x: copy.deepcopy(net)(x, 2),
+    ],
+)
+def test_calls_that_the_whole_graph_does_not_serve_run_its_parts(call, monkeypatch):
+    net, plain = pair(Scaled())
+    calls, x = Calls(monkeypatch), torch.rand(1, 16, 6, 5)
+    with ops.use_backend("reference"):
+        torch.testing.assert_close(call(net, x), call(plain, x))
+    assert calls.number == 2
+
+
+def test_a_default_may_be_given(monkeypatch):
+    net, plain = pair(Scaled())
+    calls, x = Calls(monkeypatch), torch.rand(1, 16, 6, 5)
+    forward = net.forward
+    assert forward._tensors((x, x, 1.0), {}) == forward._tensors((x, x), {}) == [x, x]
+    assert forward._tensors((x, x, 1), {}) is None
+    with ops.use_backend("reference"):
+        torch.testing.assert_close(net(x, 2, alpha=2.0), plain(x, 2, alpha=2.0))
+    assert calls.number == 2
+
+
+@needs_kernels
+@pytest.mark.parametrize("strict", [False, True])
+def test_exports_serve_other_sizes(strict):
+    net, plain = pair(nn.Sequential(conv(), nn.ReLU(), conv()))
+    sizes = ({2: torch.export.Dim("height", min=2, max=4096), 3: torch.export.Dim("width", min=2, max=4096)},)
+    program = torch.export.export(net, (torch.rand(1, 16, 6, 5),), dynamic_shapes=sizes, strict=strict).module()
+    for size in (8, 160):
+        x = torch.rand(1, 16, size, size)
+        torch.testing.assert_close(program(x), plain(x))
+
+
+@needs_kernels
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_traced_programs_hold_pytorchs_own_functions():
+    """Which ONNX and other readers of such programs know."""
+    net, _ = pair(nn.Sequential(conv(), nn.ReLU(), conv()))
+    with ops.use_backend("cpu"):
+        program = torch.jit.trace(net, torch.rand(1, 16, 6, 5))
+    assert "cmslap" not in str(program.inlined_graph)

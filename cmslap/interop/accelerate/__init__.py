@@ -13,12 +13,18 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from cmslap.errors import UserError
 from cmslap.interop.accelerate.forward import AcceleratedForward, Variant
 from cmslap.interop.accelerate.fusing import fuse
 from cmslap.interop.accelerate.report import Fused, Left, Report, join
 from cmslap.interop.accelerate.tracing import AUTOCAST_DEVICES, Trace, Untraceable, has_hooks, is_pytorchs, trace
+from cmslap.models import CMSLapSRN, LapSRN, MSLapSRN
 
 __all__ = ["Fused", "Left", "Report", "accelerate", "restore"]
+
+
+class ModuleError(UserError, TypeError):
+    """Something to accelerate that is no module."""
 
 
 def accelerate(module: nn.Module) -> Report:
@@ -35,10 +41,13 @@ def accelerate(module: nn.Module) -> Report:
 
     Returns what was fused, what was left alone, and why; ``print`` it.
     """
+    if not isinstance(module, nn.Module):
+        raise ModuleError(f"module must be an nn.Module, got {type(module).__name__}")
     restore(module)
-    report = Report()
-    _Work(report).accelerate(module, "")
-    return report
+    work = _Work(Report())
+    work.accelerate(module, "")
+    work.accelerate_inside()
+    return work.report
 
 
 def restore(module: nn.Module) -> None:
@@ -54,12 +63,16 @@ class _Work:
     def __init__(self, report: Report) -> None:
         self.report = report
         self.done: set[nn.Module] = set()
+        self.inside: list[nn.Module] = []  # what modules with a new forward consist of
 
     def accelerate(self, module: nn.Module, path: str) -> None:
         """Replace a module's forward if it can be traced; those of its submodules where it can't."""
         if module in self.done:
             return
         self.done.add(module)
+        if isinstance(module, CMSLapSRN | MSLapSRN | LapSRN):
+            self.report.add(path, [], [Left("", type(module).__name__, "it runs on cmslap.ops already")])
+            return
         reason = _unfit(module)
         if reason is None:
             try:
@@ -79,11 +92,21 @@ class _Work:
         results = [fuse(traced, module) for traced in traces]
         if any(fused for fused, _ in results):
             module.forward = AcceleratedForward(module, _variants(module, traces))
+            self.inside += module.children()
         for fused, left in results:
             self.report.add(path, fused, left)
         for leaf in leaves:
             if not is_pytorchs(leaf) or has_hooks(leaf):
                 self.accelerate(leaf, paths[leaf])
+
+    def accelerate_inside(self) -> None:
+        """The submodules for themselves, for calls that their module's graph does not serve. The report knows them."""
+        while self.inside:
+            rest = _Work(Report())
+            rest.done = self.done
+            for module in self.inside:
+                rest.accelerate(module, "")
+            self.inside = rest.inside
 
 
 def _unfit(module: nn.Module) -> str | None:

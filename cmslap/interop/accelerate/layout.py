@@ -42,16 +42,30 @@ INDIFFERENT_MODULES = (
 
 def keep(graph: fx.Graph, root: nn.Module) -> None:
     """Insert the conversions."""
-    inputs = next(node for node in graph.nodes if node.op == "placeholder")
-    weight = next(node for node in graph.nodes if node.target in OURS or node.target is calls.Block)
-    weight = weight.args[0][0] if weight.target is calls.Block else weight.args[1]
-    ours: set[fx.Node] = set()  # values that may lie in channels_last memory because of us
+    # The values that may lie in channels_last memory because of us, and the image and kernel that decide without us.
+    ours: dict[fx.Node, tuple[fx.Node, fx.Node]] = {}
     for node in list(graph.nodes):
-        if node.target in OURS or (_is_indifferent(node, root) and ours & set(node.all_input_nodes)):
-            ours.add(node)
+        inputs = [value for value in node.all_input_nodes if value in ours]
+        if inputs and (node.target in OURS or _is_indifferent(node, root)):
+            ours[node] = ours[inputs[0]]
+        elif node.target in OURS:
+            ours[node] = _origin(node.args[0], root), _kernel(node)
         elif not asks_size(node):
-            for value in ours & set(node.all_input_nodes):
-                _convert(graph, node, value, inputs, weight)
+            for value in inputs:
+                _convert(graph, node, value, *ours[value])
+
+
+def _origin(image: fx.Node, root: nn.Module) -> fx.Node:
+    """Where the layout of a value comes from."""
+    while _is_indifferent(image, root) and len(image.all_input_nodes) == 1:
+        image = image.all_input_nodes[0]
+    return image
+
+
+def _kernel(node: fx.Node) -> fx.Node:
+    if node.target in (calls.recursive_embedding, calls.lapsrn_level):
+        return node.args[1].args[0][0]
+    return node.args[1]
 
 
 def _is_indifferent(node: fx.Node, root: nn.Module) -> bool:

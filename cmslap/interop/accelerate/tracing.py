@@ -31,7 +31,7 @@ from torch import Tensor, fx, nn
 AUTOCAST_DEVICES = ("cpu", "cuda")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 ABSENT = inspect.Parameter.empty  # of an attribute or a default: a class, so it stays itself through pickle
-_INTERNALS = frozenset(vars(nn.Module())) - {"training"}
+_UNRECORDED = frozenset(vars(nn.Module())) - {"training"} | {"forward"}  # looked at otherwise
 
 
 class _Unfixed(TypeError):  # noqa: N818 (a finding, not an error)
@@ -42,11 +42,16 @@ class Untraceable(Exception):  # noqa: N818 (a finding, not an error)
     """A module whose forward can't be fixed in a graph; ``args`` are the module and why."""
 
 
+class Equal:
+    """A forward of an instance that does what its class's does."""
+
+
 @dataclass
 class Assumptions:
     """What must still hold for a graph to mean what the module's forward means."""
 
     hooks: list[dict] = field(default_factory=list)  # of the modules the graph replaces; all must be empty
+    replaced: list[nn.Module] = field(default_factory=list)  # these; their forward must be that of their class
     children: list[tuple[nn.Module, list[nn.Module | None]]] = field(default_factory=list)
     attributes: list[tuple[nn.Module | type, str, object]] = field(default_factory=list)
     tensors: list[tuple[dict, str, bool]] = field(default_factory=list)  # parameters and buffers; whether absent
@@ -56,17 +61,21 @@ class Assumptions:
     def replaces(self, module: nn.Module) -> None:
         """The graph does what ``module`` would: it must stay as it is."""
         self.hooks += [getattr(module, name) for name in HOOKS]
-        self.attributes.append((module, "forward", vars(module).get("forward", ABSENT)))
+        self.replaced.append(module)
 
     def hold(self) -> bool:
         return (
             not any(self.hooks)
+            and all(isinstance(module.__dict__.get("forward", _EQUAL), Equal) for module in self.replaced)
             and all(list(module._modules.values()) == modules for module, modules in self.children)
             and all(owner.__dict__.get(name, ABSENT) == value for owner, name, value in self.attributes)
             and all((tensors.get(name) is None) is absent for tensors, name, absent in self.tensors)
             and all(getattr(sys.modules[module], name, ABSENT) == value for module, name, value in self.constants)
             and all(a.get(name) is b.get(other) for a, name, b, other in self.shared)
         )
+
+
+_EQUAL = Equal()
 
 
 @dataclass
@@ -342,7 +351,7 @@ def recorded_reads(assumptions: Assumptions, tracer: _Tracer | None = None) -> I
     seen = {(id(owner), name) for owner, name, _ in assumptions.attributes}
 
     def read(module: nn.Module, name: str) -> object:
-        if (id(module), name) not in seen and name not in _INTERNALS and not name.startswith("__"):
+        if (id(module), name) not in seen and name not in _UNRECORDED and not name.startswith("__"):
             seen.add((id(module), name))
             _record(module, name, assumptions, tracer)
         return object.__getattribute__(module, name)

@@ -344,9 +344,24 @@ def changes_its_skip_later(self, x):
     return y + skip
 
 
+def scales_a_view_of_another_function(self, x):
+    y = torch.sigmoid(self.a(x))
+    y[:, :8].mul_(2)
+    return y
+
+
+def clamps_behind_autograd(self, x):
+    y = F.leaky_relu(self.a(x), 0.2)
+    y.data.clamp_(-0.5, 0.5)
+    return y
+
+
 @needs_kernels
-def test_views_are_not_views_of_a_copy():
-    net, plain = pair(Snippet(scales_a_view_of_an_activated_result))
+@pytest.mark.parametrize(
+    "code", [scales_a_view_of_an_activated_result, scales_a_view_of_another_function, clamps_behind_autograd]
+)
+def test_views_are_not_views_of_a_copy(code):
+    net, plain = pair(Snippet(code))
     x = torch.randn(1, 16, 6, 5)
     with torch.no_grad(), ops.use_backend("cpu"):
         torch.testing.assert_close(net(x), plain(x), rtol=1e-4, atol=1e-5)

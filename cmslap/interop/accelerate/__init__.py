@@ -34,12 +34,18 @@ def accelerate(module: nn.Module) -> Report:
     objects, so state_dict, optimizers, DDP, ``copy.deepcopy`` and ``torch.save`` work as before. Each call of an
     operation decides by device, dtype and size whether it pays, and runs PyTorch's own functions where not.
 
-    Results are the same to the precision's tolerance, and have the layout they had. Other values for arguments with
-    a default, and attributes, hooks or submodules changed since, are noticed at each call: the module's own code runs.
-    So it does inside ``torch.func``'s transforms. ``nn.DataParallel`` and ``torch.jit.script`` need :func:`restore`
-    first.
+    Results are the same to the precision's tolerance, and have the layout they had. Before each call what was taken
+    for granted is compared: the attributes of modules that the forward reads, plain class attributes and global
+    constants, hooks, submodules, which parameters are shared, and arguments with a default. Where one differs the
+    module's own code runs; so it does in ``torch.func``'s transforms, exports and ``torch.jit.trace``. Its submodules
+    run accelerated for themselves then, as they do when called from outside.
 
-    Returns what was fused, what was left alone, and why; ``print`` it.
+    Limits: later changes of globals that are no constants, of closures and of containers of a class are not noticed,
+    nor are side effects of functions that a forward reaches through another Python module. ``nn.DataParallel``,
+    ``torch.jit.script`` and ``copy.copy`` of a module need :func:`restore` first: the copy would run the original.
+
+    Returns what was fused, what was left alone, and why; ``print`` it. Raises ModuleError, a TypeError, for anything
+    but a module.
     """
     if not isinstance(module, nn.Module):
         raise ModuleError(f"module must be an nn.Module, got {type(module).__name__}")

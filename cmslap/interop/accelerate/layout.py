@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from cmslap.interop.accelerate import calls
+from cmslap.interop.accelerate.aliasing import changed_later
 from cmslap.interop.accelerate.patterns import asks_size, module_of
 from cmslap.interop.accelerate.tracing import has_hooks
 
@@ -53,6 +54,8 @@ def keep(graph: fx.Graph, root: nn.Module) -> None:
         elif not asks_size(node):
             for value in inputs:
                 _convert(graph, node, value, *ours[value])
+        if node in ours and len(node.users) > 1 and changed_later(node, root):
+            _convert_at_once(graph, node, *ours.pop(node))  # all see the changes, so all must see one copy
 
 
 def _origin(image: fx.Node, root: nn.Module) -> fx.Node:
@@ -73,6 +76,12 @@ def _is_indifferent(node: fx.Node, root: nn.Module) -> bool:
         module = module_of(node, root)
         return type(module) in INDIFFERENT_MODULES and not has_hooks(module)
     return node.op in ("call_function", "call_method") and node.target in INDIFFERENT
+
+
+def _convert_at_once(graph: fx.Graph, value: fx.Node, image: fx.Node, weight: fx.Node) -> None:
+    with graph.inserting_before(value.next):
+        converted = graph.call_function(calls.users_layout, (value, image, graph.get_attr(weight.target)))
+    value.replace_all_uses_with(converted, delete_user_cb=lambda user: user is not converted)
 
 
 def _convert(graph: fx.Graph, node: fx.Node, value: fx.Node, inputs: fx.Node, weight: fx.Node) -> None:

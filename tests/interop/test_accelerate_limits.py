@@ -513,3 +513,31 @@ def test_traced_programs_hold_pytorchs_own_functions():
     with ops.use_backend("cpu"):
         program = torch.jit.trace(net, torch.rand(1, 16, 6, 5))
     assert "cmslap" not in str(program.inlined_graph)
+
+
+FACTOR = 2.0
+
+
+def test_later_changes_of_global_constants_count(monkeypatch):
+    net, plain = pair(Snippet(lambda self, x: self.a(x) * FACTOR))
+    compiled = torch.compile(net, fullgraph=True, backend="eager")
+    for factor in (2.0, 3.0):
+        monkeypatch.setitem(globals(), "FACTOR", factor)
+        x = torch.rand(1, 16, 6, 5)
+        torch.testing.assert_close(compiled(x), plain(x))
+        assert_same(copy.deepcopy(net), copy.deepcopy(plain))
+
+
+def changes_the_source_at_the_end(self, x):
+    u = x * 1
+    h = u
+    for _ in range(2):
+        h = self.a(torch.relu(h)) + u
+    h = torch.relu(h)
+    u.mul_(2)
+    return h + u
+
+
+@needs_kernels
+def test_backward_does_not_read_a_source_that_changed():
+    assert_changeable(Snippet(changes_the_source_at_the_end))

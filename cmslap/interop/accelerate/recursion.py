@@ -42,7 +42,7 @@ def find(graph: fx.Graph, root: nn.Module) -> Iterator[Recursion]:
             repeated = _repetitions(chain, depth, root) if depth else 0
             if repeated > 1 and _square(chain[:depth], root):
                 recursion = Recursion(node, chain[: repeated * depth], depth)
-                if _keeps_source(recursion, recursion.convolutions[-1], root):
+                if _keeps_source(recursion, root):
                     yield recursion
 
 
@@ -78,9 +78,9 @@ def _parameters(conv: fx.Node, root: nn.Module) -> tuple[int, int | None]:
     return id(attribute(root, weight.target)), None if bias is None else id(attribute(root, bias.target))
 
 
-def _keeps_source(recursion: Recursion, last: fx.Node, root: nn.Module) -> bool:
-    """Whether u is the same where ``last`` stands, and its reading may be moved there."""
-    return not changed_between(recursion.start, last, [recursion.start.args[0]], set(), root)
+def _keeps_source(recursion: Recursion, root: nn.Module) -> bool:
+    """Whether u stays the same: it is read where the recursion ends, and by backward."""
+    return not changed_between(recursion.start, None, [recursion.start.args[0]], set(), root)
 
 
 def _square(block: list[fx.Node], root: nn.Module) -> bool:
@@ -134,7 +134,7 @@ class Blocks:
 
     def _fits(self, recursion: Recursion, upsampling: fx.Node) -> bool:
         shapes = {self._parameter(path).shape for path in (upsampling.args[1].target, recursion.weights[0])}
-        return len(shapes) == 1 and _keeps_source(recursion, upsampling, self.root)
+        return len(shapes) == 1
 
     def _shared_conv(self, recursion: Recursion, weight: str) -> int | None:
         kernels = [id(self._parameter(path)) for path in recursion.weights]

@@ -86,7 +86,7 @@ class Assumptions:
             if (tensors.get(name) is None) is not absent:
                 return False
         for module, name, value in self.constants:
-            if getattr(sys.modules[module], name, ABSENT) != value:
+            if getattr(sys.modules.get(module), name, ABSENT) != value:
                 return False
         return all(tensors.get(name) is others.get(other) for tensors, name, others, other in self.shared)
 

@@ -136,7 +136,8 @@ class _Registered:
             gradients = reference_gradients(self.operation, arguments, grad, wanted)
         else:
             if self.operation.keeps_output and output is None:
-                output = grad  # any tensor of its shape does
+                layout = memory_format(self.operation.activation(arguments))
+                output = grad = grad.contiguous(memory_format=layout)  # any tensor of its shape does
             mask = [name in wanted for name in self.operation.shapes]
             operator = getattr(torch.ops.cmslap, f"{self.operation.name}_backward")
             inputs = (arguments[name] for name in self.operation.arguments)

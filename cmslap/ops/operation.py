@@ -35,7 +35,7 @@ class Operation:
     shapes: dict[str, str]
     output: str
     saves: bool = False  # forward also returns the activated maps that backward needs
-    keeps_output: bool = False  # backward also reads the output (its signs, as φ keeps them)
+    keeps_output: bool = False  # backward also reads the output: its signs, as φ keeps them, unless the slope is 1
     pictures: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

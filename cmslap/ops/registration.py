@@ -128,7 +128,8 @@ class _Registered:
             ctx.mark_non_differentiable(saved)
         ctx.backend = backend.name
         ctx.options = {name: value for name, value in arguments.items() if name not in self.operation.shapes}
-        kept = output if self.operation.keeps_output else None
+        # Without activation its signs do not matter, and the user may change the output in place.
+        kept = output if self.operation.keeps_output and arguments["negative_slope"] != 1.0 else None
         ctx.save_for_backward(kept, saved, *(arguments[name] for name in self.operation.shapes))
 
     def autograd_backward(self, ctx: FunctionCtx, grad: Tensor | None, _: None = None) -> tuple[Tensor | None, ...]:
@@ -141,6 +142,9 @@ class _Registered:
         elif not self.has_backward(ctx.backend, saved) or torch.is_grad_enabled():  # the latter: create_graph
             gradients = reference_gradients(self.operation, arguments, grad, wanted)
         else:
+            if self.operation.keeps_output and output is None:
+                layout = memory_format(self.operation.activation(arguments))
+                output = grad = grad.contiguous(memory_format=layout)  # any tensor of its shape does
             mask = [name in wanted for name in self.operation.shapes]
             operator = getattr(torch.ops.cmslap, f"{self.operation.name}_backward")
             inputs = (arguments[name] for name in self.operation.arguments)

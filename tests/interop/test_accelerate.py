@@ -290,7 +290,7 @@ UNTRACEABLE = {
     keeps_its_features: "sets attributes",
     draws_random_numbers: "draws random numbers",
     makes_a_tensor: "neither inputs, parameters nor buffers",
-    stops_gradients: "in a mode of its own",
+    stops_gradients: "a mode of its own",
     asks_for_gradients: "asks whether gradients",
 }
 

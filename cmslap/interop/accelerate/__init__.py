@@ -13,12 +13,18 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from cmslap.errors import UserError
 from cmslap.interop.accelerate.forward import AcceleratedForward, Variant
 from cmslap.interop.accelerate.fusing import fuse
 from cmslap.interop.accelerate.report import Fused, Left, Report, join
-from cmslap.interop.accelerate.tracing import Trace, Untraceable, has_hooks, is_pytorchs, trace
+from cmslap.interop.accelerate.tracing import AUTOCAST_DEVICES, Trace, Untraceable, has_hooks, is_pytorchs, trace
+from cmslap.models import CMSLapSRN, LapSRN, MSLapSRN
 
 __all__ = ["Fused", "Left", "Report", "accelerate", "restore"]
+
+
+class ModuleError(UserError, TypeError):
+    """Something to accelerate that is no module."""
 
 
 def accelerate(module: nn.Module) -> Report:
@@ -28,17 +34,26 @@ def accelerate(module: nn.Module) -> Report:
     objects, so state_dict, optimizers, DDP, ``copy.deepcopy`` and ``torch.save`` work as before. Each call of an
     operation decides by device, dtype and size whether it pays, and runs PyTorch's own functions where not.
 
-    Results are the same to the precision's tolerance, and have the layout they had. Other values for arguments with
-    a default, and attributes, hooks or submodules changed since, are noticed at each call: the module's own code runs.
-    So it does inside ``torch.func``'s transforms. ``nn.DataParallel`` and ``torch.jit.script`` need :func:`restore`
-    first.
+    Results are the same to the precision's tolerance, and have the layout they had. Before each call what was taken
+    for granted is compared: the attributes of modules that the forward reads, plain class attributes and global
+    constants, hooks, submodules, which parameters are shared, and arguments with a default. Where one differs the
+    module's own code runs; so it does in ``torch.func``'s transforms, exports and ``torch.jit.trace``. Its submodules
+    run accelerated for themselves then, as they do when called from outside.
 
-    Returns what was fused, what was left alone, and why; ``print`` it.
+    Limits: later changes of globals that are no constants, of closures and of containers of a class are not noticed,
+    nor are side effects of functions that a forward reaches through another Python module. ``nn.DataParallel``,
+    ``torch.jit.script`` and ``copy.copy`` of a module need :func:`restore` first: the copy would run the original.
+
+    Returns what was fused, what was left alone, and why; ``print`` it. Raises ModuleError, a TypeError, for anything
+    but a module.
     """
+    if not isinstance(module, nn.Module):
+        raise ModuleError(f"module must be an nn.Module, got {type(module).__name__}")
     restore(module)
-    report = Report()
-    _Work(report).accelerate(module, "")
-    return report
+    work = _Work(Report())
+    work.accelerate(module, "")
+    work.accelerate_inside()
+    return work.report
 
 
 def restore(module: nn.Module) -> None:
@@ -54,12 +69,16 @@ class _Work:
     def __init__(self, report: Report) -> None:
         self.report = report
         self.done: set[nn.Module] = set()
+        self.inside: list[nn.Module] = []  # what modules with a new forward consist of
 
     def accelerate(self, module: nn.Module, path: str) -> None:
         """Replace a module's forward if it can be traced; those of its submodules where it can't."""
         if module in self.done:
             return
         self.done.add(module)
+        if isinstance(module, CMSLapSRN | MSLapSRN | LapSRN):
+            self.report.add(path, [], [Left("", type(module).__name__, "it runs on cmslap.ops already")])
+            return
         reason = _unfit(module)
         if reason is None:
             try:
@@ -79,11 +98,21 @@ class _Work:
         results = [fuse(traced, module) for traced in traces]
         if any(fused for fused, _ in results):
             module.forward = AcceleratedForward(module, _variants(module, traces))
+            self.inside += module.children()
         for fused, left in results:
             self.report.add(path, fused, left)
         for leaf in leaves:
             if not is_pytorchs(leaf) or has_hooks(leaf):
                 self.accelerate(leaf, paths[leaf])
+
+    def accelerate_inside(self) -> None:
+        """The submodules for themselves, for calls that their module's graph does not serve. The report knows them."""
+        while self.inside:
+            rest = _Work(Report())
+            rest.done = self.done
+            for module in self.inside:
+                rest.accelerate(module, "")
+            self.inside = rest.inside
 
 
 def _unfit(module: nn.Module) -> str | None:
@@ -115,14 +144,29 @@ def _traces(module: nn.Module) -> list[Trace]:
 
 
 def _trace(module: nn.Module, untraceable: set[nn.Module], training: bool) -> Trace:
-    with _mode(module, training):
-        with torch.enable_grad():
-            traced = trace(module, untraceable)
+    with _mode(module, training), _autocast(False), torch.enable_grad():
+        traced = trace(module, untraceable)
         with torch.no_grad():
             without_gradients = trace(module, untraceable)
-    if traced.graph.python_code("self").src != without_gradients.graph.python_code("self").src:
-        raise Untraceable(module, "its forward() asks whether gradients are recorded")
+        with _autocast(True):
+            with_autocast = trace(module, untraceable)
+    for other, what in ((without_gradients, "gradients are recorded"), (with_autocast, "autocast is on")):
+        if traced.graph.python_code("self").src != other.graph.python_code("self").src:
+            raise Untraceable(module, f"its forward() asks whether {what}")
     return traced
+
+
+@contextmanager
+def _autocast(enabled: bool) -> Iterator[None]:
+    """As an outer torch.autocast would, on every device, there or not."""
+    before = {device: torch.is_autocast_enabled(device) for device in AUTOCAST_DEVICES}
+    try:
+        for device in before:
+            torch.set_autocast_enabled(device, enabled)
+        yield
+    finally:
+        for device, value in before.items():
+            torch.set_autocast_enabled(device, value)
 
 
 @contextmanager

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from cmslap.interop.accelerate import patterns
 
@@ -59,11 +60,13 @@ def _is_new(node: fx.Node, root: nn.Module) -> bool:
     return node.target in NEW_MEMORY and not patterns.changed_in_place(node, root)
 
 
-def changed_between(first: fx.Node, last: fx.Node, values: list[fx.Node], own: set[fx.Node], root: nn.Module) -> bool:
-    """Whether a node between ``first`` and ``last``, none of ``own``, may change one of ``values`` in place."""
+def changed_between(
+    first: fx.Node, last: fx.Node | None, values: list[fx.Node], own: Collection[fx.Node], root: nn.Module
+) -> bool:
+    """Whether a node from ``first`` up to ``last`` (None: the end), none of ``own``, may change one of ``values``."""
     kept = set().union(*(sources(value, root) for value in values))
     node = first
-    while node is not last:
+    while node is not last and node.op != "root":
         if node not in own:
             for changed in patterns.changed_in_place(node, root):
                 if kept & sources(changed, root):
@@ -81,3 +84,20 @@ def changed_later(node: fx.Node, root: nn.Module) -> list[fx.Node]:
             later.append(user)
         user = user.next
     return later
+
+
+def leaves(node: fx.Node, root: nn.Module) -> bool:
+    """Whether the caller may get the value of ``node``, and do with it as he likes."""
+    (result,) = node.graph.find_nodes(op="output")
+    return any(node in sources(value, root) for value in result.all_input_nodes)
+
+
+def changed_parameters(graph: fx.Graph, root: nn.Module) -> set[int]:
+    """The memory of the parameters and buffers that a graph may change in place, as :func:`storage` names it."""
+    changed = (value for node in graph.nodes for value in patterns.changed_in_place(node, root))
+    found = {source for value in changed for source in sources(value, root)} - {"inputs"}
+    return {storage(patterns.attribute(root, source.target)) for source in found if source.op == "get_attr"}
+
+
+def storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

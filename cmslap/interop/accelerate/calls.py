@@ -55,6 +55,11 @@ class Block:
         self.weights, self.biases = weights, biases
         self._stacked: tuple[Tensor, Tensor] | None = None
 
+    def fits(self, u: Tensor) -> bool:
+        """Whether all kernels are still [C, C, 3, 3] and of the image's dtype, which pruning may have changed."""
+        shape = (u.shape[1], u.shape[1], 3, 3)
+        return all(weight.shape == shape and weight.dtype == u.dtype for weight in self.weights)
+
     def stacked(self) -> tuple[Tensor, Tensor]:  # [D, C, C, 3, 3], [D, C]
         if self._stacked is None:
             biases = [_or_zeros(b, w) for b, w in zip(self.biases, self.weights, strict=True)]
@@ -69,7 +74,7 @@ def recursive_embedding(
     negative_slope: float,
 ) -> Tensor:  # [N, C, H, W]
     """φ(h_R): a block of the user's, several times, each time with the skip from its source."""
-    if _fits(u, block.weights[0], block.weights[0].shape[1]):
+    if _fits(u, block.weights[0], block.weights[0].shape[1]) and block.fits(u):
         return ops.recursive_embedding(_channels_last(u), *block.stacked(), recursions, negative_slope)
     a = _activate(u, negative_slope, in_place=False)
     for _ in range(recursions):
@@ -91,7 +96,7 @@ def lapsrn_level(
     columns: int,
 ) -> Tensor:  # [N, C, rows, columns]
     """A recursive embedding of the user's and the cropped transposed convolution after it."""
-    if _fits(u, upsample_weight, upsample_weight.shape[0]) and _doubles(u, rows, columns):
+    if _fits(u, upsample_weight, upsample_weight.shape[0]) and block.fits(u) and _doubles(u, rows, columns):
         bias = _or_zeros(upsample_bias, upsample_weight)
         kernel = upsample_weight if shared_conv is None else None
         level = (*block.stacked(), shared_conv, bias, recursions, negative_slope)

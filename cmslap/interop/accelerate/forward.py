@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.autograd import forward_ad
 
-from cmslap.interop.accelerate.tracing import ABSENT, Assumptions, defaults
+from cmslap.interop.accelerate.tracing import ABSENT, Assumptions, Equal, defaults
 
 
 class Modules:
@@ -78,7 +78,7 @@ def _names(code: types.CodeType) -> set[str]:
     return set(code.co_names).union(*nested)
 
 
-class AcceleratedForward:
+class AcceleratedForward(Equal):
     """Callable in the place of ``module.forward``."""
 
     def __init__(self, module: nn.Module, variants: list[Variant]) -> None:
@@ -95,7 +95,7 @@ class AcceleratedForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 (as the module's own)
         tensors = self._tensors(args, kwargs)
-        if tensors is not None and not nn.modules.module._has_any_global_hook() and not _transformed():
+        if tensors is not None and not nn.modules.module._has_any_global_hook() and not _observed():
             for variant in self.variants:
                 if variant.assumptions.hold():
                     return variant.function(variant.modules, *tensors)
@@ -113,11 +113,23 @@ class AcceleratedForward:
                 if not isinstance(value, Tensor):
                     return None
                 tensors.append(value)
-            elif value is not default:
+            elif value is not default and not _equal(value, default):
                 return None
         return tensors
 
 
-def _transformed() -> bool:
-    """Whether torch.func or forward-mode differentiation looks on, to whom our operators are opaque."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+def _equal(value: object, default: object) -> bool:
+    return type(value) is type(default) and isinstance(value, bool | int | float | str) and value == default
+
+
+def _observed() -> bool:
+    """Whether torch.func, forward-mode differentiation or an export looks on.
+
+    To the former our operators are opaque; the latter would fix for good what is decided by size at each call.
+    """
+    return (
+        torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch.compiler.is_exporting()
+        or torch.jit.is_tracing()
+    )

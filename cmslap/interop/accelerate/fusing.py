@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from cmslap.interop.accelerate import calls, layout, recursion
-from cmslap.interop.accelerate.aliasing import changed_between, changed_later
+from cmslap.interop.accelerate.aliasing import changed_between, changed_later, changed_parameters, leaves, storage
 from cmslap.interop.accelerate.patterns import (
     Activation,
     Addition,
     Convolution,
     activation,
     addition,
+    attribute,
     convolution,
     crop,
     module_of,
@@ -55,11 +56,6 @@ class Match:
         return second if first is self.convolution.node else first
 
     @property
-    def keeps_result(self) -> bool:
-        """Whether PyTorch's own backward reads the result too, so that nobody may change it anyway."""
-        return self.activated is not None and (self.activated.in_place or self.activated.negative_slope == 0.0)
-
-    @property
     def text(self) -> str:
         """Such as "conv 3×3 64→64 + skip + ReLU"."""
         if self.crop is not None:
@@ -96,13 +92,14 @@ def _find(graph: fx.Graph, root: nn.Module) -> tuple[list[Match], list[Left]]:
     """What can be fused in a graph, and the convolutions that can't be."""
     matches: list[Match] = []
     left: list[Left] = []
+    changed = changed_parameters(graph, root)
     taken: set[fx.Node] = set()
     for node in graph.nodes:
         found = convolution(node, root)
         if found is None:
             continue
         match = None if found.objection else _match(found, taken, root)
-        reason = found.objection or _hazard(match, root)
+        reason = found.objection or _changed_kernel(found, changed, root) or _hazard(match, root)
         if reason is None:
             matches.append(match)
             taken.update(match.nodes)
@@ -116,24 +113,41 @@ def _match(found: Convolution, taken: set[fx.Node], root: nn.Module) -> Match:
     user = _only_user(found.node)
     if found.transposed:
         return Match(found, crop=user if user is not None and crop(user) else None)
-    added = None if user is None or user in taken else _skip(user, found.node)
+    added = None if user is None or user in taken else _skip(user, found.node, root)
     sum_node = user if added else None
     if added:
         user = _only_user(user)
     activated = None if user is None or user in taken else activation(user, root)
+    if activated is not None and not _keeps_result(activated) and leaves(user, root):
+        activated = None
     return Match(found, sum_node, user if activated else None, added, activated)
+
+
+def _keeps_result(activated: Activation) -> bool:
+    """Whether PyTorch's own backward reads the result too, as an operation's does, so that nobody may change it."""
+    return activated.in_place or activated.negative_slope == 0.0
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def _skip(user: fx.Node, conv: fx.Node) -> Addition | None:
+def _skip(user: fx.Node, conv: fx.Node, root: nn.Module) -> Addition | None:
     """The sum of a convolution and something else, if ``user`` is one; in place only into the convolution's result."""
     found = addition(user)
     if found is None or found.operands[0] is found.operands[1] or (found.in_place and found.operands[0] is not conv):
         return None
-    return found
+    skip = found.operands[1] if found.operands[0] is conv else found.operands[0]
+    # Backward of the operation reads the skip, that of a sum does not.
+    return None if changed_between(user, None, [skip], {user}, root) else found
+
+
+def _changed_kernel(found: Convolution, changed: set[int], root: nn.Module) -> str | None:
+    paths = [found.weight] if found.bias is None else [found.weight, found.bias]
+    parameters = [attribute(root, path) for path in paths]
+    if any(parameter is not None and storage(parameter) in changed for parameter in parameters):
+        return "its parameters are changed in forward()"
+    return None
 
 
 def _hazard(match: Match, root: nn.Module) -> str | None:
@@ -145,8 +159,10 @@ def _hazard(match: Match, root: nn.Module) -> str | None:
         return "its input is changed in place before its activation"
     if match.skip is not None and changed_between(match.addition, last, [match.skip], nodes, root):
         return "its skip is changed in place before its activation"
-    # Backward reads the result of an operation, as it does that of ReLU, but not that of a convolution or a sum.
-    while not match.keeps_result and (changes := changed_later(last, root)):
+    if match.activated is not None and _keeps_result(match.activated) and _only_user(last) is not None:
+        return None
+    # Backward reads the result, and where several nodes do, some may see a copy of it in another layout.
+    while changes := changed_later(last, root):
         change = changes[0]
         if _only_user(last) is not change or change.args[0] is not last or out_of_place(change) is None:
             return "its result may be changed in place later"

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from cmslap.interop.accelerate import calls
+from cmslap.interop.accelerate.aliasing import changed_later
 from cmslap.interop.accelerate.patterns import asks_size, module_of
 from cmslap.interop.accelerate.tracing import has_hooks
 
@@ -42,16 +43,32 @@ INDIFFERENT_MODULES = (
 
 def keep(graph: fx.Graph, root: nn.Module) -> None:
     """Insert the conversions."""
-    inputs = next(node for node in graph.nodes if node.op == "placeholder")
-    weight = next(node for node in graph.nodes if node.target in OURS or node.target is calls.Block)
-    weight = weight.args[0][0] if weight.target is calls.Block else weight.args[1]
-    ours: set[fx.Node] = set()  # values that may lie in channels_last memory because of us
+    # The values that may lie in channels_last memory because of us, and the image and kernel that decide without us.
+    ours: dict[fx.Node, tuple[fx.Node, fx.Node]] = {}
     for node in list(graph.nodes):
-        if node.target in OURS or (_is_indifferent(node, root) and ours & set(node.all_input_nodes)):
-            ours.add(node)
+        inputs = [value for value in node.all_input_nodes if value in ours]
+        if inputs and (node.target in OURS or _is_indifferent(node, root)):
+            ours[node] = ours[inputs[0]]
+        elif node.target in OURS:
+            ours[node] = _origin(node.args[0], root), _kernel(node)
         elif not asks_size(node):
-            for value in ours & set(node.all_input_nodes):
-                _convert(graph, node, value, inputs, weight)
+            for value in inputs:
+                _convert(graph, node, value, *ours[value])
+        if node in ours and len(node.users) > 1 and changed_later(node, root):
+            _convert_at_once(graph, node, *ours.pop(node))  # all see the changes, so all must see one copy
+
+
+def _origin(image: fx.Node, root: nn.Module) -> fx.Node:
+    """Where the layout of a value comes from."""
+    while _is_indifferent(image, root) and len(image.all_input_nodes) == 1:
+        image = image.all_input_nodes[0]
+    return image
+
+
+def _kernel(node: fx.Node) -> fx.Node:
+    if node.target in (calls.recursive_embedding, calls.lapsrn_level):
+        return node.args[1].args[0][0]
+    return node.args[1]
 
 
 def _is_indifferent(node: fx.Node, root: nn.Module) -> bool:
@@ -59,6 +76,12 @@ def _is_indifferent(node: fx.Node, root: nn.Module) -> bool:
         module = module_of(node, root)
         return type(module) in INDIFFERENT_MODULES and not has_hooks(module)
     return node.op in ("call_function", "call_method") and node.target in INDIFFERENT
+
+
+def _convert_at_once(graph: fx.Graph, value: fx.Node, image: fx.Node, weight: fx.Node) -> None:
+    with graph.inserting_before(value.next):
+        converted = graph.call_function(calls.users_layout, (value, image, graph.get_attr(weight.target)))
+    value.replace_all_uses_with(converted, delete_user_cb=lambda user: user is not converted)
 
 
 def _convert(graph: fx.Graph, node: fx.Node, value: fx.Node, inputs: fx.Node, weight: fx.Node) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 
 from cmslap.interop.accelerate.tracing import has_hooks, is_pytorchs
 from cmslap.ops.payoff import MIN_CHANNELS, few_channels
@@ -140,6 +141,8 @@ def _objection(
     output_padding: object = 0,
 ) -> str | None:
     """Why a convolution of this geometry is left to PyTorch."""
+    if is_lazy(weight):
+        return "its shape is not known yet"
     expected = {"stride": 2 if transposed else 1, "padding": 0 if transposed else 1, "dilation": 1, "groups": 1}
     given = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     if weight.dim() != 4 or tuple(weight.shape[2:]) != (3, 3):
@@ -165,6 +168,8 @@ def _text(value: object) -> str:
 
 
 def _kernel(weight: Tensor, transposed: bool) -> str:
+    if is_lazy(weight):
+        return ""
     out, into, *taps = weight.shape
     return f"{_text(taps)} {f'{out}→{into}' if transposed else f'{into}→{out}'}"
 
@@ -220,10 +225,11 @@ def changed_in_place(node: fx.Node, root: nn.Module) -> list[fx.Node]:
         return _changed_by_module(node, root)
     if node.op not in ("call_function", "call_method"):
         return []
-    changed = [value for name, value in node.kwargs.items() if name == "out"]
-    if (_is_in_place(node) or node.target is operator.setitem) and node.args:
-        changed.append(node.args[0])
-    return [value for value in changed if isinstance(value, fx.Node)]
+    changed: list[fx.Node] = []
+    fx.map_arg(node.kwargs.get("out"), changed.append)
+    if _is_in_place(node) or node.target is operator.setitem:
+        fx.map_arg(node.args[:1] or node.all_input_nodes, changed.append)
+    return changed
 
 
 def _changed_by_module(node: fx.Node, root: nn.Module) -> list[fx.Node]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx, nn
 
 from cmslap.interop.accelerate import calls
+from cmslap.interop.accelerate.aliasing import changed_between
 from cmslap.interop.accelerate.patterns import activation, asks_size, attribute
 
 
@@ -40,7 +41,9 @@ def find(graph: fx.Graph, root: nn.Module) -> Iterator[Recursion]:
             depth = next((i for i, conv in enumerate(chain, 1) if conv.args[3] is activated.input), 0)
             repeated = _repetitions(chain, depth, root) if depth else 0
             if repeated > 1 and _square(chain[:depth], root):
-                yield Recursion(node, chain[: repeated * depth], depth)
+                recursion = Recursion(node, chain[: repeated * depth], depth)
+                if _keeps_source(recursion, root):
+                    yield recursion
 
 
 def _chain(start: fx.Node, source: fx.Node, slope: float) -> Iterator[fx.Node]:
@@ -60,14 +63,24 @@ def _repetitions(chain: list[fx.Node], depth: int, root: nn.Module) -> int:
     """How often the chain runs through its first ``depth`` convolutions, skips included."""
 
     def key(conv: fx.Node) -> tuple[object, ...]:
-        _, weight, bias, skip, *_ = conv.args
-        return id(attribute(root, weight.target)), None if bias is None else id(attribute(root, bias.target)), skip
+        return *_parameters(conv, root), conv.args[3]
 
     keys = [key(conv) for conv in chain]
     count = 0
     while keys[count * depth : (count + 1) * depth] == keys[:depth]:
         count += 1
     return count
+
+
+def _parameters(conv: fx.Node, root: nn.Module) -> tuple[int, int | None]:
+    """Which kernel and bias a convolution has."""
+    _, weight, bias, *_ = conv.args
+    return id(attribute(root, weight.target)), None if bias is None else id(attribute(root, bias.target))
+
+
+def _keeps_source(recursion: Recursion, root: nn.Module) -> bool:
+    """Whether u stays the same: it is read where the recursion ends, and by backward."""
+    return not changed_between(recursion.start, None, [recursion.start.args[0]], set(), root)
 
 
 def _square(block: list[fx.Node], root: nn.Module) -> bool:
@@ -81,7 +94,7 @@ class Blocks:
 
     def __init__(self, graph: fx.Graph, root: nn.Module) -> None:
         self.graph, self.root = graph, root
-        self._blocks: dict[tuple[int, ...], fx.Node] = {}
+        self._blocks: dict[tuple[tuple[int, int | None], ...], fx.Node] = {}
 
     def rewrite(self, recursion: Recursion) -> tuple[fx.Node, list[fx.Node]]:
         """Replace a recursion, and the upsampling that alone reads it, by one call; the call and what it replaces."""
@@ -110,9 +123,9 @@ class Blocks:
 
     def _block(self, recursion: Recursion) -> fx.Node:
         """The node that holds the block's parameters, before anything that reads it."""
-        key = tuple(id(self._parameter(path)) for path in recursion.weights)
+        first = recursion.convolutions[: recursion.depth]
+        key = tuple(_parameters(conv, self.root) for conv in first)
         if key not in self._blocks:
-            first = recursion.convolutions[: recursion.depth]
             with self.graph.inserting_before(recursion.start):
                 weights = [self.graph.get_attr(conv.args[1].target) for conv in first]
                 biases = [None if conv.args[2] is None else self.graph.get_attr(conv.args[2].target) for conv in first]

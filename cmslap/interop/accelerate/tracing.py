@@ -2,29 +2,36 @@
 
 Tracing runs the user's Python once with symbolic tensors, so everything that Python decides is fixed. What could decide
 otherwise at the next call is either recorded, so that :mod:`forward` can look before each call (attributes, submodules,
-hooks), or makes the module untraceable (values and sizes of tensors, random numbers, grad mode, attributes it sets).
+hooks), or makes the module untraceable (values, sizes and types of tensors, random numbers, modes, side effects,
+objects whose changes could not be seen).
 """
 
 from __future__ import annotations
 
+import builtins
 import copy
+import dis
+import enum
+import functools
 import inspect
 import operator
 import random
 import sys
-from collections import OrderedDict
+import types
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+AUTOCAST_DEVICES = ("cpu", "cuda")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 ABSENT = inspect.Parameter.empty  # of an attribute or a default: a class, so it stays itself through pickle
-_INTERNALS = frozenset(vars(nn.Module())) - {"training"}
+_UNRECORDED = frozenset(vars(nn.Module())) - {"training"} | {"forward"}  # looked at otherwise
 
 
 class _Unfixed(TypeError):  # noqa: N818 (a finding, not an error)
@@ -35,25 +42,53 @@ class Untraceable(Exception):  # noqa: N818 (a finding, not an error)
     """A module whose forward can't be fixed in a graph; ``args`` are the module and why."""
 
 
+class Equal:
+    """A forward of an instance that does what its class's does."""
+
+
 @dataclass
 class Assumptions:
     """What must still hold for a graph to mean what the module's forward means."""
 
     hooks: list[dict] = field(default_factory=list)  # of the modules the graph replaces; all must be empty
+    replaced: list[nn.Module] = field(default_factory=list)  # these; their forward must be that of their class
     children: list[tuple[nn.Module, list[nn.Module | None]]] = field(default_factory=list)
-    attributes: list[tuple[nn.Module, str, object]] = field(default_factory=list)
+    attributes: list[tuple[nn.Module | type, str, object]] = field(default_factory=list)
+    tensors: list[tuple[dict, str, bool]] = field(default_factory=list)  # parameters and buffers; whether absent
+    constants: list[tuple[str, str, object]] = field(default_factory=list)  # global: module, name, value
+    shared: list[tuple[dict, str, dict, str]] = field(default_factory=list)  # two names of one of them
 
     def replaces(self, module: nn.Module) -> None:
         """The graph does what ``module`` would: it must stay as it is."""
         self.hooks += [getattr(module, name) for name in HOOKS]
-        self.attributes.append((module, "forward", vars(module).get("forward", ABSENT)))
+        self.replaced.append(module)
 
     def hold(self) -> bool:
-        return (
-            not any(self.hooks)
-            and all(list(module._modules.values()) == modules for module, modules in self.children)
-            and all(module.__dict__.get(name, ABSENT) == value for module, name, value in self.attributes)
-        )
+        """Runs at every call: loops, the quick comparison first."""
+        if any(self.hooks):
+            return False
+        for module in self.replaced:
+            forward = module.__dict__.get("forward")
+            if forward is not None and not isinstance(forward, Equal):
+                return False
+        for module, modules in self.children:
+            if list(module._modules.values()) != modules:
+                return False
+        for owner, name, value in self.attributes:
+            now = owner.__dict__.get(name, ABSENT)
+            if now is not value and now != value:
+                return False
+        return self._hold_outside()
+
+    def _hold_outside(self) -> bool:
+        """What few forwards look at."""
+        for tensors, name, absent in self.tensors:
+            if (tensors.get(name) is None) is not absent:
+                return False
+        for module, name, value in self.constants:
+            if getattr(sys.modules.get(module), name, ABSENT) != value:
+                return False
+        return all(tensors.get(name) is others.get(other) for tensors, name, others, other in self.shared)
 
 
 @dataclass
@@ -70,18 +105,27 @@ def trace(module: nn.Module, untraceable: set[nn.Module]) -> Trace:
     """
     assumptions = Assumptions()
     tracer = _Tracer(untraceable, assumptions)
-    before = _attributes(module)
-    with recorded_reads(assumptions):
+    for submodule in module.modules():
+        tracer.watch(submodule, vars(submodule))
+    finding = None
+    with recorded_reads(assumptions, tracer):
         try:
             with _drawing_nothing():
+                tracer.look_at(type(module).forward)
                 graph = tracer.trace(module)
+            if tracer.refusal is not None:  # and the user's code caught it
+                raise tracer.refusal
         except Exception as error:  # whatever the user's code raises when its tensors are symbolic
-            raise Untraceable(tracer.culprit or module, _reason(error)) from error
+            finding = Untraceable(tracer.culprit or module, _reason(error))
         finally:
-            changed = _undo(before)
+            changed = _undo(tracer.watched)
     if changed:
-        raise Untraceable(changed[0], "its forward() sets attributes")
+        reason = "its forward() changes globals" if changed[0] is None else "its forward() sets attributes"
+        finding = Untraceable(changed[0] or module, reason)
+    if finding is not None:
+        raise finding
     assumptions.children = list(_children(module, set(tracer.leaves)))
+    assumptions.shared = list(_shared(module))
     return Trace(graph, assumptions, tracer.leaves)
 
 
@@ -91,6 +135,18 @@ def _children(module: nn.Module, leaves: set[nn.Module]) -> Iterator[tuple[nn.Mo
         yield module, list(module._modules.values())
         for child in module.children():
             yield from _children(child, leaves)
+
+
+def _shared(root: nn.Module) -> Iterator[tuple[dict, str, dict, str]]:
+    """Parameters and buffers with several names: the graph knows each by one of them."""
+    first: dict[int, tuple[dict, str]] = {}
+    for module in root.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if id(tensor) in first:
+                    yield *first[id(tensor)], tensors, name
+                elif tensor is not None:
+                    first[id(tensor)] = tensors, name
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -112,15 +168,54 @@ def defaults(forward: Callable[..., Any]) -> dict[str, object]:
     return {p.name: p.default for p in parameters}
 
 
+def _asked_by_user() -> bool:
+    asker = sys._getframe(2).f_globals.get("__name__", "")
+    return not asker.startswith("torch.") and asker not in (__name__, "copy")
+
+
 class _Proxy(fx.Proxy):
-    """A symbolic tensor that knows in-place operators, and refuses to have its type asked by the user's code."""
+    """A symbolic tensor that knows in-place operators, and refuses what it would answer otherwise than a tensor."""
 
     @property
     def __class__(self) -> type:  # read by isinstance(), which would say that no symbolic tensor is a Tensor
-        asker = sys._getframe(1).f_globals.get("__name__", "")
-        if not asker.startswith("torch.") and asker != __name__:
-            raise _Unfixed("its forward() asks what type a tensor is")
+        if _asked_by_user():
+            self.tracer.refuse("asks what type a tensor is")
         return type(self)
+
+    def __getattr__(self, name: str) -> fx.Proxy:
+        if not hasattr(Tensor, name):
+            self.tracer.refuse(f"asks a tensor for .{name}")
+        return _Attribute(self, name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in ("node", "tracer", "root", "attr", "_node"):
+            self.tracer.refuse(f"sets .{name} of a tensor")
+        super().__setattr__(name, value)
+
+    def __setitem__(self, index: object, value: object) -> None:
+        self.tracer.refuse("assigns to parts of a tensor")
+
+    def __hash__(self) -> int:
+        if _asked_by_user():
+            self.tracer.refuse("looks a tensor or its size up")
+        return id(self)
+
+    def __repr__(self) -> str:
+        if _asked_by_user():
+            self.tracer.refuse("prints a tensor or its size")
+        return super().__repr__()
+
+
+class _Attribute(fx.proxy.Attribute, _Proxy):
+    """A method or property of a symbolic tensor."""
+
+
+def _refuses(self: _Proxy, *_: object) -> NoReturn:
+    self.tracer.refuse(BY_VALUE)
+
+
+for _name in ("int", "float", "complex", "index", "len", "contains", "array", "round", "trunc", "floor", "ceil"):
+    setattr(_Proxy, f"__{_name}__", _refuses)
 
 
 def _records(name: str) -> Callable[[fx.Proxy, object], fx.Proxy]:
@@ -145,7 +240,49 @@ class _Tracer(fx.Tracer):
         self.leaves: list[nn.Module] = []
         self.inside: list[nn.Module] = []  # the submodules whose forward is running, outermost first
         self.culprit: nn.Module | None = None  # the innermost one that raised
+        self.refusal: _Unfixed | None = None  # the first
+        self.watched: dict[int, _Watched] = {}
+        self.known: set[types.FunctionType] = set()
         self.modes = _modes()
+
+    def refuse(self, what: str) -> NoReturn:
+        """The forward that is running does what a graph does not record, and stays so if it catches this."""
+        if self.refusal is None:
+            self.refusal = _Unfixed(f"its forward() {what}")
+            self.culprit = self.inside[-1] if self.inside else None
+        raise self.refusal
+
+    def watch(self, owner: nn.Module | None, value: object) -> None:
+        """Remember what is in a container, and in those inside it; ``owner`` None for a global."""
+        if id(value) in self.watched or not isinstance(value, (tuple, *_CONTAINERS)):
+            return
+        if isinstance(value, _CONTAINERS):
+            self.watched[id(value)] = owner, value, copy.copy(value)
+        for item in value.values() if isinstance(value, dict) else value:
+            self.watch(owner, item)
+
+    def look_at(self, function: object) -> None:
+        """Refuse a function of the user's that asks for types or uses global objects that may change."""
+        function = inspect.unwrap(function)
+        if not isinstance(function, types.FunctionType) or function in self.known or _is_torchs(function):
+            return
+        self.known.add(function)
+        if _assigns_outside(function):
+            self.refuse("changes globals")
+        for name, value in (*_globals(function), *inspect.getclosurevars(function).nonlocals.items()):
+            if value is type:
+                self.refuse("asks what type something is")
+            self.look_at(value)
+            self.watch(None, value)
+            if not isinstance(value, types.ModuleType) and not is_known(value):
+                self.refuse(f"uses {name}, whose changes can't be seen")
+        constants = ((name, value) for name, value in _globals(function) if _is_plain(value))
+        self.assumptions.constants += [(function.__module__, *constant) for constant in constants]
+
+    def to_bool(self, obj: fx.Proxy) -> NoReturn:
+        self.refuse(BY_VALUE)
+
+    iter = keys = to_bool
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: dict[str, Any] | None = None
@@ -169,6 +306,7 @@ class _Tracer(fx.Tracer):
         self.inside.append(m)
         try:
             with _drawing_nothing():
+                self.look_at(type(m).forward)
                 return super().call_module(m, forward, args, kwargs)
         except Exception:
             self.culprit = self.culprit or self.inside[-1]
@@ -177,13 +315,15 @@ class _Tracer(fx.Tracer):
             self.inside.pop()
 
     def create_arg(self, a: Any) -> fx.node.Argument:  # noqa: ANN401
-        if type(a) is not _Proxy and isinstance(a, Tensor) and not isinstance(a, nn.Parameter):
-            raise _Unfixed("its forward() uses tensors that are neither inputs, parameters nor buffers")
+        if not issubclass(type(a), _Proxy) and isinstance(a, Tensor) and not isinstance(a, nn.Parameter):
+            self.refuse("uses tensors that are neither inputs, parameters nor buffers")
+        if isinstance(a, dict) and type(a) not in (dict, fx.immutable_collections.immutable_dict):
+            self.refuse(f"makes a {type(a).__name__}")  # of which torch.fx makes a dict
         return super().create_arg(a)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:  # noqa: ANN401
         if _modes() != self.modes:
-            raise _Unfixed("part of its forward() runs in a mode of its own (no_grad, autocast, checkpoint)")
+            self.refuse("runs in part in a mode of its own (no_grad, autocast, checkpoint)")
         return super().create_node(*args, **kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -192,7 +332,7 @@ class _Tracer(fx.Tracer):
 
 def _modes() -> tuple[object, ...]:
     """What a ``with`` may change and a graph does not record."""
-    devices = [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
+    devices = [device for device in AUTOCAST_DEVICES if torch.is_autocast_enabled(device)]
     return (
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
@@ -215,17 +355,19 @@ def _drawing_nothing() -> Iterator[None]:
 
 
 @contextmanager
-def recorded_reads(assumptions: Assumptions) -> Iterator[None]:
-    """Record every plain attribute of a module that is read meanwhile: a number, a flag, a list of such."""
-    seen = {(id(module), name) for module, name, _ in assumptions.attributes}
+def recorded_reads(assumptions: Assumptions, tracer: _Tracer | None = None) -> Iterator[None]:
+    """Record every plain attribute of a module that is read meanwhile: a number, a flag, a function, a list of such.
+
+    With a tracer, which runs the user's code, also what comes from elsewhere than the module's own attributes; and the
+    tracer refuses objects whose changes could not be seen.
+    """
+    seen = {(id(owner), name) for owner, name, _ in assumptions.attributes}
 
     def read(module: nn.Module, name: str) -> object:
-        value = object.__getattribute__(module, name)
-        own = name in object.__getattribute__(module, "__dict__") and name not in _INTERNALS
-        if own and (id(module), name) not in seen and _is_plain(value):
+        if (id(module), name) not in seen and name not in _UNRECORDED and not name.startswith("__"):
             seen.add((id(module), name))
-            assumptions.attributes.append((module, name, copy.copy(value)))
-        return value
+            _record(module, name, assumptions, tracer)
+        return object.__getattribute__(module, name)
 
     nn.Module.__getattribute__ = read
     try:
@@ -234,43 +376,108 @@ def recorded_reads(assumptions: Assumptions) -> Iterator[None]:
         del nn.Module.__getattribute__
 
 
+def _record(module: nn.Module, name: str, assumptions: Assumptions, tracer: _Tracer | None) -> None:
+    own = object.__getattribute__(module, "__dict__")
+    if name in own:
+        if is_known(own[name]):
+            assumptions.attributes.append((module, name, _copied(own[name])))
+        elif tracer is not None:
+            tracer.refuse(f"reads {name}, a {type(own[name]).__name__}, whose changes can't be seen")
+        if tracer is not None:
+            tracer.look_at(own[name])
+    elif tracer is not None:
+        _record_foreign(module, name, own, assumptions, tracer)
+
+
+def _record_foreign(
+    module: nn.Module, name: str, own: dict[str, Any], assumptions: Assumptions, tracer: _Tracer
+) -> None:
+    """What is read of a module that is not among its own attributes must not be there later."""
+    owner = next((base for base in type(module).__mro__ if name in vars(base)), None)
+    if owner is not None and _is_torchs(owner):
+        return
+    assumptions.attributes.append((module, name, ABSENT))
+    if owner is None:
+        found = own["_parameters"], own["_buffers"]
+        assumptions.tensors += [(tensors, name, tensors.get(name) is None) for tensors in found]
+        return
+    value = vars(owner)[name]
+    if _is_plain(value):
+        assumptions.attributes.append((owner, name, value))
+    elif not is_known(value) and not isinstance(value, property | staticmethod | classmethod):
+        tracer.refuse(f"reads {name}, a {type(value).__name__}, whose changes can't be seen")
+    tracer.watch(None, value)
+    tracer.look_at(value.fget if isinstance(value, property) else value)
+
+
+_PLAIN = (bool, int, float, complex, str, bytes, enum.Enum, np.generic, type(None), type(Ellipsis), range, slice)
+_FIXED = (
+    *(types.FunctionType, types.BuiltinFunctionType, types.MethodDescriptorType, type, functools.partial, nn.Module),
+    *(torch.dtype, torch.device, torch.memory_format, torch.layout),
+)
+_CONTAINERS = (list, dict, set, deque)
+_KNOWN_CONTAINERS = {list, dict, set, OrderedDict, defaultdict, deque}
+_Watched = tuple[nn.Module | None, Any, Any]  # whose it is, a container, a copy
+
+
 def _is_plain(value: object) -> bool:
-    if isinstance(value, list | tuple | set):
-        return all(map(_is_plain, value))
+    return isinstance(value, _PLAIN)
+
+
+def is_known(value: object) -> bool:
+    """Whether comparing a value with a copy of it shows every change."""
+    if isinstance(value, dict) and type(value) in _KNOWN_CONTAINERS:
+        return all(map(_is_plain, value)) and all(map(is_known, value.values()))
+    if isinstance(value, tuple) or type(value) in _KNOWN_CONTAINERS:
+        return all(map(is_known, value))
+    return isinstance(value, (*_PLAIN, *_FIXED))
+
+
+def _copied(value: Any) -> Any:  # noqa: ANN401
+    """New containers, with the same in them."""
     if isinstance(value, dict):
-        return all(map(_is_plain, value.values()))
-    return value is None or isinstance(value, bool | int | float | str)
+        return {name: _copied(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return (list if isinstance(value, list) else tuple)(map(_copied, value))
+    return copy.copy(value) if isinstance(value, _CONTAINERS) else value
 
 
-_CONTAINERS = (list, dict, set, OrderedDict)
-_Attributes = dict[nn.Module, dict[str, tuple[object, object]]]
+def _globals(function: types.FunctionType) -> Iterator[tuple[str, object]]:
+    """The global variables that a function, or one defined in it, reads."""
+    for instruction in _instructions(function.__code__):
+        if instruction.opname == "LOAD_GLOBAL":
+            name = instruction.argval
+            yield name, function.__globals__.get(name, getattr(builtins, name, ABSENT))
 
 
-def _attributes(root: nn.Module) -> _Attributes:
-    """Every attribute of every module below ``root``, and what was in those that are containers."""
-    return {
-        module: {
-            name: (value, copy.copy(value) if type(value) in _CONTAINERS else None)
-            for name, value in vars(module).items()
-        }
-        for module in root.modules()
-    }
+def _assigns_outside(function: types.FunctionType) -> bool:
+    """Whether it changes global variables, or those of a function around it."""
+    return any(
+        instruction.opname in ("STORE_GLOBAL", "DELETE_GLOBAL")
+        or (instruction.opname == "STORE_DEREF" and instruction.argval in function.__code__.co_freevars)
+        for instruction in _instructions(function.__code__)
+    )
 
 
-def _undo(before: _Attributes) -> list[nn.Module]:
-    """Give every module its attributes back; the modules that had changed."""
+def _instructions(code: types.CodeType) -> Iterator[dis.Instruction]:
+    yield from dis.get_instructions(code)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _instructions(constant)
+
+
+def _is_torchs(value: type | types.FunctionType) -> bool:
+    return f"{value.__module__}.".startswith("torch.")
+
+
+def _undo(watched: dict[int, _Watched]) -> list[nn.Module | None]:
+    """Give every container its contents back; the owners of those that had changed."""
     changed = []
-    for module, attributes in before.items():
-        for value, contents in attributes.values():
-            if contents is not None and not _same_contents(value, contents):
-                changed.append(module)
-                value.clear()
-                value.extend(contents) if isinstance(value, list) else value.update(contents)
-        values = {name: value for name, (value, _) in attributes.items()}
-        if not _same_contents(vars(module), values):
-            changed.append(module)
-            vars(module).clear()
-            vars(module).update(values)
+    for owner, container, contents in watched.values():
+        if not _same_contents(container, contents):
+            changed.append(owner)
+            container.clear()
+            container.update(contents) if isinstance(container, dict | set) else container.extend(contents)
     return changed
 
 
@@ -280,9 +487,10 @@ def _same_contents(a: Any, b: Any) -> bool:  # noqa: ANN401 (two containers of o
     return list(map(id, a)) == list(map(id, b))
 
 
+BY_VALUE = "decides by the values or sizes of tensors"
+
+
 def _reason(error: Exception) -> str:
-    if isinstance(error, fx.proxy.TraceError):
-        return "its forward() decides by the values or sizes of tensors"
     if isinstance(error, _Unfixed):
         return str(error)
     return f"its forward() can't be traced: {' '.join(str(error).split())[:120] or type(error).__name__}"

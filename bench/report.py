@@ -169,6 +169,7 @@ def records(folder: Path) -> dict[str, dict[str, Any]]:
             known = found.setdefault(record["suite"], record)
             if known is not record:
                 known["results"] += record["results"]
+                known["seconds"] += record["seconds"]
     return found
 
 

@@ -68,6 +68,7 @@ def speedups(record: Record, path: Path) -> None:
         place += 1
     axes.axvline(1, color=OURS, linewidth=2)
     axes.set_yticks([tick for tick, _ in ticks], [label for _, label in ticks], fontsize=7)
+    axes.margins(y=0.01)
     axes.invert_yaxis()
     axes.set_xlabel("how many times as fast cmslap is (at the green line: as fast)")
     axes.set_title(_where(record), fontsize=10)

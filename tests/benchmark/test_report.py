@@ -24,6 +24,7 @@ def folder(record, tmp_path):
 def test_files_of_a_suite_are_one_record(folder, record):
     found = report.records(folder)
     assert found["cpu"]["results"] == record["results"]
+    assert found["cpu"]["seconds"] == 2 * record["seconds"]
     assert set(found) == {"cpu", "scaling"}
 
 

@@ -93,7 +93,8 @@ def weights() -> str:
 def _origin(name: str) -> str:
     record = json.loads((WEIGHTS / f"{name}.json").read_text())
     config, model = record["config"], record["config"]["model"]
-    init = f" from `{config['init']}`" if config["init"] else ""
+    earlier = "earlier weights of that name" if config["init"] == name else f"`{config['init']}`"
+    init = f" from {earlier}" if config["init"] else ""
     return (
         f"- `{name}`: CMS-LapSRN with D = {model['depth']}, R = {model['recursions']} and shared_conv = "
         f"{model['shared_conv']}, trained{init} for {record['step']:,} steps of batch {config['batch']} and HR patch "

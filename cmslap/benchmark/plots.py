@@ -73,7 +73,7 @@ def speedups(record: Record, path: Path) -> None:
     axes.set_xlabel("how many times as fast cmslap is (at the green line: as fast)")
     axes.set_title(_where(record), fontsize=10)
     handles = [axes.barh(0, 0, color=colour, label=name) for name, colour in colours.items()]
-    axes.legend(handles=handles, fontsize=8)
+    axes.legend(handles=handles, fontsize=8, loc="lower right")
     _save(figure, path)
 
 

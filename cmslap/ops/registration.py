@@ -28,12 +28,12 @@ from cmslap.ops.operation import OPERATIONS, Arguments, Operation, memory_format
 
 _library = torch.library.Library("cmslap", "DEF")
 # Asked beforehand, since PyTorch's compiler before 2.11 does not trace the question.
-_WITH_AUTOCAST = [device for device in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(device)]
+AUTOCAST_DEVICES = [device for device in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(device)]
 
 
 def is_autocast(device: str) -> bool:
     """Whether an autocast is active for a type of device."""
-    return device in _WITH_AUTOCAST and torch.is_autocast_enabled(device)
+    return device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
 
 
 def call(operation: Operation, arguments: Arguments, save: bool, backend: Backend) -> Tensor:

@@ -17,8 +17,9 @@ from cmslap.errors import UserError
 from cmslap.interop.accelerate.forward import AcceleratedForward, Variant
 from cmslap.interop.accelerate.fusing import fuse
 from cmslap.interop.accelerate.report import Fused, Left, Report, join
-from cmslap.interop.accelerate.tracing import AUTOCAST_DEVICES, Trace, Untraceable, has_hooks, is_pytorchs, trace
+from cmslap.interop.accelerate.tracing import Trace, Untraceable, has_hooks, is_pytorchs, trace
 from cmslap.models import CMSLapSRN, LapSRN, MSLapSRN
+from cmslap.ops.registration import AUTOCAST_DEVICES
 
 __all__ = ["Fused", "Left", "Report", "accelerate", "restore"]
 

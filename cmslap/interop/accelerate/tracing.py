@@ -28,7 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-AUTOCAST_DEVICES = ("cpu", "cuda")
+from cmslap.ops.registration import AUTOCAST_DEVICES
+
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 ABSENT = inspect.Parameter.empty  # of an attribute or a default: a class, so it stays itself through pickle
 _UNRECORDED = frozenset(vars(nn.Module())) - {"training"} | {"forward"}  # looked at otherwise

@@ -541,3 +541,17 @@ def changes_the_source_at_the_end(self, x):
 @needs_kernels
 def test_backward_does_not_read_a_source_that_changed():
     assert_changeable(Snippet(changes_the_source_at_the_end))
+
+
+@needs_kernels
+@pytest.mark.parametrize("part", [(slice(None), slice(0, 16)), (..., slice(1, None), slice(1, None))])
+def test_parts_of_channels_last_images_keep_the_layout(part):
+    net = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1))
+    x = torch.randn(2, 16, 9, 8) if part[0] is ... else torch.randn(2, 32, 9, 8)
+    x = x.to(memory_format=torch.channels_last)[part]
+    expected = net(x)
+    cmslap.accelerate(net)
+    with ops.use_backend("cpu"):
+        result = net(x)
+    assert result.stride() == expected.stride()
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)

@@ -42,7 +42,8 @@ def accelerate(module: nn.Module) -> Report:
     run accelerated for themselves then, as they do when called from outside.
 
     Limits: later changes of globals that are no constants, of closures and of containers of a class are not noticed,
-    nor are side effects of functions that a forward reaches through another Python module. ``nn.DataParallel``,
+    nor are side effects of functions that a forward reaches through another Python module. A tensor added to a
+    convolution may not change in place before backward has run: PyTorch says so if it does. ``nn.DataParallel``,
     ``torch.jit.script`` and ``copy.copy`` of a module need :func:`restore` first: the copy would run the original.
 
     Returns what was fused, what was left alone, and why; ``print`` it. Raises ModuleError, a TypeError, for anything

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 from cmslap import ops
 from cmslap.ops.payoff import pays, too_small
@@ -118,10 +119,8 @@ def users_layout(value: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
 
 
 def _lies_in_channels_last(*tensors: Tensor) -> bool:
-    return any(
-        tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
-        for tensor in tensors
-    )
+    """Whether one of them has the strides of channels_last, be it a part of a larger one: so PyTorch decides."""
+    return any(suggest_memory_format(tensor) == torch.channels_last for tensor in tensors)
 
 
 def _fits(x: Tensor, weight: Tensor, channels: int) -> bool:

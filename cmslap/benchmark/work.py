@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from cmslap import ops
 from cmslap.benchmark import networks
@@ -235,12 +234,12 @@ def _network(setting: Setting, scale: int) -> CMSLapSRN:
     return model.to(setting.device, memory_format=setting.layout)
 
 
-def _images(setting: Setting, dtype: torch.dtype) -> list[Inputs]:
+def _images(setting: Setting, dtype: torch.dtype, colours: int = 1) -> list[Inputs]:
     """Pictures whose strides say which layout, so that plain PyTorch's convolutions run in it."""
 
     def make() -> Inputs:
-        y = torch.rand(setting.batch, 1, setting.side, setting.side, device=setting.device, dtype=dtype)
-        return (y.to(memory_format=setting.layout),)
+        image = torch.rand(setting.batch, colours, setting.side, setting.side, device=setting.device, dtype=dtype)
+        return (image.to(memory_format=setting.layout),)
 
     return _rotation(make)
 
@@ -269,11 +268,7 @@ def third_party(name: str, backward: bool, setting: Setting) -> Work:
     """One of ``THIRD_PARTY``, networks in plain PyTorch: its forward pass, alone or with all gradients."""
     model = _THIRD_PARTY[name](setting.channels).requires_grad_(backward)
     model = model.to(setting.device, setting.dtype, memory_format=setting.layout)
-    colours = next(model.parameters()).shape[1]
-    shape = setting.batch, colours, setting.side, setting.side
-    inputs = _rotation(
-        lambda: (torch.rand(shape, device=setting.device, dtype=setting.dtype).to(memory_format=setting.layout),)
-    )
+    inputs = _images(setting, setting.dtype, colours=next(model.parameters()).shape[1])
 
     def drive(network: nn.Module) -> Implementation:
         if not backward:
@@ -303,6 +298,8 @@ def third_party(name: str, backward: bool, setting: Setting) -> Work:
 @torch.no_grad()
 def _counted(model: nn.Module, inputs: Inputs) -> tuple[float, float]:
     """GFLOP of a network's forward pass, and GB that its convolutions read and write."""
+    from torch.utils.flop_counter import FlopCounterMode  # not above: every command would wait for it
+
     moved = 0
 
     def count(module: nn.Module, read: Inputs, written: Tensor) -> None:

@@ -44,9 +44,8 @@ def save_model(model: nn.Module, path: str | os.PathLike[str], metadata: Mapping
 def load_model(name_or_path: str | os.PathLike[str] = "cms-lapsrn", *, device: str | torch.device = "cpu") -> nn.Module:
     """Load a network in eval mode: weights that come with the package by name, or a checkpoint file.
 
-    The default is what ships: today ``cms-lapsrn-d5r2``, trained for two hours on one thread of a CPU.
-    Files: our ``.safetensors``, official MatConvNet ``.mat`` models, and state_dicts in ``.pth`` or ``.pt``. None of
-    them can run code.
+    The default is today ``cms-lapsrn-d5r2``. Files: our ``.safetensors``, official MatConvNet ``.mat`` models, and
+    state_dicts in ``.pth`` or ``.pt``. None of them can run code.
 
     Raises:
         CheckpointError: no such weights or file, or a file that does not hold one of our networks.

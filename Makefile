@@ -48,7 +48,7 @@ gpu:
 	$(PYTHON) -m bench.gpu $(if $(GPU_OUT),--out "$(GPU_OUT)") $(if $(QUICK),--quick)
 
 gpu-sanitize:
-	$(PYTHON) -m bench.sanitizer $(if $(GPU_OUT),--json "$(GPU_OUT)/sanitizer.json")
+	$(PYTHON) -m bench.gpu.sanitizer $(if $(GPU_OUT),--json "$(GPU_OUT)/sanitizer.json")
 
 lint: install
 	$(BIN)/ruff check .

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cmslap.benchmark.ceilings import arithmetic, memory
-from cmslap.benchmark.table import seconds_text
+from bench.speed.ceilings import arithmetic, memory
+from bench.speed.table import seconds_text
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _read(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         parser.error(f"{path}: {error}")
     if not isinstance(record, dict) or not {"ceilings", "results"} <= record.keys():
-        parser.error(f"{path} is no result of `cmslap bench --json`")
+        parser.error(f"{path} is no result of `python -m bench --json`")
     return record
 
 

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import cmslap
-from cmslap.benchmark import plots
-from cmslap.benchmark.command import SUITES
-from cmslap.benchmark.load import noise
-from cmslap.benchmark.networks import PlainMSLapSRN
-from cmslap.benchmark.table import ceilings_text, seconds_text
+from bench.speed import plots
+from bench.speed.command import SUITES
+from bench.speed.load import noise
+from bench.speed.networks import PlainMSLapSRN
+from bench.speed.table import ceilings_text, seconds_text
+from cmslap.checkpoints.checkpoint import ALIASES
 from cmslap.files import replacing
-from cmslap.interop.checkpoint import ALIASES
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -140,7 +140,7 @@ def time_to_psnr() -> str:
     ours, eager = (record["runs"][name]["seconds"] for name in ("cmslap", "eager"))
     return (
         f"To reach {record['psnr']:.2f} dB takes plain PyTorch {seconds_text(eager)}, {eager / ours:.2f} times as long "
-        f"as the {seconds_text(ours)} on the operations of this package: the same steps on the same pictures. Each "
+        f"as the {seconds_text(ours)} on the operations of this package: the same steps on the same images. Each "
         f"{_training(record)}; PSNR is the mean over {', '.join(validation['data'])} and all scales."
     )
 
@@ -181,7 +181,7 @@ def gpus() -> list[Path]:
 
 def cpu_speed() -> str:
     if "cpu" not in records(CPU):
-        return "Nothing has been measured on a CPU yet; `cmslap bench` does."
+        return "Nothing has been measured on a CPU yet; `python -m bench` does."
     return _speed(records(CPU)["cpu"], CPU)
 
 
@@ -192,13 +192,13 @@ def gpu_speed() -> str:
 
 
 def _speed(record: dict[str, Any], folder: Path) -> str:
-    """A row a case: the time, the share of the limit, and how many times as long every peer took in the same run."""
+    """A row a case: the time, the share of the limit, and how many times as long each baseline took in that run."""
     results = [result for result in record["results"] if result["timings"]]
-    columns = list(dict.fromkeys(_column(name) for result in results for name in _peers(result)))
+    columns = list(dict.fromkeys(_column(name) for result in results for name in _baselines(result)))
     lines = [f"| {' | '.join(['', 'time', 'of limit', *columns])} |", "|---" * (3 + len(columns)) + "|"]
     for result in results:
         ours = result["timings"][result["baseline"]]
-        against = {_column(name): f"{timing['speedup']:.2f}x" for name, timing in _peers(result).items()}
+        against = {_column(name): f"{timing['speedup']:.2f}x" for name, timing in _baselines(result).items()}
         share = f"{ours['share_of_floor']:.0%}" if "share_of_floor" in ours else ""
         cells = [f"{result['name']}, {result['size']}", seconds_text(ours["median"]), share]
         lines.append(f"| {' | '.join(cells + [against.get(column, '') for column in columns])} |")
@@ -213,12 +213,12 @@ def _speed(record: dict[str, Any], folder: Path) -> str:
     return "\n".join(lines).rstrip()
 
 
-def _peers(result: dict[str, Any]) -> dict[str, dict[str, float]]:
+def _baselines(result: dict[str, Any]) -> dict[str, dict[str, float]]:
     return {name: timing for name, timing in result["timings"].items() if name != result["baseline"]}
 
 
 def _column(name: str) -> str:
-    """Both precisions of a peer share a column; a row's name says which."""
+    """Both precisions of a baseline share a column; a row's name says which."""
     return name.removesuffix(" bf16").removesuffix("-no-cudagraphs")
 
 
@@ -226,10 +226,10 @@ def _slower(results: Sequence[dict[str, Any]]) -> str:
     rows = [
         f"{result['name']} ({name} {timing['speedup']:.2f}x)"
         for result in results
-        for name, timing in _peers(result).items()
+        for name, timing in _baselines(result).items()
         if timing["speedup"] < 1 and not name.startswith("cmslap")
     ]
-    return f"Slower than a peer: {', '.join(rows)}." if rows else "No peer was faster in any of these rows."
+    return f"Slower than a baseline: {', '.join(rows)}." if rows else "No baseline was faster in any of these rows."
 
 
 def _plot_links(folder: Path) -> list[str]:

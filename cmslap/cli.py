@@ -1,6 +1,6 @@
-"""The command line: ``cmslap upscale | train | evaluate | convert | bench | info``.
+"""The command line: ``cmslap upscale | train | evaluate | convert | info``.
 
-Each command lives in the room it belongs to, as a module with ``add_parser(subparsers)`` and ``run(args)``; ``run``
+Each command lives in the package it belongs to, as a module with ``add_parser(subparsers)`` and ``run(args)``; ``run``
 returns the exit status. 0 is success, 1 a failure, 2 a wrong command line.
 """
 
@@ -11,14 +11,13 @@ import sys
 from collections.abc import Sequence
 
 from cmslap import __version__, info
-from cmslap.benchmark import command as bench
+from cmslap.checkpoints import command as convert
 from cmslap.errors import UserError
 from cmslap.evaluation import command as evaluate
 from cmslap.inference import command as upscale
-from cmslap.interop import command as convert
 from cmslap.training import command as train
 
-COMMANDS = (upscale, train, evaluate, convert, bench, info)
+COMMANDS = (upscale, train, evaluate, convert, info)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from cmslap import __version__
-from cmslap.ops.choice import BACKENDS
+from cmslap.ops.dispatch import BACKENDS
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:

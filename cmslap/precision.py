@@ -35,7 +35,7 @@ class PrecisionError(UserError, ValueError):
 
 
 def inference_autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The context in which networks run in ``precision``; their weights stay as they are, and so do pictures.
+    """The context in which networks run in ``precision``; their weights stay as they are, and so do images.
 
     Raises :class:`PrecisionError` where the device has no such arithmetic: converting back and forth would make the
     result worse, and no sooner there.

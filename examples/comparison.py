@@ -3,7 +3,7 @@
     python examples/comparison.py docs/comparison-8x.png --network 'MS-LapSRN D5R8=MSLapSRN_D5R8.mat'
 
 The photographs come with scikit-image (public domain or CC0). They are shrunk and enlarged by the protocol of `cmslap
-evaluate`; PSNR and SSIM are those of the whole picture. The figures also go to a JSON file beside the picture.
+evaluate`; PSNR and SSIM are those of the whole image. The figures also go to a JSON file beside the image.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 import cmslap
-from cmslap.evaluation.benchmark import Quality, enlarge, quality
+from cmslap.checkpoints.checkpoint import ALIASES
+from cmslap.evaluation.evaluate import Quality, enlarge, quality
 from cmslap.files import replacing
 from cmslap.imaging.resize import imresize
-from cmslap.interop.checkpoint import ALIASES
 
 mpl.use("agg")
 import matplotlib.pyplot as plt
@@ -44,19 +44,19 @@ def photograph(name: str) -> Tensor:  # [3, H, W] float64 in [0, 1], multiples o
 
 
 def results(original: Tensor, networks: dict[str, nn.Module]) -> dict[str, Tensor]:
-    """The shrunken picture enlarged again by bicubic and by every network: [3, H, W]."""
+    """The shrunken image enlarged again by bicubic and by every network: [3, H, W]."""
     low = imresize(original, 1 / SCALE)
     return {"bicubic": imresize(low, SCALE)} | {name: enlarge(net, low, SCALE) for name, net in networks.items()}
 
 
-def show(axes: Axes, picture: Tensor, title: str) -> None:
-    axes.imshow(picture.clamp(0, 1).permute(1, 2, 0).numpy(), interpolation="nearest")
+def show(axes: Axes, image: Tensor, title: str) -> None:
+    axes.imshow(image.clamp(0, 1).permute(1, 2, 0).numpy(), interpolation="nearest")
     axes.set_title(title, fontsize=8)
     axes.axis("off")
 
 
-def show_whole(axes: Axes, picture: Tensor, crop: tuple[int, int, int]) -> None:
-    show(axes, picture, "")
+def show_whole(axes: Axes, image: Tensor, crop: tuple[int, int, int]) -> None:
+    show(axes, image, "")
     left, top, size = crop
     axes.add_patch(Rectangle((left, top), size, size, fill=False, edgecolor="yellow", linewidth=1.5))
 
@@ -67,7 +67,7 @@ def caption(name: str, measured: Quality) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="the picture to write")
+    parser.add_argument("out", type=Path, help="the image to write")
     parser.add_argument(
         "--network", action="append", default=[], metavar="TITLE=WEIGHTS", help="another network to show"
     )
@@ -81,16 +81,16 @@ def main() -> None:
     for (name, crop), row in zip(PHOTOGRAPHS.items(), rows, strict=True):
         original, (left, top, size) = photograph(name), crop
         shown = results(original, networks)
-        measured = {title: quality(picture, original, SCALE) for title, picture in shown.items()}
+        measured = {title: quality(image, original, SCALE) for title, image in shown.items()}
         figures[name] = {title: {"psnr": q.psnr, "ssim": q.ssim} for title, q in measured.items()}
         show_whole(row[0], original, crop)
-        for axes, (title, picture) in zip(row[1:], (shown | {"original": original}).items(), strict=True):
-            window = picture[:, top : top + size, left : left + size]
+        for axes, (title, image) in zip(row[1:], (shown | {"original": original}).items(), strict=True):
+            window = image[:, top : top + size, left : left + size]
             show(axes, window, caption(title, measured[title]) if title in measured else title)
     with replacing(args.out) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
     with replacing(args.out.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps({"scale": SCALE, "pictures": figures}, indent=1) + "\n")
+        temporary.write_text(json.dumps({"scale": SCALE, "images": figures}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The main job on real pictures: ``make demo``.
+"""The main job on real images: ``make demo``.
 
-Upscales photographs that come with scikit-image 4x with the shipped weights, writes comparison pictures, prints the
+Upscales photographs that come with scikit-image 4x with the shipped weights, writes comparison images, prints the
 PSNR beside bicubic's, then trains a small network for about a minute and shows its loss fall.
 """
 
@@ -37,32 +37,32 @@ PHOTOGRAPHS = {  # name -> (left, top, size) of the crop to look at
 TRAINING_PICTURES = ["astronaut", "coffee", "chelsea", "rocket", "motorcycle_left", "retina"]
 
 
-def to_tensor(picture: Image.Image) -> Tensor:  # [3, H, W] in [0, 1], float64
-    return torch.from_numpy(np.array(picture)).double().permute(2, 0, 1) / 255
+def to_tensor(image: Image.Image) -> Tensor:  # [3, H, W] in [0, 1], float64
+    return torch.from_numpy(np.array(image)).double().permute(2, 0, 1) / 255
 
 
-def to_picture(rgb: Tensor) -> Image.Image:
+def to_image(rgb: Tensor) -> Image.Image:
     return Image.fromarray((rgb.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
 
 
-def luma_psnr(picture: Image.Image, original: Image.Image) -> float:
+def luma_psnr(image: Image.Image, original: Image.Image) -> float:
     """PSNR in dB on Y with a border of SCALE pixels removed."""
-    x, y = (rgb_to_ycbcr(to_tensor(p))[0] for p in (picture, original))
+    x, y = (rgb_to_ycbcr(to_tensor(p))[0] for p in (image, original))
     return psnr(x, y, border=SCALE)
 
 
 def draw(panels: dict[str, Image.Image], crop: tuple[int, int, int], path: Path) -> None:
-    """Whole pictures above, the crop of each below."""
+    """Whole images above, the crop of each below."""
     left, top, size = crop
     width, height = panels["original"].size
     figure, axes = plt.subplots(
         2, len(panels), figsize=(12, 4 + 4 * height / width), height_ratios=[height / width, 1], layout="compressed"
     )
-    for (title, picture), above, below in zip(panels.items(), *axes, strict=True):
-        above.imshow(picture, interpolation="none")
+    for (title, image), above, below in zip(panels.items(), *axes, strict=True):
+        above.imshow(image, interpolation="none")
         above.add_patch(Rectangle((left, top), size, size, fill=False, edgecolor="yellow", linewidth=1.5))
         above.set_title(title)
-        below.imshow(picture.crop((left, top, left + size, top + size)), interpolation="nearest")
+        below.imshow(image.crop((left, top, left + size, top + size)), interpolation="nearest")
         above.axis("off")
         below.axis("off")
     figure.savefig(path, dpi=110)
@@ -76,8 +76,8 @@ def upscale_photographs(out: Path) -> None:
     for name, crop in PHOTOGRAPHS.items():
         original = Image.fromarray(getattr(skimage.data, name)())
         original = original.crop((0, 0, original.width // SCALE * SCALE, original.height // SCALE * SCALE))
-        small = to_picture(imresize(to_tensor(original), 1 / SCALE))
-        bicubic = to_picture(imresize(to_tensor(small), SCALE))
+        small = to_image(imresize(to_tensor(original), 1 / SCALE))
+        bicubic = to_image(imresize(to_tensor(small), SCALE))
         ours = cmslap.upscale(small, scale=SCALE, model=model)
         before, after = luma_psnr(bicubic, original), luma_psnr(ours, original)
         print(f"{name:<12} {before:8.2f} {after:8.2f} {after - before:+7.2f}")
@@ -87,16 +87,16 @@ def upscale_photographs(out: Path) -> None:
 
 
 def train_a_little(out: Path) -> None:
-    pictures = out / "training-pictures"
-    pictures.mkdir(exist_ok=True)
+    images = out / "training-images"
+    images.mkdir(exist_ok=True)
     package = Path(skimage.data.__file__).parent
     for file in package.iterdir():
         if file.stem in TRAINING_PICTURES:
-            Image.open(file).convert("RGB").save(pictures / f"{file.stem}.png")
+            Image.open(file).convert("RGB").save(images / f"{file.stem}.png")
     run = out / "run"
     shutil.rmtree(run, ignore_errors=True)  # an earlier demo's
     print("Training a small network for about a minute")
-    status = cli.main(["train", "tiny", f'data.train=["{pictures}"]', f'out="{run}"', "steps=2400"])
+    status = cli.main(["train", "tiny", f'data.train=["{images}"]', f'out="{run}"', "steps=2400"])
     if status:
         raise SystemExit(status)
     losses = [line["loss"] for line in map(json.loads, (run / "log.jsonl").read_text().splitlines()) if "loss" in line]

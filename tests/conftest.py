@@ -1,4 +1,4 @@
-"""Fixtures every test may use: a seed that is fresh each run but printed, and where the benchmark pictures are."""
+"""Fixtures every test may use: a seed that is fresh each run but printed, and where the benchmark images are."""
 
 import atexit
 import os

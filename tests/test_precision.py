@@ -44,8 +44,8 @@ def test_a_processor_without_bfloat16_is_an_error(command, tmp_path):
 
 
 @pytest.mark.parametrize("network", [cmslap.CMSLapSRN(4, 2, 2, 16, 1), cmslap.LapSRN(4, 2, 16)])
-def test_the_picture_is_not_rounded(network):
-    """Networks whose residual is nothing give the upsampled picture to float32's precision."""
+def test_the_image_is_not_rounded(network):
+    """Networks whose residual is nothing give the upsampled image to float32's precision."""
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if "conv_res" in name:

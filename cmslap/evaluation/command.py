@@ -1,4 +1,4 @@
-"""``cmslap evaluate``: the tables of the field, on folders of pictures."""
+"""``cmslap evaluate``: the tables of the field, on folders of images."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from cmslap.checkpoints.checkpoint import find_weights, load_model
 from cmslap.devices import find_device
-from cmslap.evaluation.benchmark import Quality, Report, Row, evaluate
+from cmslap.evaluation.evaluate import Quality, Report, Row, evaluate
 from cmslap.files import replacing
-from cmslap.imaging import find_pictures
-from cmslap.interop.checkpoint import find_weights, load_model
+from cmslap.imaging import find_images
 from cmslap.precision import PRECISIONS, add_precision_option, inference_autocast
 from cmslap.provenance import provenance
 
@@ -26,12 +26,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "evaluate",
         help="PSNR and SSIM on benchmark folders, bicubic beside the network",
-        description="Measure a network and bicubic on folders of high-resolution pictures: each is shrunk as MATLAB's "
+        description="Measure a network and bicubic on folders of high-resolution images: each is shrunk as MATLAB's "
         "imresize does, enlarged again and compared on luma without a border of SCALE pixels.",
     )
-    parser.add_argument(
-        "--data", action="append", required=True, metavar="DIR", help="a folder of pictures; repeatable"
-    )
+    parser.add_argument("--data", action="append", required=True, metavar="DIR", help="a folder of images; repeatable")
     parser.add_argument(
         "-s", "--scale", action="append", type=int, metavar="N", help="a power of two; repeatable (default: 2, 4 and 8)"
     )
@@ -44,9 +42,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: the GPU if any")
     add_precision_option(parser)
-    parser.add_argument(
-        "--json", type=Path, metavar="OUT", help="write every picture's figures and where they come from"
-    )
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write every image's figures and where they come from")
     parser.set_defaults(run=run)
 
 
@@ -54,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     device = find_device(args.device)
     model = load_model(args.model, device=device)
     for folder in args.data:
-        find_pictures(folder)  # before minutes go into the folders before a wrong one
+        find_images(folder)  # before minutes go into the folders before a wrong one
     with inference_autocast(args.precision, device):
         reports = [evaluate(model, folder, args.scale or [2, 4, 8], progress=True) for folder in args.data]
     print(table(reports))
@@ -115,5 +111,5 @@ def _row(row: Row) -> dict[str, Any]:
 
 
 def _quality(quality: Quality) -> dict[str, float | None]:
-    """JSON has no infinity: the PSNR of two equal pictures is null."""
+    """JSON has no infinity: the PSNR of two equal images is null."""
     return {"psnr": quality.psnr if math.isfinite(quality.psnr) else None, "ssim": quality.ssim}

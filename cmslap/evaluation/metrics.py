@@ -10,7 +10,7 @@ _C1, _C2 = 0.01**2, 0.03**2  # (K·L)² with L = 1
 
 
 def _inner(x: Tensor, y: Tensor, border: int) -> tuple[Tensor, Tensor]:
-    """Both pictures in float64 without their border."""
+    """Both images in float64 without their border."""
     if x.shape != y.shape or x.dim() < 2:
         raise ValueError(f"x and y must have one shape [..., H, W], got {list(x.shape)} and {list(y.shape)}")
     height, width = x.shape[-2:]
@@ -25,7 +25,7 @@ def psnr(
     y: Tensor,  # [..., H, W] in [0, 1]
     border: int = 0,
 ) -> Tensor:  # [...]
-    """Peak signal-to-noise ratio in dB, one value a picture, in float64; infinite where the two are equal."""
+    """Peak signal-to-noise ratio in dB, one value an image, in float64; infinite where the two are equal."""
     x, y = _inner(x, y, border)
     return -10 * torch.log10((x - y).square().mean(dim=(-2, -1)))
 
@@ -35,7 +35,7 @@ def ssim(
     y: Tensor,  # [..., H, W] in [0, 1]
     border: int = 0,
 ) -> Tensor:  # [...]
-    """Structural similarity (Wang et al., 2004), one value a picture, in float64.
+    """Structural similarity (Wang et al., 2004), one value an image, in float64.
 
     11×11 Gaussian window with σ = 1.5, K = 0.01 and 0.03, over the positions where the window lies inside.
     """

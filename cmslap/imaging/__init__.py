@@ -1,7 +1,7 @@
-"""Pictures: files, modes, colour, MATLAB-compatible resizing. Of ours it needs only ``errors`` and ``files``."""
+"""Images: files, modes, colour, MATLAB-compatible resizing. Of ours it needs only ``errors`` and ``files``."""
 
 from cmslap.imaging.colour import rgb_to_ycbcr, ycbcr_to_rgb
-from cmslap.imaging.files import READABLE, WRITABLE, check_writable, find_pictures, read_image, write_image
+from cmslap.imaging.files import READABLE, WRITABLE, check_writable, find_images, read_image, write_image
 from cmslap.imaging.modes import ImageError, ImageWarning, interpolable
 from cmslap.imaging.resize import imresize
 
@@ -11,7 +11,7 @@ __all__ = [
     "ImageError",
     "ImageWarning",
     "check_writable",
-    "find_pictures",
+    "find_images",
     "imresize",
     "interpolable",
     "read_image",

@@ -1,4 +1,4 @@
-"""Reading and writing pictures: PNG, JPEG, WebP, TIFF (and BMP, GIF and PNM to read)."""
+"""Reading and writing images: PNG, JPEG, WebP, TIFF (and BMP, GIF and PNM to read)."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _FORMATS = {".png": _PNG, ".jpg": _JPEG, ".jpeg": _JPEG, ".webp": _WEBP, ".tif":
 WRITABLE = tuple(_FORMATS)
 
 
-def find_pictures(folder: str | os.PathLike[str], recursive: bool = False) -> list[Path]:
-    """The pictures in a folder, by name and going by their suffixes; hidden ones are left out.
+def find_images(folder: str | os.PathLike[str], recursive: bool = False) -> list[Path]:
+    """The images in a folder, by name and going by their suffixes; hidden ones are left out.
 
-    Raises :class:`ImageError` where there is no such folder or no picture in it.
+    Raises :class:`ImageError` where there is no such folder or no image in it.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ImageError(f"{folder}: no such folder of pictures")
+        raise ImageError(f"{folder}: no such folder of images")
     found = sorted(
         file
         for file in (folder.rglob("*") if recursive else folder.iterdir())
@@ -49,18 +49,18 @@ def find_pictures(folder: str | os.PathLike[str], recursive: bool = False) -> li
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     )
     if not found:
-        raise ImageError(f"{folder}: no pictures in this folder ({' '.join(READABLE)})")
+        raise ImageError(f"{folder}: no images in this folder ({' '.join(READABLE)})")
     return found
 
 
 def read_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Read a picture upright, in the mode it is stored in, with EXIF, ICC profile and resolution in ``info``.
+    """Read an image upright, in the mode it is stored in, with EXIF, ICC profile and resolution in ``info``.
 
     The EXIF orientation is applied and its tag removed, which means upright. Of several frames or pages the first is
     read. That, and 16-bit colour, which Pillow reads as 8-bit, give an :class:`ImageWarning`. (TIFF's own tags, but
     for the profile and the resolution, are not kept.)
 
-    Raises :class:`ImageError` for what is no intact picture, or has more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``;
+    Raises :class:`ImageError` for what is no intact image, or has more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``;
     FileNotFoundError and its like for what cannot be opened.
     """
     with Path(path).open("rb") as file, warnings.catch_warnings():
@@ -73,17 +73,17 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
             image.load()
             return ImageOps.exif_transpose(image)
         except Image.UnidentifiedImageError:
-            raise ImageError(f"{path}: not a picture in a known format ({', '.join(_READERS)})") from None
+            raise ImageError(f"{path}: not an image in a known format ({', '.join(_READERS)})") from None
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             limit = f"{Image.MAX_IMAGE_PIXELS:,} pixels (PIL.Image.MAX_IMAGE_PIXELS)"
             raise ImageError(f"{path}: larger than the limit of {limit}") from None
         except Exception as error:  # on damaged files Pillow's readers raise nearly anything
-            raise ImageError(f"{path}: damaged picture ({error})") from error
+            raise ImageError(f"{path}: damaged image ({error})") from error
 
 
 def _warn_of_losses(image: Image.Image) -> None:
     frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":  # the further pictures of an MPO are previews and depth maps
+    if frames > 1 and image.format != "MPO":  # the further images of an MPO are previews and depth maps
         warnings.warn(f"of {frames} frames only the first is read", ImageWarning, 3)
     if image.mode in ("LA", "RGB", "RGBA") and any(";16" in _raw_mode(tile.args) for tile in image.tile):
         warnings.warn("16-bit colour is read as 8-bit", ImageWarning, 3)
@@ -111,7 +111,7 @@ def write_image(image: Image.Image, path: str | os.PathLike[str]) -> None:
     """Write ``image`` with its EXIF, ICC profile and resolution; the suffix says the format. All or nothing.
 
     JPEG has quality 95 and full chroma, WebP quality 95; WebP knows no grey and stores it as RGB. Raises
-    :class:`ImageError` where the format cannot hold the picture.
+    :class:`ImageError` where the format cannot hold the image.
     """
     check_writable(path, image.mode, image.size)
     form = _FORMATS[Path(path).suffix.lower()]

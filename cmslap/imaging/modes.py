@@ -15,11 +15,11 @@ _PROFILE_SPACES = {"L": "GRAY", "LA": "GRAY", "1": "GRAY", "I;16": "GRAY", "F": 
 
 
 class ImageError(UserError, OSError):
-    """A picture that cannot be read, written or represented; the message names it and what is accepted."""
+    """An image that cannot be read, written or represented; the message names it and what is accepted."""
 
 
 class ImageWarning(UserWarning):
-    """Something of a picture that could not be kept."""
+    """Something of an image that could not be kept."""
 
 
 def interpolable(image: Image.Image) -> Image.Image:

@@ -1,6 +1,6 @@
 """MATLAB's ``imresize(..., 'bicubic')``: antialiased when shrinking, a = -0.5, symmetric edges.
 
-One implementation for single pictures and for batches, on any device and in any floating type. Super-resolution
+One implementation for single images and for batches, on any device and in any floating type. Super-resolution
 papers are measured with this resampling; PIL's, OpenCV's and torch's own bicubic differ from it visibly in PSNR.
 """
 

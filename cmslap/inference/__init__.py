@@ -1,4 +1,4 @@
-"""Upscaling pictures: tiles, self-ensemble, colour and alpha."""
+"""Upscaling images: tiles, self-ensemble, colour and alpha."""
 
 from cmslap.inference.tiling import receptive_field_radius
 from cmslap.inference.upscaling import UpscaleError, super_resolve, upscale

@@ -1,4 +1,4 @@
-"""``cmslap upscale``: pictures in, larger pictures out."""
+"""``cmslap upscale``: images in, larger images out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cmslap.imaging import (
     ImageError,
     ImageWarning,
     check_writable,
-    find_pictures,
+    find_images,
     interpolable,
     read_image,
     write_image,
@@ -37,11 +37,11 @@ from cmslap.inference.upscaling import (
 from cmslap.precision import add_precision_option, inference_autocast
 
 _DESCRIPTION = f"""\
-Enlarge pictures with a Laplacian-pyramid network.
+Enlarge images with a Laplacian-pyramid network.
 
 IN are files, folders and patterns such as 'photos/*.png'. OUT is a file, or a folder: it must be a folder for several
-pictures. A picture keeps its name, and its format if that is one of {" ".join(WRITABLE)}; others become .png.
-Pictures that exist are not replaced unless --overwrite is given.
+images. An image keeps its name, and its format if that is one of {" ".join(WRITABLE)}; others become .png.
+Images that exist are not replaced unless --overwrite is given.
 """
 
 
@@ -52,12 +52,12 @@ class CommandError(UserError, ValueError):
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "upscale",
-        help="enlarge pictures",
+        help="enlarge images",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("inputs", nargs="+", metavar="IN", help="picture, folder or pattern")
-    parser.add_argument("-o", "--output", required=True, metavar="OUT", type=str, help="picture or folder to write")
+    parser.add_argument("inputs", nargs="+", metavar="IN", help="image, folder or pattern")
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", type=str, help="image or folder to write")
     how_large = parser.add_mutually_exclusive_group()
     how_large.add_argument(
         "-s", "--scale", type=_scale, metavar="S", help=f"factor above 1, not only whole ones (default {DEFAULT_SCALE})"
@@ -73,41 +73,41 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: the GPU if any")
     add_precision_option(parser)
     parser.add_argument("-r", "--recursive", action="store_true", help="enter folders in folders, and keep their tree")
-    parser.add_argument("--overwrite", action="store_true", help="replace pictures that exist")
+    parser.add_argument("--overwrite", action="store_true", help="replace images that exist")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     jobs = plan(args.inputs, args.output, args.recursive)
     model = resolve_model(args.model, None if args.device == "auto" else args.device)
-    inference_autocast(args.precision, next(model.parameters()).device)  # refuse once, not once a picture
+    inference_autocast(args.precision, next(model.parameters()).device)  # refuse once, not once an image
     if args.scale is not None:
         pyramid_factor(model, (1, 1), (args.scale, args.scale))
     failures = 0
-    for source, destination in tqdm(jobs, unit="picture", disable=len(jobs) == 1 or None):
+    for source, destination in tqdm(jobs, unit="image", disable=len(jobs) == 1 or None):
         try:
             _upscale_file(source, destination, model, args)
         except (UserError, OSError) as error:
             failures += 1
             _say(f"error: {error}")
     if failures or len(jobs) > 1:
-        print(f"{len(jobs) - failures} of {len(jobs)} pictures written to {args.output}, {failures} failed")
+        print(f"{len(jobs) - failures} of {len(jobs)} images written to {args.output}, {failures} failed")
     return 1 if failures else 0
 
 
 def plan(inputs: list[str], output: str, recursive: bool = False) -> list[tuple[Path, Path]]:
-    """What is read and what is written, a pair a picture; refuses clashes before any work is done.
+    """What is read and what is written, a pair an image; refuses clashes before any work is done.
 
     Raises :class:`CommandError`.
     """
     out = Path(output)
     found = list(dict.fromkeys(pair for name in inputs for pair in _find(name, recursive, out)))
-    one_picture = len(found) == 1 and not any(Path(name).is_dir() for name in inputs)
+    one_image = len(found) == 1 and not any(Path(name).is_dir() for name in inputs)
     is_folder = out.is_dir() or output.endswith(("/", os.sep)) or not out.suffix
-    if one_picture and not is_folder:
+    if one_image and not is_folder:
         jobs = [(found[0][0], out)]
     elif out.is_file() or (not is_folder and out.suffix.lower() in WRITABLE):
-        raise CommandError(f"-o {output} is a file; several pictures, or those of a folder, need a folder")
+        raise CommandError(f"-o {output} is a file; several images, or those of a folder, need a folder")
     else:
         jobs = [(source, out / _output_name(below)) for source, below in found]
     _check_clashes(jobs)
@@ -115,10 +115,10 @@ def plan(inputs: list[str], output: str, recursive: bool = False) -> list[tuple[
 
 
 def _find(name: str, recursive: bool, out: Path) -> Iterator[tuple[Path, Path]]:
-    """The pictures ``name`` stands for, each with its path below the folder that was named."""
+    """The images ``name`` stands for, each with its path below the folder that was named."""
     path = Path(name)
     if path.is_dir():
-        for file in find_pictures(path, recursive):
+        for file in find_images(path, recursive):
             if not (recursive and _lies_in(file, out, path)):
                 yield file, file.relative_to(path)
     elif path.exists():

@@ -1,4 +1,4 @@
-"""Self-ensemble: the mean over the eight flips and rotations of a picture."""
+"""Self-ensemble: the mean over the eight flips and rotations of an image."""
 
 from __future__ import annotations
 

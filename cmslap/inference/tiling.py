@@ -1,7 +1,7 @@
 """Running a network in tiles, with the same result as in one piece.
 
 A tile is cut out with a halo as wide as the receptive field, so the zero padding at a cut never reaches the pixels
-that are kept. At the picture's own border there is no halo: there the padding is what the whole picture gets too.
+that are kept. At the image's own border there is no halo: there the padding is what the whole image gets too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _SMALLEST_TILE = 32  # LR pixels: below, nearly all the work is halo
 
 
 class Tile(NamedTuple):
-    """Rows and columns of the low-resolution picture: the part to keep, and the part to run."""
+    """Rows and columns of the low-resolution image: the part to keep, and the part to run."""
 
     rows: tuple[int, int]
     columns: tuple[int, int]

@@ -1,4 +1,4 @@
-"""Colour where a picture is fully transparent."""
+"""Colour where an image is fully transparent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def spread_colour(
     """``colour`` with that of the visible neighbourhood where ``alpha`` is 0.
 
     Files store any colour there, mostly black, which interpolation would drag into the visible edge as a dark fringe.
-    Pull-push: halve the picture, weighted by alpha, until no hole is left, then fill holes from the coarser pictures.
+    Pull-push: halve the image, weighted by alpha, until no hole is left, then fill holes from the coarser images.
     """
     return _fill(colour * alpha, alpha, colour) if (alpha > 0).any() else colour
 

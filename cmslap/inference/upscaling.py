@@ -1,4 +1,4 @@
-"""Upscaling one picture: the network on luma, MATLAB's bicubic on chroma and alpha."""
+"""Upscaling one image: the network on luma, MATLAB's bicubic on chroma and alpha."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from cmslap.checkpoints.checkpoint import load_model
 from cmslap.errors import UserError
 from cmslap.imaging import imresize, interpolable, rgb_to_ycbcr, ycbcr_to_rgb
 from cmslap.inference.ensemble import MEMBERS, self_ensemble
 from cmslap.inference.memory import available_memory, pixels_at_once
 from cmslap.inference.tiling import fitting_tile, receptive_field_radius, tiles
 from cmslap.inference.transparency import spread_colour
-from cmslap.interop.checkpoint import load_model
 from cmslap.models import LapSRN
 from cmslap.precision import inference_autocast
 
@@ -42,16 +42,16 @@ def upscale(
     precision: str = "float32",
     progress: bool = False,
 ) -> Image.Image | np.ndarray:
-    """Enlarge a picture.
+    """Enlarge an image.
 
     Args:
         image: a Pillow image of any mode, or an array [H, W] or [H, W, C] of uint8, uint16 or floats in [0, 1]; C is 1
             (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA).
         scale: factor above 1; 4 if neither it nor ``size`` is given. A power of two is what the network makes; anything
-            else comes from its next larger picture by MATLAB's bicubic, antialiased.
+            else comes from its next larger image by MATLAB's bicubic, antialiased.
         size: (width, height) of the result in pixels, instead of ``scale``; larger than ``image`` in one side at least.
         model: a network, or the name or file of one for ``cmslap.load_model``; None is the default network.
-        tile: low-resolution pixels a side that run at a time, 0 for the whole picture. None divides it where the
+        tile: low-resolution pixels a side that run at a time, 0 for the whole image. None divides it where the
             network would take more than half of the memory that is free or, on a CPU, more than 1 GiB; there it takes
             more for tiles of six times the overlap, as smaller ones would mostly repeat work. Tiles overlap by the
             receptive field, so the result is the same.
@@ -160,7 +160,7 @@ def target_size(
         width, height = size
         if min(size) < 1 or (height <= source[0] and width <= source[1]):
             smaller = f"{source[1]}x{source[0]}"
-            raise UpscaleError(f"size must be larger than the picture's {smaller} in one side, got {width}x{height}")
+            raise UpscaleError(f"size must be larger than the image's {smaller} in one side, got {width}x{height}")
     return height, width
 
 

@@ -1,4 +1,4 @@
-"""What the networks share: argument checks, the bilinear start of the image upsampling, precision of the picture."""
+"""What the networks share: argument checks, the bilinear start of the image upsampling, precision of the image."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def bilinear_kernel() -> Tensor:  # [1, 1, 4, 4]
 
 
 def unrounded(y: Tensor) -> torch.autocast:
-    """The context of the first convolution: under autocast, too, it reads the picture as it is.
+    """The context of the first convolution: under autocast, too, it reads the image as it is.
 
-    Rounding the picture costs more than rounding every feature does, and this convolution is a thousandth of the work.
+    Rounding the image costs more than rounding every feature does, and this convolution is a thousandth of the work.
     """
     return torch.autocast(y.device.type, enabled=False)

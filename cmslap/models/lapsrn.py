@@ -72,7 +72,7 @@ class LapSRN(nn.Module):
         y: Tensor,  # [N, 1, H, W] in [0, 1]
         scale: int | None = None,
     ) -> list[Tensor]:  # 2x, 4x, ...: [N, 1, 2^l H, 2^l W]
-        """Super-resolve the luma ``y``; one picture a pyramid level, not clamped. ``scale`` at most the model's own."""
+        """Super-resolve the luma ``y``; one image a pyramid level, not clamped. ``scale`` at most the model's own."""
         scale = check_scale(self.scale if scale is None else scale)
         if scale > self.scale:
             raise ValueError(f"scale must be at most {self.scale}, the levels this LapSRN has weights for, got {scale}")

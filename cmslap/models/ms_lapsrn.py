@@ -59,7 +59,7 @@ class _RecursivePyramid(nn.Module):
         y: Tensor,  # [N, 1, H, W] in [0, 1]
         scale: int | None = None,
     ) -> list[Tensor]:  # 2x, 4x, ...: [N, 1, 2^l H, 2^l W]
-        """Super-resolve the luma ``y``; one picture a pyramid level, not clamped.
+        """Super-resolve the luma ``y``; one image a pyramid level, not clamped.
 
         ``scale`` (a power of two, the model's own if None) says how many levels to run: all share their weights,
         so a model trained for 8x also runs 2x, 4x and 16x.

@@ -1,7 +1,7 @@
 """The operations: one small interface, many backends."""
 
 from cmslap.ops.checks import ArgumentError
-from cmslap.ops.choice import BackendError, use_backend
+from cmslap.ops.dispatch import BackendError, use_backend
 from cmslap.ops.explain import Explanation, explain
 from cmslap.ops.interface import (
     conv2d_lrelu,

@@ -1,6 +1,6 @@
 """What a backend is.
 
-A backend is one file of this folder with one :class:`Backend` object, listed in choice.py. It says where its kernels
+A backend is one file of this folder with one :class:`Backend` object, listed in dispatch.py. It says where its kernels
 are and which calls they serve; everything else (checks, fake tensors, autograd, autocast) happens once for all.
 """
 

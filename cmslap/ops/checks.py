@@ -38,10 +38,10 @@ def _check_tensors(operation: Operation, arguments: Arguments) -> None:
             raise ArgumentError(f"{name} must be a tensor [{_commas(shape)}], got {_kind(tensor)}")
         _check_shape(name, tensor, shape, sizes)
         _check_device(name, tensor, first_name, arguments[first_name])
-        if name not in operation.pictures:
+        if name not in operation.images:
             _check_dtype(name, tensor, features_name, arguments[features_name])
-    if operation.pictures:
-        _check_picture_dtypes(operation.pictures, arguments, features_name)
+    if operation.images:
+        _check_image_dtypes(operation.images, arguments, features_name)
 
 
 def _check_shape(name: str, tensor: Tensor, shape: str, sizes: dict[str, int]) -> None:
@@ -66,8 +66,8 @@ def _check_dtype(name: str, tensor: Tensor, first_name: str, first: Tensor) -> N
         raise ArgumentError(f"{name} must be {_plain(first.dtype)} as {first_name} is, got {_plain(tensor.dtype)}")
 
 
-def _check_picture_dtypes(pictures: tuple[str, ...], arguments: Arguments, features_name: str) -> None:
-    first_name, *others = pictures
+def _check_image_dtypes(images: tuple[str, ...], arguments: Arguments, features_name: str) -> None:
+    first_name, *others = images
     dtype, features = arguments[first_name].dtype, arguments[features_name].dtype
     if dtype != features and (dtype != torch.float32 or features == torch.float64):
         also = "" if features in (torch.float32, torch.float64) else ", or float32"

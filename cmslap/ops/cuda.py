@@ -1,6 +1,6 @@
 """The CUDA backend: the kernels of csrc/cuda.
 
-They run on maps in channels_last memory of bfloat16 or float16 and pictures of float32, and sum in float32, on the
+They run on maps in channels_last memory of bfloat16 or float16 and images of float32, and sum in float32, on the
 current stream of the tensors' device. Parameters' gradients are float32 and added to their buffers, so these start as
 zeros; everything else the kernels write in full.
 """
@@ -42,7 +42,7 @@ def _unsupported_sizes(operation: Operation, arguments: Arguments) -> str | None
         return f"bfloat16 and float16 only, not {str(dtype).removeprefix('torch.')}"
     if operation.name == "residual_head":
         channels = arguments["f"].shape[1:2]
-    elif operation.name == "conv2d_lrelu" and arguments["x"].shape[1] == 1:  # from a picture
+    elif operation.name == "conv2d_lrelu" and arguments["x"].shape[1] == 1:  # from an image
         if arguments["skip"] is not None:
             return "no skip where the input has one channel"
         channels = arguments["weight"].shape[:1]
@@ -86,8 +86,8 @@ def _new_map(like: Tensor, channels: int, factor: int = 1) -> Tensor:
     return like.new_empty(n, factor * height, factor * width, channels).permute(0, 3, 1, 2)
 
 
-def _new_picture(like: Tensor, factor: int = 1) -> Tensor:
-    """Memory for pictures of ``like``'s batch, ``factor`` times as high and wide: float32."""
+def _new_image(like: Tensor, factor: int = 1) -> Tensor:
+    """Memory for images of ``like``'s batch, ``factor`` times as high and wide: float32."""
     n, _, height, width = like.shape
     return like.new_empty(n, 1, factor * height, factor * width, dtype=torch.float32)
 
@@ -97,14 +97,14 @@ def _zeros(like: Tensor, *shape: int) -> Tensor:
     return torch.zeros(shape or like.shape, dtype=torch.float32, device=like.device)
 
 
-def _from_picture(x: Tensor) -> bool:
+def _from_image(x: Tensor) -> bool:
     return x.shape[1] == 1
 
 
 def _conv2d_lrelu(x: Tensor, weight: Tensor, bias: Tensor | None, skip: Tensor | None, negative_slope: float) -> Tensor:
     out = _new_map(x, weight.shape[0])
-    if _from_picture(x):
-        _kernels.picture_conv(_floats(x), _floats(weight), _floats(bias), negative_slope, _stream(x), out)
+    if _from_image(x):
+        _kernels.image_conv(_floats(x), _floats(weight), _floats(bias), negative_slope, _stream(x), out)
     else:
         inputs = _map(x), weight.contiguous(), _floats(bias), _map(skip)
         _kernels.conv2d_lrelu(*inputs, negative_slope, _stream(x), out)
@@ -122,8 +122,8 @@ def _conv2d_lrelu_backward(
     skip: Tensor | None,
     negative_slope: float,
 ) -> Gradients:
-    if _from_picture(x):
-        return _picture_conv_backward(grad, output, wanted, x, weight, negative_slope)
+    if _from_image(x):
+        return _image_conv_backward(grad, output, wanted, x, weight, negative_slope)
     gradients = {
         "x": _new_map(x, x.shape[1]) if "x" in wanted else None,
         "weight": _zeros(weight) if "weight" in wanted else None,
@@ -135,12 +135,12 @@ def _conv2d_lrelu_backward(
     return gradients
 
 
-def _picture_conv_backward(
+def _image_conv_backward(
     grad: Tensor, output: Tensor, wanted: tuple[str, ...], x: Tensor, weight: Tensor, negative_slope: float
 ) -> Gradients:
-    """The picture's own gradient, which training never asks for, is left to PyTorch."""
+    """The image's own gradient, which training never asks for, is left to PyTorch."""
     before, parameters = _new_map(x, weight.shape[0]), _zeros(weight, weight.shape[0], 10)
-    _kernels.picture_conv_backward(_floats(x), _map(output), _map(grad), negative_slope, _stream(x), before, parameters)
+    _kernels.image_conv_backward(_floats(x), _map(output), _map(grad), negative_slope, _stream(x), before, parameters)
     gradients = {"weight": parameters[:, :9].reshape(weight.shape), "bias": parameters[:, 9]}
     if "x" in wanted:
         gradients["x"] = torch.nn.grad.conv2d_input(x.shape, weight, before, padding=1)
@@ -250,7 +250,7 @@ def _lapsrn_level_backward(
 def _residual_head(
     f: Tensor, image: Tensor, residual_weight: Tensor, residual_bias: Tensor, image_weight: Tensor
 ) -> Tensor:
-    out = _new_picture(image, factor=2)
+    out = _new_image(image, factor=2)
     parameters = _floats(residual_weight), _floats(residual_bias), _floats(image_weight)
     _kernels.residual_head(_map(f), _floats(image), *parameters, _stream(f), out)
     return out.to(image.dtype)
@@ -271,7 +271,7 @@ def _residual_head_backward(
     parameters = _zeros(f, 9 * f.shape[1] + 17)
     gradients = {
         "f": _new_map(f, f.shape[1]) if "f" in wanted else None,
-        "image": _new_picture(image) if "image" in wanted else None,
+        "image": _new_image(image) if "image" in wanted else None,
     }
     inputs = _map(f), _floats(image), _floats(residual_weight), _floats(image_weight), _floats(grad)
     _kernels.residual_head_backward(*inputs, _stream(f), *gradients.values(), parameters)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cmslap.ops import interface
 from cmslap.ops.checks import ArgumentError
-from cmslap.ops.choice import BACKENDS, REFERENCE, choose, forced, objection_by_default
+from cmslap.ops.dispatch import BACKENDS, REFERENCE, choose, forced, objection_by_default
 from cmslap.ops.operation import OPERATIONS, Arguments
 
 

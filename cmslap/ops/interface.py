@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cmslap.ops.checks import ArgumentError, check
-from cmslap.ops.choice import REFERENCE, choose
+from cmslap.ops.dispatch import REFERENCE, choose
 from cmslap.ops.operation import OPERATIONS, Arguments, Operation
 from cmslap.ops.registration import autocast, call, reference_value
 

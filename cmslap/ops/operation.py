@@ -25,9 +25,9 @@ class Operation:
     A shape is a string of sizes: numbers, named dimensions ("C"), or twice one ("2H"). ``shapes`` has the tensor
     arguments; the first of them is the activation whose dtype, device and memory format the result takes.
 
-    ``pictures`` are the arguments that make the picture, which the features only correct: they may be float32 where
+    ``images`` are the arguments that make the image, which the features only correct: they may be float32 where
     the features are shorter, autocast leaves them alone, and the result has their dtype. (A bfloat16 has 8 bits, as
-    many as a pixel: rounding the picture costs more PSNR than rounding all features.)
+    many as a pixel: rounding the image costs more PSNR than rounding all features.)
     """
 
     reference: Callable[..., Tensor]
@@ -36,7 +36,7 @@ class Operation:
     output: str
     saves: bool = False  # forward also returns the activated maps that backward needs
     keeps_output: bool = False  # backward also reads the output: its signs, as φ keeps them, unless the slope is 1
-    pictures: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.name = self.reference.__name__
@@ -49,11 +49,11 @@ class Operation:
 
     @property
     def features_name(self) -> str:
-        """The first tensor argument that is no picture, whose dtype all others take."""
-        return next(name for name in self.shapes if name not in self.pictures)
+        """The first tensor argument that is no image, whose dtype all others take."""
+        return next(name for name in self.shapes if name not in self.images)
 
     def result_dtype(self, arguments: Arguments) -> torch.dtype:
-        return (arguments[self.pictures[0]] if self.pictures else self.activation(arguments)).dtype
+        return (arguments[self.images[0]] if self.images else self.activation(arguments)).dtype
 
     def empty_output(self, arguments: Arguments) -> Tensor:
         """Memory for the result of a checked call."""
@@ -128,7 +128,7 @@ OPERATIONS = {
             "Tensor f, Tensor image, Tensor residual_weight, Tensor residual_bias, Tensor image_weight",
             {"image": "N 1 H W", "f": "N C 2H 2W", **_HEAD},
             output="N 1 2H 2W",
-            pictures=("image", "image_weight"),
+            images=("image", "image_weight"),
         ),
         Operation(
             reference.lapsrn_last_level,
@@ -137,7 +137,7 @@ OPERATIONS = {
             "bool recompute, Tensor? upsample_weight",
             {**_LEVEL, "image": "N 1 H W", **_HEAD},
             output="N 1 2H 2W",
-            pictures=("image", "image_weight"),
+            images=("image", "image_weight"),
         ),
     )
 }

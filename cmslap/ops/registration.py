@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from cmslap.ops.backend import Backend
-from cmslap.ops.choice import REFERENCE, choose, named
+from cmslap.ops.dispatch import REFERENCE, choose, named
 from cmslap.ops.operation import OPERATIONS, Arguments, Operation, memory_format
 
 _library = torch.library.Library("cmslap", "DEF")
@@ -46,7 +46,7 @@ def call(operation: Operation, arguments: Arguments, save: bool, backend: Backen
 
 
 def autocast(operation: Operation, arguments: Arguments) -> Arguments:
-    """The arguments as the active autocast, if any, wants them: in its dtype, but for pictures and float64."""
+    """The arguments as the active autocast, if any, wants them: in its dtype, but for images and float64."""
     activation = operation.activation(arguments)
     if not isinstance(activation, Tensor):
         return arguments  # not checked yet
@@ -59,7 +59,7 @@ def autocast(operation: Operation, arguments: Arguments) -> Arguments:
 
 def _autocast_to(operation: Operation, arguments: Arguments, device: str, dtype: torch.dtype) -> Arguments:
     return {
-        name: value if name in operation.pictures else _cast(value, device, dtype) for name, value in arguments.items()
+        name: value if name in operation.images else _cast(value, device, dtype) for name, value in arguments.items()
     }
 
 
@@ -184,7 +184,7 @@ class _Registered:
 
 
 def reference_value(operation: Operation, arguments: Arguments) -> Tensor:
-    """What the reference makes of arguments that are in their dtypes already: autocast would also round the picture."""
+    """What the reference makes of arguments that are in their dtypes already: autocast would also round the image."""
     device = operation.activation(arguments).device.type
     if not is_autocast(device):
         return operation.reference(**arguments)

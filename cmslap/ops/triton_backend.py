@@ -16,7 +16,7 @@ from cmslap.ops.operation import Arguments, Operation
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 CHANNELS = range(16, 257, 16)
 NAMES = ("conv2d_lrelu", "recursive_embedding", "tied_conv_transpose2d", "lapsrn_level", "residual_head")
-ONE_CHANNEL = ("conv2d_lrelu", "residual_head")  # from or to a picture
+ONE_CHANNEL = ("conv2d_lrelu", "residual_head")  # from or to an image
 
 
 def _unsupported(operation: Operation, arguments: Arguments) -> str | None:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from cmslap.checkpoints.checkpoint import load_model, save_model
 from cmslap.errors import UserError
 from cmslap.files import replacing
-from cmslap.interop.checkpoint import load_model, save_model
 
 
 class CheckpointError(UserError, OSError):

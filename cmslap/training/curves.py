@@ -1,4 +1,4 @@
-"""The curves of a run as a picture (extra ``plot``)."""
+"""The curves of a run as an image (extra ``plot``)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training pictures: decoded once into one tensor, cropped and augmented in batches of torch operations.
+"""Training images: decoded once into one tensor, cropped and augmented in batches of torch operations.
 
 Luma is kept as int16 in units of 1/32767: two bytes a pixel where RGB takes three, no colour conversion in the
 step, and a rounding of at most 1.6e-5 where a grey level of the source file is 3.9e-3.
@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from cmslap.errors import UserError
 from cmslap.imaging.colour import rgb_to_ycbcr
-from cmslap.imaging.files import find_pictures, read_image
+from cmslap.imaging.files import find_images, read_image
 from cmslap.imaging.modes import ImageError, interpolable
 from cmslap.imaging.resize import imresize
 from cmslap.training.config import DataConfig
@@ -33,18 +33,18 @@ RESIZE_FACTORS = 16  # so many, evenly spread: each has its own table of bicubic
 
 
 class DataError(UserError, ValueError):
-    """A folder or picture that training cannot use."""
+    """A folder or image that training cannot use."""
 
 
 def read_luma(path: Path) -> Tensor:  # [H, W] float64 in [0, 1]
-    """Y of a colour picture (ITU-R BT.601, studio range); a gray one as it is stored. Raises as ``read_image``."""
+    """Y of a colour image (ITU-R BT.601, studio range); a gray one as it is stored. Raises as ``read_image``."""
     image = read_image(path)
     try:
         image = interpolable(image)
     except ImageError as error:
         raise DataError(f"{path}: {error}") from error
     if image.mode == "F":
-        raise DataError(f"{path}: a floating-point picture has no white level; use 8 or 16 bits")
+        raise DataError(f"{path}: a floating-point image has no white level; use 8 or 16 bits")
     if image.mode == "I;16":
         return torch.from_numpy(np.array(image, dtype=np.float64)) / 65535
     if image.mode in ("L", "LA"):
@@ -58,7 +58,7 @@ def _stored(path: Path) -> Tensor:  # [H, W] int16
 
 
 @dataclass
-class Share:
+class ScaleBatch:
     """What one scale trains on in one step."""
 
     scale: int
@@ -67,15 +67,15 @@ class Share:
     targets: list[Tensor]  # 2x, 4x, ..., scale: [n, 1, P 2^l / scale, ...]
 
 
-class Pictures:
-    """Decoded pictures of at least ``patch`` pixels a side, in one tensor on ``device``.
+class TrainingImages:
+    """Decoded images of at least ``patch`` pixels a side, in one tensor on ``device``.
 
     Smaller ones are left out with a warning that names them. Raises :class:`DataError` where none is left.
     """
 
     def __init__(self, config: DataConfig, patch: int, device: torch.device, announce: bool = True) -> None:
         self.config, self.patch, self.device = config, patch, device
-        paths = [path for folder in config.train for path in find_pictures(folder, recursive=True)]
+        paths = [path for folder in config.train for path in find_images(folder, recursive=True)]
         with ThreadPoolExecutor() as pool:
             decoded = pool.map(_stored, paths)
             lumas = list(tqdm(decoded, "decoding", len(paths), unit="image", disable=not announce, leave=False))
@@ -91,8 +91,8 @@ class Pictures:
         self.start = ends - self.height * self.width
         pixels = torch.empty(ends[-1], dtype=torch.int16)
         for start, end in zip(self.start[::-1], ends[::-1], strict=True):
-            pixels[start:end] = lumas.pop().flatten()  # popped, so that memory holds the pictures once and not twice
-        self.fingerprint = zlib.crc32(pixels.numpy().data)  # tells a resumed run whether these are the same pictures
+            pixels[start:end] = lumas.pop().flatten()  # popped, so that memory holds the images once and not twice
+        self.fingerprint = zlib.crc32(pixels.numpy().data)  # tells a resumed run whether these are the same images
         self.pixels = pixels.to(device)
         low, high = config.resize
         sides = np.rint(patch / np.linspace(low, high, RESIZE_FACTORS)).astype(int)
@@ -128,29 +128,29 @@ class Pictures:
         counts: dict[int, int],
         rank: int = 0,
         world: int = 1,
-    ) -> list[Share]:
-        """The pictures of a step: ``counts[s]`` images for each scale s, of which process ``rank`` gets its share.
+    ) -> list[ScaleBatch]:
+        """The images of a step: ``counts[s]`` images for each scale s, of which process ``rank`` gets its share.
 
         All images of one scale share the step's draw of the resize factor, so that every operation takes them
         as one batch. A scale of which this process gets no image is left out.
         """
         random = np.random.default_rng((seed, step))
-        shares = []
+        batches = []
         for scale, count in counts.items():
             side = int(random.choice(self.sides))
             part = slice(count * rank // world, count * (rank + 1) // world)
             crops = self.crops(count, side, random, part)
             if len(crops):
-                shares.append(self._share(scale, count, crops))
-        return shares
+                batches.append(self._scale_batch(scale, count, crops))
+        return batches
 
-    def _share(self, scale: int, count: int, crops: Tensor) -> Share:  # crops [n, side, side] int16
+    def _scale_batch(self, scale: int, count: int, crops: Tensor) -> ScaleBatch:  # crops [n, side, side] int16
         high = crops[:, None].float() / UNIT
         if high.shape[-1] != self.patch:
             high = self._resize(high, self.patch).clamp_(0, 1)
         sizes = [self.patch >> level for level in range(scale.bit_length())]  # HR, HR/2, ..., HR/scale
         low, *targets = [self._resize(high, size) for size in reversed(sizes[1:])] + [high]
-        return Share(scale, count, low, targets)
+        return ScaleBatch(scale, count, low, targets)
 
     def _resize(self, x: Tensor, size: int) -> Tensor:  # [n, 1, side, side] -> [n, 1, size, size]
         """``imresize`` as two products with a matrix: two kernels on a GPU where the taps one by one take a hundred."""

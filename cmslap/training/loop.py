@@ -18,11 +18,11 @@ from cmslap.errors import UserError
 from cmslap.training import checkpoint, curves, distributed, record
 from cmslap.training.clock import DataClock
 from cmslap.training.config import Config, flat, to_dict
-from cmslap.training.data import Pictures, split
+from cmslap.training.data import TrainingImages, split
 from cmslap.training.distributed import Workers
-from cmslap.training.learner import Learner
 from cmslap.training.log import Log
 from cmslap.training.stop import StopRequest
+from cmslap.training.trainer import Trainer
 from cmslap.training.validation import ValidationSets
 
 LAST = "last.pt"
@@ -54,8 +54,8 @@ class Run:
         self.data_clock = DataClock(self.device)
         self.stop_flag = torch.zeros(1, device=self.device)
 
-        self.learner = Learner(config, workers)
-        self.pictures = Pictures(config.data, config.patch, self.device, announce=workers.first)
+        self.trainer = Trainer(config, workers)
+        self.images = TrainingImages(config.data, config.patch, self.device, announce=workers.first)
         self.validation = ValidationSets(config.validation.data if workers.first else [], config.validation_scales)
         self.init_sha256 = record.init_digest(config)
         self.origins = [record.origin(workers)]
@@ -76,9 +76,9 @@ class Run:
                 raise RunError(f"{key} = {now}: the run in {self.out} has {before}; start another with init")
         for change in _changes(old, new):
             self._say(f"resuming with {change}")
-        if state["pictures"] != self.pictures.fingerprint:
+        if state["pictures"] != self.images.fingerprint:
             self._say("resuming with other training images than before")
-        self.learner.load(state)
+        self.trainer.load(state)
         for name in ("step", "best", "seconds", "losses", "summed", "first_losses"):
             setattr(self, name, state[name])
         self.origins = [origin for origin in state.get("origins", []) if origin not in self.origins] + self.origins
@@ -107,9 +107,9 @@ class Run:
         """Run step ``self.step``; whether the run is to stop after it."""
         workers = self.workers
         with self.data_clock.running():
-            shares = self.pictures.batch(self.step, self.config.seed, self.counts, workers.rank, workers.world)
+            batches = self.images.batch(self.step, self.config.seed, self.counts, workers.rank, workers.world)
         asked, self.stop_flag = self.stop_flag, torch.full_like(self.stop_flag, stop.signal)
-        losses = self.learner.learn(self.step, shares, self.stop_flag)
+        losses = self.trainer.learn(self.step, batches, self.stop_flag)
         self.losses += losses
         if self.step < len(self.first_losses):
             self.first_losses[self.step] = losses
@@ -143,7 +143,7 @@ class Run:
         if self.workers.first and now - self.shown > 1:  # reading the loss waits for the GPU, so not every step
             self.shown = now
             rate = self.timed_steps * self.config.batch / (now - self.timed_from)
-            loss, lr = self._loss(self._scale_losses()), self.learner.lr(self.step - 1)
+            loss, lr = self._loss(self._scale_losses()), self.trainer.lr(self.step - 1)
             bar.set_postfix_str(f"loss {loss:.5f}, lr {lr:.2e}, {rate:.1f} images/s", refresh=False)
 
     def _scale_losses(self) -> Tensor:  # [number of scales], on the CPU
@@ -161,7 +161,7 @@ class Run:
             "step": self.step,
             "loss": self._loss(scale_losses),
             "losses": {f"{scale}x": loss for scale, loss in zip(self.counts, scale_losses.tolist(), strict=True)},
-            "lr": self.learner.lr(self.step - 1),
+            "lr": self.trainer.lr(self.step - 1),
             "images_per_second": round(self.timed_steps * self.config.batch / seconds, 2),
             "data_share": round(self.data_clock.take() / seconds, 4),  # of the time, spent on making batches
         }
@@ -173,14 +173,14 @@ class Run:
 
     def _check_finite(self) -> None:
         """Keep a run that has diverged from going on, and from overwriting its last good checkpoint."""
-        if not (self.losses.isfinite().all() and self.learner.finite()):
+        if not (self.losses.isfinite().all() and self.trainer.finite()):
             raise RunError(
                 f"loss or weights are no longer finite at step {self.step}; go on from the last checkpoint "
                 f"with --resume and a lower optimizer.lr, or with optimizer.clip"
             )
 
     def _validate(self) -> None:
-        values = self.validation.measure(self.learner.average, self.device)
+        values = self.validation.measure(self.trainer.average, self.device)
         mean = sum(values.values()) / len(values)
         self.log.write({"step": self.step, "psnr": values, "mean": mean})
         if mean > self.best:
@@ -189,7 +189,7 @@ class Run:
         self._say(f"step {self.step}: " + ", ".join(f"{name} {value:.2f} dB" for name, value in values.items()))
 
     def _export(self, name: str) -> None:
-        checkpoint.export(self.out / f"{name}.safetensors", self.learner.average, {"step": str(self.step)})
+        checkpoint.export(self.out / f"{name}.safetensors", self.trainer.average, {"step": str(self.step)})
 
     def _save(self, ending: bool = False) -> None:
         self._check_finite()
@@ -198,12 +198,12 @@ class Run:
         if not self.workers.first:
             return
         self.log.sync()
-        checkpoint.save(self.out / LAST, {**self._state(), **self.learner.state()})
+        checkpoint.save(self.out / LAST, {**self._state(), **self.trainer.state()})
         self._export("last")
         entries = self.log.read()
         first = [self._loss(losses) for losses in self.first_losses[: self.step].cpu()]
         made = record.build(
-            self.config, self.init_sha256, self.origins, len(self.pictures), self.step, self.seconds, first, entries
+            self.config, self.init_sha256, self.origins, len(self.images), self.step, self.seconds, first, entries
         )
         checkpoint.write(self.out / "record.json", (json.dumps(made, indent=1) + "\n").encode())
         if curves.available() and (ending or now - self.drawn > CURVES_EVERY):
@@ -220,7 +220,7 @@ class Run:
             "summed": self.summed,
             "first_losses": self.first_losses,
             "config": to_dict(self.config),
-            "pictures": self.pictures.fingerprint,
+            "pictures": self.images.fingerprint,
             "origins": self.origins,
         }
 

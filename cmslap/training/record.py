@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from cmslap.interop.checkpoint import find_weights
+from cmslap.checkpoints.checkpoint import find_weights
 from cmslap.provenance import provenance
 from cmslap.training.config import Config, to_dict
 from cmslap.training.distributed import Workers
@@ -53,7 +53,7 @@ def build(
 ) -> dict[str, Any]:
     """The record of a run after ``step`` steps in ``seconds``.
 
-    ``origins`` are those of the run's parts where they differ, the latest last; ``images`` is how many pictures it
+    ``origins`` are those of the run's parts where they differ, the latest last; ``images`` is how many images it
     trains on, ``first_losses`` are the losses of its first steps one by one, ``log`` are its lines.
     """
     training = [entry for entry in log if "loss" in entry]

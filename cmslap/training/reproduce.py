@@ -10,10 +10,10 @@ from tqdm import trange
 from cmslap.errors import UserError
 from cmslap.training import distributed
 from cmslap.training.config import Config
-from cmslap.training.data import Pictures, split
-from cmslap.training.learner import Learner
+from cmslap.training.data import TrainingImages, split
 from cmslap.training.loop import mean_loss
 from cmslap.training.record import init_digest
+from cmslap.training.trainer import Trainer
 
 TOLERANCE = 0.01  # of a loss: other processors round differently, and training amplifies that
 
@@ -53,11 +53,11 @@ def losses(config: Config, steps: int) -> list[float]:
     """The losses of a run's first steps, in one process."""
     workers = distributed.start(config.device)
     try:
-        learner, counts = Learner(config, workers), split(config.batch, config.scales)
-        pictures = Pictures(config.data, config.patch, workers.device)
+        trainer, counts = Trainer(config, workers), split(config.batch, config.scales)
+        images = TrainingImages(config.data, config.patch, workers.device)
         values = []
         for step in trange(steps, desc="rerunning", unit="step"):
-            scale_losses = learner.learn(step, pictures.batch(step, config.seed, counts))
+            scale_losses = trainer.learn(step, images.batch(step, config.seed, counts))
             values.append(mean_loss(scale_losses.cpu(), counts))
         return values
     finally:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cmslap.evaluation.metrics import psnr
-from cmslap.imaging.files import find_pictures
+from cmslap.imaging.files import find_images
 from cmslap.imaging.resize import imresize
 from cmslap.training.data import DataError, read_luma
 
@@ -26,7 +26,7 @@ class ValidationSets:
             name = Path(folder).name
             if name in self.lumas:
                 raise DataError(f"validation.data: two folders are named {name!r}")
-            self.lumas[name] = [self._read(path) for path in find_pictures(folder, recursive=True)]
+            self.lumas[name] = [self._read(path) for path in find_images(folder, recursive=True)]
 
     def _read(self, path: Path) -> Tensor:  # [H, W] float64
         luma = read_luma(path)

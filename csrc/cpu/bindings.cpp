@@ -6,7 +6,7 @@
 #include <type_traits>
 
 #include "kernels.h"
-#include "team.h"
+#include "thread_pool.h"
 
 namespace cmslap::cpu {
 

@@ -22,19 +22,19 @@ class Convolution {
   using Scheme = SameScheme<Number>;
 
  public:
-  Convolution(Team& team, Size size, KernelView kernel) : size_(size) {
+  Convolution(ThreadPool& pool, Size size, KernelView kernel) : size_(size) {
     if (winograd_pays<Number>(size, kernel.in, kernel.out))
-      transformed_.emplace(pack_kernel<Scheme, Number>(team, kernel));
+      transformed_.emplace(pack_kernel<Scheme, Number>(pool, kernel));
     else
-      taps_.emplace(pack_taps(team, kernel));
+      taps_.emplace(pack_taps(pool, kernel));
   }
 
   template <class Epilogue>
-  void run(Team& team, const Number* in, const Epilogue& epilogue, Number* out) const {
+  void run(ThreadPool& pool, const Number* in, const Epilogue& epilogue, Number* out) const {
     if (transformed_)
-      fast_conv<Scheme>(team, in, size_, *transformed_, epilogue, out);
+      fast_conv<Scheme>(pool, in, size_, *transformed_, epilogue, out);
     else
-      direct_conv(team, in, size_, *taps_, epilogue, out);
+      direct_conv(pool, in, size_, *taps_, epilogue, out);
   }
 
  private:
@@ -55,13 +55,13 @@ class KernelGradient {
     if (winograd_pays<float>(size, in, out)) transformed_.emplace(in, out);
   }
 
-  void add(Team& team, const float* in, const float* out_gradient) {
-    if (transformed_) return transformed_->add(team, in, size_, out_gradient, bias_gradient_);
-    direct_weight_gradient(team, in, size_, in_, out_gradient, out_, weight_gradient_);
-    sum_pixels(team, out_gradient, size_.pixels(), out_, bias_gradient_);
+  void add(ThreadPool& pool, const float* in, const float* out_gradient) {
+    if (transformed_) return transformed_->add(pool, in, size_, out_gradient, bias_gradient_);
+    direct_weight_gradient(pool, in, size_, in_, out_gradient, out_, weight_gradient_);
+    sum_pixels(pool, out_gradient, size_.pixels(), out_, bias_gradient_);
   }
-  void finish(Team& team) const {
-    if (transformed_) transformed_->finish(team, weight_gradient_);
+  void finish(ThreadPool& pool) const {
+    if (transformed_) transformed_->finish(pool, weight_gradient_);
   }
 
  private:
@@ -72,45 +72,45 @@ class KernelGradient {
 };
 
 // out = φ'(activated) gradient for each number of an image.
-inline void differentiate(Team& team, const float* gradient, const float* activated, float slope, int64_t floats, float* out) {
+inline void differentiate(ThreadPool& pool, const float* gradient, const float* activated, float slope, int64_t floats, float* out) {
   constexpr int64_t kBlock = 1 << 14;
-  for_blocks(team, ceil_div(floats, kBlock), 0, [&](int64_t block, float*) {
+  for_blocks(pool, ceil_div(floats, kBlock), 0, [&](int64_t block, float*) {
     const int64_t first = block * kBlock;
-    for_channels(least(kBlock, floats - first), [&](int64_t i, auto part) {
+    for_channels(min(kBlock, floats - first), [&](int64_t i, auto part) {
       store(out + first + i, leaky_relu_gradient(load(gradient + first + i, part), load(activated + first + i, part), slope), part);
     });
   });
 }
 
 template <class Number>
-void activate(Team& team, const Number* in, float slope, int64_t count, Number* out) {
+void activate(ThreadPool& pool, const Number* in, float slope, int64_t count, Number* out) {
   constexpr int64_t kBlock = 1 << 14;
-  for_blocks(team, ceil_div(count, kBlock), 0, [&](int64_t block, float*) {
+  for_blocks(pool, ceil_div(count, kBlock), 0, [&](int64_t block, float*) {
     const int64_t first = block * kBlock;
-    for_channels(least(kBlock, count - first),
+    for_channels(min(kBlock, count - first),
                  [&](int64_t i, auto part) { store(out + first + i, leaky_relu(load(in + first + i, part), slope), part); });
   });
 }
 
 template <class Number>
 void conv(const Conv& op, Size size, const Number* x, const Number* skip, Number* y) {
-  Team team;
-  const Convolution<Number> convolution(team, size, KernelView::plain(op.weight, op.in, op.out));
-  convolution.run(team, x, Activate<Number>{op.bias, skip, op.slope}, y);
+  ThreadPool pool;
+  const Convolution<Number> convolution(pool, size, KernelView::plain(op.weight, op.in, op.out));
+  convolution.run(pool, x, Activate<Number>{op.bias, skip, op.slope}, y);
 }
 
 inline void conv_backward(const Conv& op, Size size, const float* x, const float* y, const float* grad_y, float* grad_x,
                           float* grad_weight, float* grad_bias, float* grad_skip) {
-  Team team;
-  differentiate(team, grad_y, y, op.slope, size.pixels() * op.out, grad_skip);
+  ThreadPool pool;
+  differentiate(pool, grad_y, y, op.slope, size.pixels() * op.out, grad_skip);
   if (grad_weight) {
     KernelGradient gradient(size, op.in, op.out, grad_weight, grad_bias);
-    gradient.add(team, x, grad_skip);
-    gradient.finish(team);
+    gradient.add(pool, x, grad_skip);
+    gradient.finish(pool);
   }
   if (grad_x) {
-    const Convolution<float> convolution(team, size, KernelView::plain(op.weight, op.in, op.out).transposed().flipped());
-    convolution.run(team, grad_skip, Differentiate{nullptr, nullptr, 1.0f}, grad_x);
+    const Convolution<float> convolution(pool, size, KernelView::plain(op.weight, op.in, op.out).transposed().flipped());
+    convolution.run(pool, grad_skip, Differentiate{nullptr, nullptr, 1.0f}, grad_x);
   }
 }
 

@@ -18,7 +18,7 @@ struct Segment {
     x = number % segments * kSegment;
     y = number / segments % size.height;
     image = number / segments / size.height;
-    width = least(kSegment, size.width - x);
+    width = min(kSegment, size.width - x);
   }
 };
 
@@ -61,9 +61,9 @@ struct Rows {
   const float* tap(int64_t t) const { return data + (t / 3 * width + t % 3) * pitch; }
 };
 
-inline PackedKernel<float> pack_taps(Team& team, KernelView kernel) {
+inline PackedKernel<float> pack_taps(ThreadPool& pool, KernelView kernel) {
   PackedKernel<float> packed(9, kernel);
-  for_blocks(team, kernel.in, 0, [&](int64_t i, float*) {
+  for_blocks(pool, kernel.in, 0, [&](int64_t i, float*) {
     for (int64_t t = 0; t < 9; ++t)
       for (int64_t o = 0; o < kernel.out; o += kLanes) store(packed.at(t, i, o), kernel.tap(t, i, o));
   });
@@ -71,10 +71,10 @@ inline PackedKernel<float> pack_taps(Team& team, KernelView kernel) {
 }
 
 template <class Number, class Epilogue>
-void direct_conv(Team& team, const Number* in, Size size, const PackedKernel<float>& kernel, const Epilogue& epilogue,
+void direct_conv(ThreadPool& pool, const Number* in, Size size, const PackedKernel<float>& kernel, const Epilogue& epilogue,
                  Number* out) {
   const int64_t row_floats = Rows::floats(kernel.in);
-  for_blocks(team, Segment::count(size), row_floats + kSegment * padded(kernel.out), [&](int64_t s, float* scratch) {
+  for_blocks(pool, Segment::count(size), row_floats + kSegment * padded(kernel.out), [&](int64_t s, float* scratch) {
     const Segment segment(size, s);
     const Rows rows(scratch, in, size, kernel.in, segment);
     float* sums = scratch + row_floats;
@@ -88,12 +88,12 @@ void direct_conv(Team& team, const Number* in, Size size, const PackedKernel<flo
 constexpr int64_t kSlices = 16;  // partial sums of a weight gradient: fixed, so that thread counts do not matter
 
 // Adds Σ over pixels of out_gradient [out] ⊗ in [in], shifted by each tap, to weight_gradient [out, in, 3, 3].
-inline void direct_weight_gradient(Team& team, const float* in, Size size, int64_t in_channels, const float* out_gradient,
+inline void direct_weight_gradient(ThreadPool& pool, const float* in, Size size, int64_t in_channels, const float* out_gradient,
                                    int64_t out_channels, float* weight_gradient) {
-  const int64_t segments = Segment::count(size), slices = least(kSlices, segments);
+  const int64_t segments = Segment::count(size), slices = min(kSlices, segments);
   const int64_t slice_floats = 9 * out_channels * padded(in_channels);
   const Buffer sums(slices * slice_floats);
-  for_blocks(team, slices, Rows::floats(in_channels), [&](int64_t slice, float* scratch) {
+  for_blocks(pool, slices, Rows::floats(in_channels), [&](int64_t slice, float* scratch) {
     float* sum = sums.data() + slice * slice_floats;
     for (int64_t s = slice * segments / slices; s < (slice + 1) * segments / slices; ++s) {
       const Segment segment(size, s);
@@ -106,7 +106,7 @@ inline void direct_weight_gradient(Team& team, const float* in, Size size, int64
              s > slice * segments / slices);
     }
   });
-  for_blocks(team, out_channels, 0, [&](int64_t o, float*) {
+  for_blocks(pool, out_channels, 0, [&](int64_t o, float*) {
     for (int64_t t = 0; t < 9; ++t)
       for (int64_t i = 0; i < in_channels; ++i)
         for (int64_t slice = 0; slice < slices; ++slice)
@@ -116,10 +116,10 @@ inline void direct_weight_gradient(Team& team, const float* in, Size size, int64
 }
 
 // Adds Σ over pixels of image [pixels, channels] to sum [channels].
-inline void sum_pixels(Team& team, const float* image, int64_t pixels, int64_t channels, float* sum) {
-  const int64_t slices = least(kSlices, pixels);
+inline void sum_pixels(ThreadPool& pool, const float* image, int64_t pixels, int64_t channels, float* sum) {
+  const int64_t slices = min(kSlices, pixels);
   const Buffer sums(slices * padded(channels));
-  for_blocks(team, slices, 0, [&](int64_t slice, float*) {
+  for_blocks(pool, slices, 0, [&](int64_t slice, float*) {
     float* partial = sums.data() + slice * padded(channels);
     std::memset(partial, 0, padded(channels) * sizeof(float));
     for (int64_t p = slice * pixels / slices; p < (slice + 1) * pixels / slices; ++p)

@@ -94,10 +94,10 @@ struct TransformedTiles {
 };
 
 template <class Scheme, class Number = float>
-PackedKernel<Number> pack_kernel(Team& team, KernelView kernel) {
+PackedKernel<Number> pack_kernel(ThreadPool& pool, KernelView kernel) {
   constexpr int kCount = Scheme::kKernel.count;
   PackedKernel<Number> packed(Scheme::kKernel.matrices(), kernel);
-  for_inputs(team, packed, [&](int64_t i) {
+  for_inputs(pool, packed, [&](int64_t i) {
     for (int64_t o = 0; o < kernel.out; o += kLanes)
       transform_2d<3, kCount, Scheme::kernel>(
           [&](int k, int l) { return kernel.tap(3 * k + l, i, o); },
@@ -122,7 +122,7 @@ template <class Scheme, class Epilogue, class Number>
 void store_outputs(const TransformedTiles<>& products, int64_t tile, const Square& square, Size size, int64_t channels,
                    const Epilogue& epilogue, Number* out) {
   constexpr int kSide = Scheme::kOutputs;
-  const int64_t height = least(kSide, size.height - square.y), width = least(kSide, size.width - square.x);
+  const int64_t height = min(kSide, size.height - square.y), width = min(kSide, size.width - square.x);
   const int64_t first = ((square.image * size.height + square.y) * size.width + square.x) * channels;
   const int64_t pitch = size.width * channels;
   for_channels(channels, [&](int64_t c, auto part) {
@@ -144,8 +144,8 @@ void store_outputs(const TransformedTiles<>& products, int64_t tile, const Squar
 template <int kSide, class Number>
 CMSLAP_INLINE void prefetch(const Number* images, Size size, int64_t channels, const Square& square) {
   constexpr int64_t kLine = kCacheLineBytes / sizeof(Number);
-  const int64_t width = least(kSide, size.width - square.x) * channels;
-  for (int64_t y = square.y; y < least(square.y + kSide, size.height); ++y) {
+  const int64_t width = min(kSide, size.width - square.x) * channels;
+  for (int64_t y = square.y; y < min(square.y + kSide, size.height); ++y) {
     const Number* row = images + ((square.image * size.height + y) * size.width + square.x) * channels;
     for (int64_t i = 0; i < width; i += kLine) __builtin_prefetch(row + i, 0, 2);
   }
@@ -154,7 +154,7 @@ CMSLAP_INLINE void prefetch(const Number* images, Size size, int64_t channels, c
 // The convolution of one group of tiles after the other; the memory idles during the matrix products, so that is when the
 // pixels of the coming transforms are asked for.
 template <class Scheme, class Number, class Epilogue>
-void fast_conv(Team& team, const Number* in, Size in_size, const PackedKernel<Number>& kernel, const Epilogue& epilogue,
+void fast_conv(ThreadPool& pool, const Number* in, Size in_size, const PackedKernel<Number>& kernel, const Epilogue& epilogue,
                Number* out) {
   constexpr int64_t kGroupFloats = 36 * 24 * (64 + 64);  // inputs and products of a group
   const Size out_size = Scheme::output_size(in_size);
@@ -162,23 +162,23 @@ void fast_conv(Team& team, const Number* in, Size in_size, const PackedKernel<Nu
   const int64_t tile_floats =
       Array<Number>::floats(Scheme::kInput.matrices() * padded(kernel.in)) + Scheme::kProduct.matrices() * padded(kernel.out);
   const int64_t fitting = kGroupFloats / tile_floats / kStrip * kStrip;
-  const int64_t fair = ceil_div(ceil_div(grid.tiles(), team.size()), kStrip) * kStrip;
-  const int64_t group = most(kStrip, least(fitting, fair));
+  const int64_t fair = ceil_div(ceil_div(grid.tiles(), pool.size()), kStrip) * kStrip;
+  const int64_t group = max(kStrip, min(fitting, fair));
   const int64_t groups = ceil_div(grid.tiles(), group);
-  const int64_t block = most(1, least(8, groups / (8 * team.size())));  // groups a worker takes at once
+  const int64_t block = max(1, min(8, groups / (8 * pool.size())));  // groups a worker takes at once
   const int64_t input_floats = TransformedTiles<Number>::floats(Scheme::kInput, group, kernel.in);
   const int64_t product_floats = TransformedTiles<>::floats(Scheme::kProduct, group, kernel.out);
   const int64_t scratch_floats = input_floats + product_floats + Array<Number>::floats(kernel.in);
 
-  for_blocks(team, ceil_div(groups, block), scratch_floats, [&](int64_t b, float* scratch) {
+  for_blocks(pool, ceil_div(groups, block), scratch_floats, [&](int64_t b, float* scratch) {
     const TransformedTiles<Number> inputs(scratch, group, kernel.in);
     const TransformedTiles<> products(scratch + input_floats, group, kernel.out);
     Number* zeros = reinterpret_cast<Number*>(scratch + input_floats + product_floats);
     std::memset(zeros, 0, kernel.in * sizeof(Number));
 
-    const int64_t end = least((b + 1) * block * group, grid.tiles());
+    const int64_t end = min((b + 1) * block * group, grid.tiles());
     for (int64_t first = b * block * group; first < end; first += group) {
-      const int64_t count = least(group, end - first);
+      const int64_t count = min(group, end - first);
       for (int64_t t = 0; t < count; ++t)
         transform_inputs<Scheme, Number>({in, in_size, kernel.in, Square::window(grid, first + t), zeros}, kernel.in, inputs,
                                          t);
@@ -225,9 +225,9 @@ void add_pixels(const Pixels<kRows, kColumns>& pixels, int64_t channels, float* 
 
 // Adds Gᵀ Σ G to weight_gradient [out, in, 3, 3], for the sum Σ of sums [slices, matrices, out, padded in].
 template <class Scheme>
-void add_weight_gradient(Team& team, const float* sums, int64_t slices, int64_t in, int64_t out, float* weight_gradient) {
+void add_weight_gradient(ThreadPool& pool, const float* sums, int64_t slices, int64_t in, int64_t out, float* weight_gradient) {
   constexpr Operand kKernel = Scheme::kKernel;
-  for_blocks(team, out, 0, [&](int64_t o, float*) {
+  for_blocks(pool, out, 0, [&](int64_t o, float*) {
     for (int64_t i = 0; i < in; i += kLanes)
       transform_2d<kKernel.count, 3, Scheme::kernel_gradient>(
           [&](int p, int q) {
@@ -238,7 +238,7 @@ void add_weight_gradient(Team& team, const float* sums, int64_t slices, int64_t 
             return total;
           },
           [&](int k, int l, Vec taps) {
-            for (int64_t lane = 0; lane < least(kLanes, in - i); ++lane)
+            for (int64_t lane = 0; lane < min(kLanes, in - i); ++lane)
               weight_gradient[(o * in + i + lane) * 9 + 3 * k + l] += taps[lane];
           });
   });
@@ -261,7 +261,7 @@ class WinogradWeightGradient {
   }
 
   // Adds the gradient of one convolution, and Σ out_gradient to out_sum [out].
-  void add(Team& team, const float* in, Size in_size, const float* out_gradient, float* out_sum) {
+  void add(ThreadPool& pool, const float* in, Size in_size, const float* out_gradient, float* out_sum) {
     const TileGrid<Scheme> grid(in_size);
     const Size out_size = Scheme::output_size(in_size);
     const int64_t input_floats = TransformedTiles<>::floats(Scheme::kInput, kChunk, in_);
@@ -270,22 +270,22 @@ class WinogradWeightGradient {
     const Buffer partial(ceil_div(kChunk, kStep) * padded(out_));  // out_sum of each step
 
     for (int64_t chunk = 0; chunk < grid.tiles(); chunk += kChunk) {
-      const int64_t count = least(kChunk, grid.tiles() - chunk), steps = ceil_div(count, kStep);
-      for_blocks(team, steps, most(in_, out_), [&](int64_t step, float* zeros) {
-        std::memset(zeros, 0, most(in_, out_) * sizeof(float));
+      const int64_t count = min(kChunk, grid.tiles() - chunk), steps = ceil_div(count, kStep);
+      for_blocks(pool, steps, max(in_, out_), [&](int64_t step, float* zeros) {
+        std::memset(zeros, 0, max(in_, out_) * sizeof(float));
         float* sum = partial.data() + step * padded(out_);
         std::memset(sum, 0, padded(out_) * sizeof(float));
-        for (int64_t t = step * kStep; t < least((step + 1) * kStep, count); ++t) {
+        for (int64_t t = step * kStep; t < min((step + 1) * kStep, count); ++t) {
           transform_inputs<Scheme, float>({in, in_size, in_, Square::window(grid, chunk + t), zeros}, in_, inputs, t);
           const Pixels<Scheme::kOutputs> dy(out_gradient, out_size, out_, Square::outputs(grid, chunk + t), zeros);
           transform_gradient<Scheme>(dy, out_, gradients, t);
           add_pixels<Scheme::kOutputs>(dy, out_, sum);
         }
       });
-      for_blocks(team, kMatrices<Scheme>, 0, [&](int64_t m, float*) {
+      for_blocks(pool, kMatrices<Scheme>, 0, [&](int64_t m, float*) {
         for (int64_t t = 0; t < count; t += kDepth)
           gemm({gradients.at(m, t), 1, gradients.row_stride}, {inputs.at(m, t), inputs.row_stride, kPanel},
-               {sums_.data() + m * out_ * padded(in_), padded(in_)}, out_, in_, least(kDepth, count - t), true);
+               {sums_.data() + m * out_ * padded(in_), padded(in_)}, out_, in_, min(kDepth, count - t), true);
       });
       for (int64_t step = 0; step < steps; ++step)
         for (int64_t o = 0; o < out_; ++o) out_sum[o] += partial.data()[step * padded(out_) + o];
@@ -293,8 +293,8 @@ class WinogradWeightGradient {
   }
 
   // Adds Gᵀ sum G to weight_gradient [out, in, 3, 3].
-  void finish(Team& team, float* weight_gradient) const {
-    add_weight_gradient<Scheme>(team, sums_.data(), 1, in_, out_, weight_gradient);
+  void finish(ThreadPool& pool, float* weight_gradient) const {
+    add_weight_gradient<Scheme>(pool, sums_.data(), 1, in_, out_, weight_gradient);
   }
 
  private:

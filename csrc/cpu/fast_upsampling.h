@@ -70,9 +70,9 @@ inline int64_t phase_floats(int64_t tiles, int64_t channels) {  // of the larges
 }
 
 // The taps of a correlation's kernel at every point, phase after phase.
-inline PackedKernel<float> pack_phases(Team& team, KernelView kernel) {
+inline PackedKernel<float> pack_phases(ThreadPool& pool, KernelView kernel) {
   PackedKernel<float> packed(kPhaseMatrices, kernel);
-  for_blocks(team, kernel.in, 0, [&](int64_t i, float*) {
+  for_blocks(pool, kernel.in, 0, [&](int64_t i, float*) {
     for (int64_t o = 0; o < kernel.out; o += kLanes)
       for_phases([&](auto phase) {
         using P = decltype(phase);
@@ -131,35 +131,35 @@ CMSLAP_INLINE void phase_outputs(const TransformedTiles<>& products, int64_t til
 // How many tiles a worker takes through all phases at once, so that they stay in L2.
 inline int64_t phase_group(int64_t floats_a_tile) {
   constexpr int64_t kGroupFloats = 100 << 10;
-  return most(kStrip, kGroupFloats / floats_a_tile / kStrip * kStrip);
+  return max(kStrip, kGroupFloats / floats_a_tile / kStrip * kStrip);
 }
 
 // U's kernel [in, out, 3, 3] is that of the stride-2 correlation, from f to a, whose transpose U is.
 inline KernelView upsampling_kernel(const Upsampling& op) { return KernelView::plain(op.weight, op.out, op.in); }
 
 #ifdef CMSLAP_BFLOAT16
-inline void upsampling(Team& team, const Upsampling& op, Size size, const BFloat16* a, BFloat16* f) {
-  const PackedKernel kernel = pack_kernel<Doubling, BFloat16>(team, upsampling_kernel(op).transposed());
-  fast_conv<Doubling>(team, a, size, kernel, Activate<BFloat16>{op.bias, nullptr, 1.0f}, f);
+inline void upsampling(ThreadPool& pool, const Upsampling& op, Size size, const BFloat16* a, BFloat16* f) {
+  const PackedKernel kernel = pack_kernel<Doubling, BFloat16>(pool, upsampling_kernel(op).transposed());
+  fast_conv<Doubling>(pool, a, size, kernel, Activate<BFloat16>{op.bias, nullptr, 1.0f}, f);
 }
 #endif
 
-inline void upsampling(Team& team, const Upsampling& op, Size size, const float* a, float* f) {
-  const PackedKernel<float> kernel = pack_phases(team, upsampling_kernel(op).transposed().flipped());
+inline void upsampling(ThreadPool& pool, const Upsampling& op, Size size, const float* a, float* f) {
+  const PackedKernel<float> kernel = pack_phases(pool, upsampling_kernel(op).transposed().flipped());
   const PhaseGrid grid(size);
-  const int64_t fair = ceil_div(ceil_div(grid.tiles(), team.size()), kStrip) * kStrip;
-  const int64_t group = least(phase_group(EvenEven::kPoints * (padded(op.in) + padded(op.out))), fair);
+  const int64_t fair = ceil_div(ceil_div(grid.tiles(), pool.size()), kStrip) * kStrip;
+  const int64_t group = min(phase_group(EvenEven::kPoints * (padded(op.in) + padded(op.out))), fair);
   const int64_t groups = ceil_div(grid.tiles(), group);
-  const int64_t block = most(1, least(8, groups / (8 * team.size())));  // groups a worker takes at once
+  const int64_t block = max(1, min(8, groups / (8 * pool.size())));  // groups a worker takes at once
   const int64_t input_floats = phase_floats(group, op.in), product_floats = phase_floats(group, op.out);
   const bool streamed = reinterpret_cast<uintptr_t>(f) % CMSLAP_VECTOR_BYTES == 0 && op.out % kLanes == 0;
 
-  for_blocks(team, ceil_div(groups, block), input_floats + product_floats + op.in, [&](int64_t b, float* scratch) {
+  for_blocks(pool, ceil_div(groups, block), input_floats + product_floats + op.in, [&](int64_t b, float* scratch) {
     float* zeros = scratch + input_floats + product_floats;
     std::memset(zeros, 0, op.in * sizeof(float));
-    const int64_t end = least((b + 1) * block * group, grid.tiles());
+    const int64_t end = min((b + 1) * block * group, grid.tiles());
     for (int64_t first = b * block * group; first < end; first += group) {
-      const int64_t count = least(group, end - first);
+      const int64_t count = min(group, end - first);
       for_phases([&](auto phase) {
         using P = decltype(phase);
         constexpr int64_t kOddRow = P::Rows::kOffset, kOddColumn = P::Columns::kOffset;
@@ -181,7 +181,7 @@ inline void upsampling(Team& team, const Upsampling& op, Size size, const float*
         }
         for (int64_t t = 0; t < count; ++t) {
           const Square tile = grid.coarse(first + t);
-          const int64_t height = least(kPhaseSide, size.height - tile.y), width = least(kPhaseSide, size.width - tile.x);
+          const int64_t height = min(kPhaseSide, size.height - tile.y), width = min(kPhaseSide, size.width - tile.x);
           const int64_t pitch = 2 * size.width * op.out;
           float* out = f + (tile.image * 2 * size.height + 2 * tile.y + kOddRow) * pitch + (2 * tile.x + kOddColumn) * op.out;
           for_channels(op.out, [&](int64_t c, auto part) {
@@ -208,20 +208,20 @@ inline void upsampling(Team& team, const Upsampling& op, Size size, const float*
 // goes through one phase after the other, so that a phase's kernels and sums stay in L2; meanwhile grad_a holds the sum over
 // the phases.
 template <class Epilogue>
-void upsampling_gradients(Team& team, const Upsampling& op, Size size, const float* a, const float* grad_f,
+void upsampling_gradients(ThreadPool& pool, const Upsampling& op, Size size, const float* a, const float* grad_f,
                           const Epilogue& epilogue, float* grad_a, float* grad_weight, float* grad_bias) {
   constexpr int64_t kMostSlices = 8, kSliceTiles = 48;
   const Size fine = doubled(size);
   const PhaseGrid grid(size);
   const int64_t most_tiles = phase_group(EvenEven::kPoints * (padded(op.out) + padded(op.in)));
-  const int64_t slices = least(kMostSlices, ceil_div(grid.tiles(), kSliceTiles));
+  const int64_t slices = min(kMostSlices, ceil_div(grid.tiles(), kSliceTiles));
 
-  const PackedKernel<float> kernel = pack_phases(team, upsampling_kernel(op));
+  const PackedKernel<float> kernel = pack_phases(pool, upsampling_kernel(op));
   const int64_t matrix_floats = op.in * padded(op.out), slice_floats = kPhaseMatrices * matrix_floats;
   const Buffer sums(grad_weight ? slices * slice_floats : 0), bias_sums(slices * padded(op.out));
   const int64_t fine_floats = phase_floats(most_tiles, op.out), coarse_floats = phase_floats(most_tiles, op.in);
 
-  for_blocks(team, slices, fine_floats + coarse_floats + op.in + op.out, [&](int64_t slice, float* scratch) {
+  for_blocks(pool, slices, fine_floats + coarse_floats + op.in + op.out, [&](int64_t slice, float* scratch) {
     float* zeros = scratch + fine_floats + coarse_floats;
     std::memset(zeros, 0, (op.in + op.out) * sizeof(float));
     float *sum = sums.data() + slice * slice_floats, *bias_sum = bias_sums.data() + slice * padded(op.out);
@@ -239,7 +239,7 @@ void upsampling_gradients(Team& team, const Upsampling& op, Size size, const flo
       };
       for (int64_t g = 0; g < groups; ++g) {
         const int64_t first = begin + g * tiles / groups, next = begin + (g + 1) * tiles / groups, count = next - first;
-        const int64_t after = begin + least(g + 2, groups) * tiles / groups;
+        const int64_t after = begin + min(g + 2, groups) * tiles / groups;
         const TransformedTiles<> gradients = phase_tiles<P>(scratch, count, op.out);
         const TransformedTiles<> coarse = phase_tiles<P>(scratch + fine_floats, count, op.in);  // a, then products
         for (int64_t t = 0; t < count; ++t) {
@@ -268,7 +268,7 @@ void upsampling_gradients(Team& team, const Upsampling& op, Size size, const flo
         }
         for (int64_t t = 0; grad_a && t < count; ++t) {
           const Square tile = grid.coarse(first + t);
-          const int64_t height = least(kPhaseSide, size.height - tile.y), width = least(kPhaseSide, size.width - tile.x);
+          const int64_t height = min(kPhaseSide, size.height - tile.y), width = min(kPhaseSide, size.width - tile.x);
           const int64_t corner = ((tile.image * size.height + tile.y) * size.width + tile.x) * op.in;
           for_channels(op.in, [&](int64_t c, auto part) {
             phase_outputs<P>(coarse, t, c, [&](int i, int j, Vec value) {
@@ -283,7 +283,7 @@ void upsampling_gradients(Team& team, const Upsampling& op, Size size, const flo
     });
   });
   if (!grad_weight) return;
-  for_blocks(team, op.in, 0, [&](int64_t i, float*) {
+  for_blocks(pool, op.in, 0, [&](int64_t i, float*) {
     for (int64_t o = 0; o < op.out; o += kLanes)
       for_phases([&](auto phase) {
         using P = decltype(phase);
@@ -298,7 +298,7 @@ void upsampling_gradients(Team& team, const Upsampling& op, Size size, const flo
             },
             [&](int k, int l, Vec taps) {
               float* gradient = grad_weight + (i * op.out + o) * 9 + 3 * R::kTap[k] + C::kTap[l];
-              for (int64_t lane = 0; lane < least(kLanes, op.out - o); ++lane) gradient[9 * lane] += taps[lane];
+              for (int64_t lane = 0; lane < min(kLanes, op.out - o); ++lane) gradient[9 * lane] += taps[lane];
             });
       });
   });

@@ -6,16 +6,16 @@
 #include "gemm.h"
 #include "kernels.h"
 #include "simd.h"
-#include "team.h"
+#include "thread_pool.h"
 
 namespace cmslap::cpu::CMSLAP_ISA {
 
 inline Size doubled(Size size) { return {size.batch, 2 * size.height, 2 * size.width}; }
 
-// Team::run for a lambda body(block, scratch).
+// ThreadPool::run for a lambda body(block, scratch).
 template <class Body>
-void for_blocks(Team& team, int64_t blocks, int64_t scratch_floats, const Body& body) {
-  team.run(
+void for_blocks(ThreadPool& pool, int64_t blocks, int64_t scratch_floats, const Body& body) {
+  pool.run(
       blocks, scratch_floats,
       [](const void* context, int64_t block, float* scratch) { (*static_cast<const Body*>(context))(block, scratch); },
       &body);
@@ -47,7 +47,7 @@ struct KernelView {
   // Tap t of the kernels from input channel i to output channels o, o + 1, ...
   Vec tap(int64_t t, int64_t i, int64_t o) const {
     Vec taps{};
-    for (int64_t lane = 0; lane < least(kLanes, out - o); ++lane)
+    for (int64_t lane = 0; lane < min(kLanes, out - o); ++lane)
       taps[lane] = data[(o + lane) * out_stride + i * in_stride + t * tap_stride];
     return taps;
   }
@@ -106,10 +106,10 @@ inline void pack(const PackedKernel<BFloat16>& kernel, int64_t matrix, int64_t i
 
 // body(i) for every input channel, on several workers; those that share a factor on one.
 template <class Number, class Body>
-void for_inputs(Team& team, const PackedKernel<Number>& kernel, const Body& body) {
-  for_blocks(team, kernel.depth, 0, [&](int64_t d, float*) {
+void for_inputs(ThreadPool& pool, const PackedKernel<Number>& kernel, const Body& body) {
+  for_blocks(pool, kernel.depth, 0, [&](int64_t d, float*) {
     constexpr int64_t kDepth = FactorOf<Number>::kDepth;
-    for (int64_t i = d * kDepth; i < least((d + 1) * kDepth, kernel.in); ++i) body(i);
+    for (int64_t i = d * kDepth; i < min((d + 1) * kDepth, kernel.in); ++i) body(i);
   });
 }
 

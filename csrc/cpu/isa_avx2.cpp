@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "kernels.h"
-#include "team.h"
+#include "thread_pool.h"
 
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)

@@ -93,7 +93,7 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-// Inference on images of bfloat16, for processors that multiply them. Kernels and biases, the picture that goes into the residual head
+// Inference on images of bfloat16, for processors that multiply them. Kernels and biases, the image that goes into the residual head
 // and the one that comes out of it are float32. Embedding::save must be kNothing.
 struct BFloat16Kernels {
   void (*conv)(const Conv&, Size, const BFloat16* x, const BFloat16* skip /* optional */, BFloat16* y);

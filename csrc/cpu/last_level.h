@@ -16,9 +16,9 @@ constexpr int64_t kBandRows = 8, kBandColumns = 64;  // pixels of `a` a worker f
 
 class FoldedUpsampling {
  public:
-  FoldedUpsampling(Team& team, const Upsampling& up, const ResidualHead& head)
+  FoldedUpsampling(ThreadPool& pool, const Upsampling& up, const ResidualHead& head)
       : kernels_(4, KernelView{nullptr, up.in, kFold * kFold, 0, 0, 0}) {
-    for_blocks(team, up.in, 0, [&](int64_t i, float*) { fold(up, head, i); });
+    for_blocks(pool, up.in, 0, [&](int64_t i, float*) { fold(up, head, i); });
     for (int row = 0; row < 3; ++row)
       for (int column = 0; column < 3; ++column) bias_[row][column] = fold_bias(up, head, row, column);
   }
@@ -83,12 +83,12 @@ template <class Number>
 void multiply_band(const FoldedUpsampling& folded, const Number* a, Size size, int64_t channels, int64_t image, int64_t y,
                    int64_t x, const BandProducts& products, float* scratch) {
   std::memset(products.data, 0, BandProducts::kFloats * sizeof(float));
-  const int64_t first = most(x - 1, 0), end = least(x + kBandColumns + 1, size.width);
-  for (int64_t i = most(y - 1, 0); i < least(y + kBandRows + 1, size.height); ++i) {
+  const int64_t first = max(x - 1, 0), end = min(x + kBandColumns + 1, size.width);
+  for (int64_t i = max(y - 1, 0); i < min(y + kBandRows + 1, size.height); ++i) {
     const Number* pixels = a + ((image * size.height + i) * size.width + first) * channels;
     const MatrixA<float> row = band_row(pixels, end - first, channels, scratch);
     const bool last_row = i == size.height - 1;
-    const int64_t inner = least(end, size.width - 1) - first;
+    const int64_t inner = min(end, size.width - 1) - first;
     gemm(row, folded.kernel(last_row, false), {products.at(i - y, first - x), BandProducts::kPitch}, inner, kFold * kFold,
          channels, false);
     if (end == size.width)
@@ -109,21 +109,21 @@ CMSLAP_INLINE float gather(const BandProducts& products, int64_t i, int64_t j, i
 template <class Number>
 void last_level(const Embedding& op, const Upsampling& up, const ResidualHead& head, Size size, const Number* u,
                 const float* image, float* out) {
-  Team team;
+  ThreadPool pool;
   const Array<Number> a(size.pixels() * op.channels);
-  embedding_forward(team, op, size, u, Activations<Number>(op, size, nullptr, a.data()));
+  embedding_forward(pool, op, size, u, Activations<Number>(op, size, nullptr, a.data()));
 
-  const FoldedUpsampling folded(team, up, head);
+  const FoldedUpsampling folded(pool, up, head);
   const Size fine = doubled(size);
   const int64_t bands = ceil_div(size.height, kBandRows), columns = ceil_div(size.width, kBandColumns);
   const int64_t row_floats = (kBandColumns + 2) * op.channels;
-  for_blocks(team, size.batch * bands * columns, BandProducts::kFloats + row_floats, [&](int64_t block, float* scratch) {
+  for_blocks(pool, size.batch * bands * columns, BandProducts::kFloats + row_floats, [&](int64_t block, float* scratch) {
     const int64_t n = block / (bands * columns);
     const int64_t y = block / columns % bands * kBandRows, x = block % columns * kBandColumns;
     const BandProducts products{scratch};
     multiply_band(folded, a.data(), size, op.channels, n, y, x, products, scratch + BandProducts::kFloats);
-    for (int64_t v = 2 * y; v < 2 * least(y + kBandRows, size.height); ++v)
-      for (int64_t w = 2 * x; w < 2 * least(x + kBandColumns, size.width); ++w)
+    for (int64_t v = 2 * y; v < 2 * min(y + kBandRows, size.height); ++v)
+      for (int64_t w = 2 * x; w < 2 * min(x + kBandColumns, size.width); ++w)
         out[(n * fine.height + v) * fine.width + w] = upsampled_pixel(head, size, image, n, v, w) + folded.bias(fine, v, w) +
                                                       gather(products, v / 2 - y, w / 2 - x, v % 2, w % 2);
   });

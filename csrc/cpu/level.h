@@ -49,11 +49,11 @@ enum Direction { kForward, kBackward };
 template <class Number>
 class RecursiveBlock {
  public:
-  RecursiveBlock(Team& team, const Embedding& op, Size size, Direction direction) {
+  RecursiveBlock(ThreadPool& pool, const Embedding& op, Size size, Direction direction) {
     for (int64_t d = 0; d < op.depth; ++d) {
       const KernelView kernel =
           KernelView::plain(op.weights + d * op.channels * op.channels * 9, op.channels, op.channels);
-      convolutions_.emplace_back(team, size, direction == kForward ? kernel : kernel.transposed().flipped());
+      convolutions_.emplace_back(pool, size, direction == kForward ? kernel : kernel.transposed().flipped());
     }
   }
   const Convolution<Number>& operator[](int64_t d) const { return convolutions_[d]; }
@@ -64,27 +64,27 @@ class RecursiveBlock {
 
 // Activation i of activation i - 1.
 template <class Number>
-void embedding_step(Team& team, const Embedding& op, const RecursiveBlock<Number>& block, const Activations<Number>& a,
+void embedding_step(ThreadPool& pool, const Embedding& op, const RecursiveBlock<Number>& block, const Activations<Number>& a,
                     int64_t i, const Number* u) {
   const int64_t d = (i - 1) % op.depth;
   const Number* skip = d == op.depth - 1 ? u : nullptr;
-  block[d].run(team, a[i - 1], Activate<Number>{op.biases + d * op.channels, skip, op.slope}, a[i]);
+  block[d].run(pool, a[i - 1], Activate<Number>{op.biases + d * op.channels, skip, op.slope}, a[i]);
 }
 
 template <class Number>
-void embedding_forward(Team& team, const Embedding& op, Size size, const Number* u, const Activations<Number>& a) {
-  const RecursiveBlock<Number> block(team, op, size, kForward);
-  activate(team, u, op.slope, size.pixels() * op.channels, a[0]);
-  for (int64_t i = 1; i <= op.convolutions(); ++i) embedding_step(team, op, block, a, i, u);
+void embedding_forward(ThreadPool& pool, const Embedding& op, Size size, const Number* u, const Activations<Number>& a) {
+  const RecursiveBlock<Number> block(pool, op, size, kForward);
+  activate(pool, u, op.slope, size.pixels() * op.channels, a[0]);
+  for (int64_t i = 1; i <= op.convolutions(); ++i) embedding_step(pool, op, block, a, i, u);
 }
 
 // gradient: that of h_R, which is overwritten. grad_u: holds it too, and receives what comes through every skip.
-inline void embedding_backward(Team& team, const Embedding& op, Size size, const Activations<float>& a, Buffer gradient, float* grad_u,
+inline void embedding_backward(ThreadPool& pool, const Embedding& op, Size size, const Activations<float>& a, Buffer gradient, float* grad_u,
                                float* grad_weights, float* grad_biases) {
   const int64_t weight_floats = op.channels * op.channels * 9;
-  const RecursiveBlock<float> backward(team, op, size, kBackward);
+  const RecursiveBlock<float> backward(pool, op, size, kBackward);
   std::optional<RecursiveBlock<float>> forward;
-  if (op.save == Save::kRecursions) forward.emplace(team, op, size, kForward);
+  if (op.save == Save::kRecursions) forward.emplace(pool, op, size, kForward);
   std::vector<KernelGradient> kernels;
   for (int64_t d = 0; d < op.depth; ++d)
     kernels.emplace_back(size, op.channels, op.channels, grad_weights + d * weight_floats, grad_biases + d * op.channels);
@@ -92,61 +92,61 @@ inline void embedding_backward(Team& team, const Embedding& op, Size size, const
   Buffer next(gradient.size());
   for (int64_t r = op.recursions - 1; r >= 0; --r) {
     if (forward)
-      for (int64_t d = 1; d < op.depth; ++d) embedding_step<float>(team, op, *forward, a, r * op.depth + d, nullptr);
+      for (int64_t d = 1; d < op.depth; ++d) embedding_step<float>(pool, op, *forward, a, r * op.depth + d, nullptr);
     for (int64_t d = op.depth - 1; d >= 0; --d) {
       const float* input = a[r * op.depth + d];
-      kernels[d].add(team, input, gradient.data());
-      backward[d].run(team, gradient.data(), Differentiate{input, d == 0 ? grad_u : nullptr, op.slope}, next.data());
+      kernels[d].add(pool, input, gradient.data());
+      backward[d].run(pool, gradient.data(), Differentiate{input, d == 0 ? grad_u : nullptr, op.slope}, next.data());
       std::swap(gradient, next);
     }
   }
-  for (const KernelGradient& kernel : kernels) kernel.finish(team);
+  for (const KernelGradient& kernel : kernels) kernel.finish(pool);
 }
 
 template <class Number>
 void embedding(const Embedding& op, Size size, const Number* u, Number* saved, Number* a) {
-  Team team;
-  embedding_forward(team, op, size, u, Activations<Number>(op, size, saved, a));
+  ThreadPool pool;
+  embedding_forward(pool, op, size, u, Activations<Number>(op, size, saved, a));
 }
 
 inline void embedding_backward(const Embedding& op, Size size, const float* saved, const float* a, const float* grad_a,
                                float* grad_u, float* grad_weights, float* grad_biases) {
-  Team team;
+  ThreadPool pool;
   Buffer gradient(size.pixels() * op.channels);
-  differentiate(team, grad_a, a, op.slope, gradient.size(), gradient.data());
+  differentiate(pool, grad_a, a, op.slope, gradient.size(), gradient.data());
   std::memcpy(grad_u, gradient.data(), gradient.size() * sizeof(float));
-  embedding_backward(team, op, size, Activations<float>(op, size, const_cast<float*>(saved), const_cast<float*>(a)),
+  embedding_backward(pool, op, size, Activations<float>(op, size, const_cast<float*>(saved), const_cast<float*>(a)),
                      std::move(gradient), grad_u, grad_weights, grad_biases);
 }
 
 template <class Number>
 void upsampling(const Upsampling& op, Size size, const Number* a, Number* f) {
-  Team team;
-  upsampling(team, op, size, a, f);
+  ThreadPool pool;
+  upsampling(pool, op, size, a, f);
 }
 
 inline void upsampling_backward(const Upsampling& op, Size size, const float* a, const float* grad_f, float* grad_a,
                                 float* grad_weight, float* grad_bias) {
-  Team team;
-  upsampling_gradients(team, op, size, a, grad_f, Differentiate{nullptr, nullptr, 1.0f}, grad_a, grad_weight, grad_bias);
+  ThreadPool pool;
+  upsampling_gradients(pool, op, size, a, grad_f, Differentiate{nullptr, nullptr, 1.0f}, grad_a, grad_weight, grad_bias);
 }
 
 template <class Number>
 void level(const Embedding& op, const Upsampling& up, Size size, const Number* u, Number* saved, Number* a, Number* f) {
-  Team team;
-  embedding_forward(team, op, size, u, Activations<Number>(op, size, saved, a));
-  upsampling(team, up, size, a, f);
+  ThreadPool pool;
+  embedding_forward(pool, op, size, u, Activations<Number>(op, size, saved, a));
+  upsampling(pool, up, size, a, f);
 }
 
 inline void level_backward(const Embedding& op, const Upsampling& up, Size size, const float* saved, const float* a,
                            const float* grad_f, float* grad_u, float* grad_weights, float* grad_biases,
                            float* grad_upsample_weight, float* grad_upsample_bias) {
-  Team team;
+  ThreadPool pool;
   Buffer gradient(size.pixels() * op.channels);
   std::memset(grad_u, 0, gradient.size() * sizeof(float));
-  upsampling_gradients(team, up, size, a, grad_f, Differentiate{a, grad_u, op.slope}, gradient.data(), grad_upsample_weight,
+  upsampling_gradients(pool, up, size, a, grad_f, Differentiate{a, grad_u, op.slope}, gradient.data(), grad_upsample_weight,
                        grad_upsample_bias);
-  embedding_backward(team, op, size, Activations<float>(op, size, const_cast<float*>(saved), const_cast<float*>(a)),
+  embedding_backward(pool, op, size, Activations<float>(op, size, const_cast<float*>(saved), const_cast<float*>(a)),
                      std::move(gradient), grad_u, grad_weights, grad_biases);
 }
 

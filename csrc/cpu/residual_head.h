@@ -31,14 +31,14 @@ CMSLAP_INLINE float upsampled_pixel(const ResidualHead& head, Size size, const f
 
 template <class Number>
 void residual_head(const ResidualHead& head, Size size, const Number* f, const float* image, float* out) {
-  Team team;
+  ThreadPool pool;
   const Size fine = doubled(size);
   const int64_t channels = head.channels, pitch = padded(channels);
   const Buffer kernel(9 * pitch);  // [taps, channels]
   for (int64_t t = 0; t < 9; ++t)
     for (int64_t c = 0; c < pitch; ++c) kernel.data()[t * pitch + c] = c < channels ? head.weight[c * 9 + t] : 0;
 
-  for_blocks(team, Segment::count(fine), Rows::floats(channels), [&](int64_t s, float* scratch) {
+  for_blocks(pool, Segment::count(fine), Rows::floats(channels), [&](int64_t s, float* scratch) {
     const Segment segment(fine, s);
     const Rows rows(scratch, f, fine, channels, segment);
     for (int64_t j = 0; j < segment.width; ++j) {
@@ -57,11 +57,11 @@ void residual_head(const ResidualHead& head, Size size, const Number* f, const f
 inline void residual_head_backward(const ResidualHead& head, Size size, const float* f, const float* image,
                                    const float* grad_out, float* grad_f, float* grad_image, float* grad_weight,
                                    float* grad_bias, float* grad_image_weight) {
-  Team team;
+  ThreadPool pool;
   const Size fine = doubled(size);
   const KernelView kernel = KernelView::plain(head.weight, head.channels, 1).transposed().flipped();
-  direct_conv(team, grad_out, fine, pack_taps(team, kernel), Differentiate{nullptr, nullptr, 1.0f}, grad_f);
-  direct_weight_gradient(team, f, fine, head.channels, grad_out, 1, grad_weight);
+  direct_conv(pool, grad_out, fine, pack_taps(pool, kernel), Differentiate{nullptr, nullptr, 1.0f}, grad_f);
+  direct_weight_gradient(pool, f, fine, head.channels, grad_out, 1, grad_weight);
 
   // The image has one channel: two plain passes over it, not worth threads of their own.
   double bias = 0, taps[16] = {};

@@ -69,8 +69,8 @@ CMSLAP_INLINE Vec leaky_relu_gradient(Vec gradient, Vec activated, float slope) 
   return activated > 0.0f ? gradient : gradient * slope;
 }
 
-CMSLAP_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-CMSLAP_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+CMSLAP_INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+CMSLAP_INLINE int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 CMSLAP_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 CMSLAP_INLINE int64_t padded(int64_t channels) { return ceil_div(channels, kLanes) * kLanes; }
 

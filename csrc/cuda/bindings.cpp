@@ -53,7 +53,7 @@ void* pixels(const Tensor& tensor) {
 }
 
 // The data of a contiguous 16-bit tensor: kernels, saved activations.
-void* words(const Tensor& tensor) {
+void* halves(const Tensor& tensor) {
   type_of(tensor);
   STD_TORCH_CHECK(tensor.is_contiguous(), "a contiguous tensor expected");
   return tensor.data_ptr();
@@ -65,7 +65,7 @@ float* floats(const Tensor& tensor) {
 }
 
 void* pixels(const OptionalTensor& tensor) { return tensor ? pixels(*tensor) : nullptr; }
-void* words(const OptionalTensor& tensor) { return tensor ? words(*tensor) : nullptr; }
+void* halves(const OptionalTensor& tensor) { return tensor ? halves(*tensor) : nullptr; }
 float* floats(const OptionalTensor& tensor) { return tensor ? floats(*tensor) : nullptr; }
 
 int integer(int64_t value) {
@@ -77,7 +77,7 @@ Size size_of(const Tensor& map) { return {integer(map.size(0)), integer(map.size
 
 Convolution convolution_of(const Tensor& x, const Tensor& weight, double negative_slope) {
   const int in = integer(weight.size(1)), out = integer(weight.size(0));
-  return {type_of(x), size_of(x), in, out, words(weight), static_cast<float>(negative_slope)};
+  return {type_of(x), size_of(x), in, out, halves(weight), static_cast<float>(negative_slope)};
 }
 
 // like: a map of the embedding's size.
@@ -85,11 +85,11 @@ Embedding embedding_of(const Tensor& like, const Tensor& weights, const Tensor& 
                        bool recompute) {
   const int channels = integer(weights.size(1)), depth = integer(weights.size(0));
   const float slope = static_cast<float>(negative_slope);
-  return {type_of(like), size_of(like), channels, depth, integer(recursions), words(weights), floats(biases), slope, recompute};
+  return {type_of(like), size_of(like), channels, depth, integer(recursions), halves(weights), floats(biases), slope, recompute};
 }
 
 Upsampling upsampling_of(const Tensor& a, const Tensor& weight) {
-  return {type_of(a), size_of(a), integer(weight.size(0)), integer(weight.size(1)), words(weight)};
+  return {type_of(a), size_of(a), integer(weight.size(0)), integer(weight.size(1)), halves(weight)};
 }
 
 EmbeddingGradients gradients_of(const Tensor& u, const Tensor& weights, const Tensor& biases) {
@@ -113,26 +113,26 @@ void conv2d_lrelu_backward(const Tensor& x, const Tensor& weight, const Tensor& 
                        floats(grad_weight), floats(grad_bias), pixels(grad_skip), queue_on(stream, memory));
 }
 
-void picture_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, double negative_slope, int64_t stream,
+void image_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, double negative_slope, int64_t stream,
                   Tensor out) {
-  const PictureConv op{type_of(out),  size_of(x),   integer(out.size(1)), floats(x), floats(weight),
+  const ImageConv op{type_of(out),  size_of(x),   integer(out.size(1)), floats(x), floats(weight),
                        floats(bias), static_cast<float>(negative_slope), pixels(out)};
-  cuda::picture_conv(op, reinterpret_cast<cudaStream_t>(stream));
+  cuda::image_conv(op, reinterpret_cast<cudaStream_t>(stream));
 }
 
-void picture_conv_backward(const Tensor& x, const Tensor& out, const Tensor& grad, double negative_slope, int64_t stream,
+void image_conv_backward(const Tensor& x, const Tensor& out, const Tensor& grad, double negative_slope, int64_t stream,
                            Tensor grad_before, Tensor grad_parameters) {
   AllocatorWorkspace memory(x);
-  PictureConv op{};
+  ImageConv op{};
   op.type = type_of(out), op.size = size_of(x), op.out = integer(out.size(1)), op.x = floats(x);
   op.slope = static_cast<float>(negative_slope);
-  picture_backward(op, pixels(out), pixels(grad), pixels(grad_before), floats(grad_parameters), queue_on(stream, memory));
+  image_backward(op, pixels(out), pixels(grad), pixels(grad_before), floats(grad_parameters), queue_on(stream, memory));
 }
 
 void recursive_embedding(const Tensor& u, const Tensor& weights, const Tensor& biases, int64_t recursions,
                          double negative_slope, bool recompute, int64_t stream, OptionalTensor saved, Tensor out) {
   AllocatorWorkspace memory(u);
-  embedding(embedding_of(u, weights, biases, recursions, negative_slope, recompute), pixels(u), words(saved), pixels(out),
+  embedding(embedding_of(u, weights, biases, recursions, negative_slope, recompute), pixels(u), halves(saved), pixels(out),
             queue_on(stream, memory));
 }
 
@@ -140,7 +140,7 @@ void recursive_embedding_backward(const Tensor& weights, const Tensor& biases, i
                                   bool recompute, const Tensor& saved, const Tensor& out, const Tensor& grad, int64_t stream,
                                   Tensor grad_u, Tensor grad_weights, Tensor grad_biases) {
   AllocatorWorkspace memory(grad);
-  embedding_backward(embedding_of(grad, weights, biases, recursions, negative_slope, recompute), words(saved), pixels(out),
+  embedding_backward(embedding_of(grad, weights, biases, recursions, negative_slope, recompute), halves(saved), pixels(out),
                      pixels(grad), gradients_of(grad_u, grad_weights, grad_biases), queue_on(stream, memory));
 }
 
@@ -161,7 +161,7 @@ void lapsrn_level(const Tensor& u, const Tensor& weights, const Tensor& biases, 
                   OptionalTensor saved, Tensor out) {
   AllocatorWorkspace memory(u);
   level(embedding_of(u, weights, biases, recursions, negative_slope, recompute), upsampling_of(u, upsample_weight), pixels(u),
-        floats(upsample_bias), words(saved), pixels(out), queue_on(stream, memory));
+        floats(upsample_bias), halves(saved), pixels(out), queue_on(stream, memory));
 }
 
 void lapsrn_level_backward(const Tensor& weights, const Tensor& biases, const Tensor& upsample_weight, int64_t recursions,
@@ -170,7 +170,7 @@ void lapsrn_level_backward(const Tensor& weights, const Tensor& biases, const Te
                            Tensor grad_upsample_bias) {
   AllocatorWorkspace memory(grad);
   level_backward(embedding_of(grad_u, weights, biases, recursions, negative_slope, recompute),
-                 upsampling_of(grad_u, upsample_weight), words(saved), pixels(grad),
+                 upsampling_of(grad_u, upsample_weight), halves(saved), pixels(grad),
                  gradients_of(grad_u, grad_weights, grad_biases), floats(grad_upsample_weight), floats(grad_upsample_bias),
                  queue_on(stream, memory));
 }

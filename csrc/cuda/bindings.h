@@ -1,7 +1,7 @@
 // The CUDA kernels as operators on tensors, as csrc/cuda/library.cpp lists them.
 //
 // Maps are bfloat16 or float16, [N, C, H, W] in channels_last memory, 16-byte aligned; kernels are contiguous and of the same
-// dtype, biases and the parameters of picture_conv and residual_head contiguous float32. Results go to tensors the caller made;
+// dtype, biases and the parameters of image_conv and residual_head contiguous float32. Results go to tensors the caller made;
 // gradients of parameters are float32 and are added to what theirs hold. Work is queued on `stream`, a cudaStream_t of the current
 // device, on which PyTorch's allocator gives out memory. A tensor said to be optional may be None.
 #pragma once
@@ -24,11 +24,11 @@ void conv2d_lrelu_backward(const Tensor& x, const Tensor& weight, const Tensor& 
                            Tensor grad_skip);
 
 // conv2d_lrelu of one input channel, without a skip.
-void picture_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, double negative_slope, int64_t stream,
+void image_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, double negative_slope, int64_t stream,
                   Tensor out);
 
 // grad_before: of the value before the activation. grad_parameters [C, 10]: of each channel's 9 weights and its bias.
-void picture_conv_backward(const Tensor& x, const Tensor& out, const Tensor& grad, double negative_slope, int64_t stream,
+void image_conv_backward(const Tensor& x, const Tensor& out, const Tensor& grad, double negative_slope, int64_t stream,
                            Tensor grad_before, Tensor grad_parameters);
 
 // saved is [R·D, N, H, W, C], with recompute [R, N, H, W, C]; None when no gradient will be asked for.

@@ -3,7 +3,7 @@
 
 #include "kernels.h"
 #include "launch.h"
-#include "words.h"
+#include "vector_io.h"
 
 namespace cmslap::cuda {
 
@@ -32,7 +32,7 @@ static void launch_activate(Type type, const void* x, const void* grad, int64_t 
                             cudaStream_t stream) {
   const int64_t eights = elements / 8;
   launch(type == Type::kBFloat16 ? activate_kernel<BFloat16> : activate_kernel<Float16>, dim3(blocks_for(eights)),
-         dim3(kThreads), 0, stream, words(x), words(grad), eights, slope, words(y));
+         dim3(kThreads), 0, stream, halves(x), halves(grad), eights, slope, halves(y));
 }
 
 void activate(Type type, const void* x, int64_t elements, float slope, void* y, cudaStream_t stream) {
@@ -82,7 +82,7 @@ int pixel_sum_rows(int64_t pixels, int channels) {
 
 void sum_pixels(Type type, const void* map, int64_t pixels, int channels, float* sums, cudaStream_t stream) {
   launch(type == Type::kBFloat16 ? sum_pixels_kernel<BFloat16> : sum_pixels_kernel<Float16>,
-         dim3(pixel_sum_rows(pixels, channels)), dim3(kThreads), kThreads * 8 * sizeof(float), stream, words(map), pixels,
+         dim3(pixel_sum_rows(pixels, channels)), dim3(kThreads), kThreads * 8 * sizeof(float), stream, halves(map), pixels,
          channels, sums);
 }
 

@@ -107,8 +107,8 @@ int pixel_sum_rows(int64_t pixels, int channels);
 // out[i] += Σ over rows of sums[row][i], in order.
 void reduce_rows(const float* sums, int rows, int columns, float* out, cudaStream_t);
 
-// ---- From and to pictures: one channel on one side, which is float32 (16 bits would round what a pixel has) ----
-struct PictureConv {  // φ(W ⋆ x + b), 1 → out
+// ---- From and to images: one channel on one side, which is float32 (16 bits would round what a pixel has) ----
+struct ImageConv {  // φ(W ⋆ x + b), 1 → out
   Type type;
   Size size;
   int out;
@@ -118,10 +118,10 @@ struct PictureConv {  // φ(W ⋆ x + b), 1 → out
   float slope;
   void* y;                // [N, H, W, out]
 };
-void picture_conv(const PictureConv&, cudaStream_t);
-// grad: of the value before φ. sums [picture_sum_rows(), out · 10]: for each channel 9 taps and the bias; rows add up.
-void picture_conv_weight_gradient(Type, Size, int out, const float* x, const void* grad, float* sums, cudaStream_t);
-int picture_sum_rows(Size);
+void image_conv(const ImageConv&, cudaStream_t);
+// grad: of the value before φ. sums [image_sum_rows(), out · 10]: for each channel 9 taps and the bias; rows add up.
+void image_conv_weight_gradient(Type, Size, int out, const float* x, const void* grad, float* sums, cudaStream_t);
+int image_sum_rows(Size);
 
 struct ResidualHead {  // I' = K ⋆ᵀ I + (W_res ⋆ f + b_res)
   Type type;
@@ -147,7 +147,7 @@ struct ResidualHeadGradient {
   const float* image_weight;
   void* grad_f;               // [N, 2H, 2W, channels], optional
   float* grad_image;          // [N, H, W], optional
-  float* sums;                // [picture_sum_rows(2× size), channels · 9 + 1 + 16], optional: W_res, b_res, K; rows add up
+  float* sums;                // [image_sum_rows(2× size), channels · 9 + 1 + 16], optional: W_res, b_res, K; rows add up
 };
 void residual_head_gradient(const ResidualHeadGradient&, cudaStream_t);
 

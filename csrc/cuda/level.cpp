@@ -298,17 +298,17 @@ void level_backward(const Embedding& op, const Upsampling& up, const void* saved
   add_upsampling_parameters(up, a, grad_f, grad_upsample_weight, grad_upsample_bias, queue);
 }
 
-void picture_backward(const PictureConv& op, const void* y, const void* grad_y, void* grad_before, float* grad_parameters,
+void image_backward(const ImageConv& op, const void* y, const void* grad_y, void* grad_before, float* grad_parameters,
                       Queue queue) {
   differentiate(op.type, grad_y, y, op.size.pixels() * op.out, op.slope, grad_before, queue.stream);
-  const int rows = picture_sum_rows(op.size);
+  const int rows = image_sum_rows(op.size);
   float* sums = queue.memory.floats(int64_t{rows} * op.out * 10);
-  picture_conv_weight_gradient(op.type, op.size, op.out, op.x, grad_before, sums, queue.stream);
+  image_conv_weight_gradient(op.type, op.size, op.out, op.x, grad_before, sums, queue.stream);
   reduce_rows(sums, rows, op.out * 10, grad_parameters, queue.stream);
 }
 
 void residual_head_backward(ResidualHeadGradient op, float* grad_parameters, Queue queue) {
-  const int rows = picture_sum_rows({op.size.batch, 2 * op.size.height, 2 * op.size.width}), columns = op.channels * 9 + 17;
+  const int rows = image_sum_rows({op.size.batch, 2 * op.size.height, 2 * op.size.width}), columns = op.channels * 9 + 17;
   op.sums = queue.memory.floats(int64_t{rows} * columns);
   residual_head_gradient(op, queue.stream);
   reduce_rows(op.sums, rows, columns, grad_parameters, queue.stream);

@@ -11,9 +11,9 @@ STABLE_TORCH_LIBRARY(cmslap_cuda, m) {
   m.def(
       "conv2d_lrelu_backward(Tensor x, Tensor weight, Tensor out, Tensor grad, float negative_slope, int stream, "
       "Tensor(a!)? grad_x, Tensor(b!)? grad_weight, Tensor(c!)? grad_bias, Tensor(d!) grad_skip) -> ()");
-  m.def("picture_conv(Tensor x, Tensor weight, Tensor? bias, float negative_slope, int stream, Tensor(a!) out) -> ()");
+  m.def("image_conv(Tensor x, Tensor weight, Tensor? bias, float negative_slope, int stream, Tensor(a!) out) -> ()");
   m.def(
-      "picture_conv_backward(Tensor x, Tensor out, Tensor grad, float negative_slope, int stream, Tensor(a!) grad_before, "
+      "image_conv_backward(Tensor x, Tensor out, Tensor grad, float negative_slope, int stream, Tensor(a!) grad_before, "
       "Tensor(b!) grad_parameters) -> ()");
   m.def(
       "recursive_embedding(Tensor u, Tensor weights, Tensor biases, int recursions, float negative_slope, bool recompute, "
@@ -45,8 +45,8 @@ STABLE_TORCH_LIBRARY_IMPL(cmslap_cuda, CompositeExplicitAutograd, m) {
   using namespace cmslap::cuda;
   m.impl("conv2d_lrelu", TORCH_BOX(&conv2d_lrelu));
   m.impl("conv2d_lrelu_backward", TORCH_BOX(&conv2d_lrelu_backward));
-  m.impl("picture_conv", TORCH_BOX(&picture_conv));
-  m.impl("picture_conv_backward", TORCH_BOX(&picture_conv_backward));
+  m.impl("image_conv", TORCH_BOX(&image_conv));
+  m.impl("image_conv_backward", TORCH_BOX(&image_conv_backward));
   m.impl("recursive_embedding", TORCH_BOX(&recursive_embedding));
   m.impl("recursive_embedding_backward", TORCH_BOX(&recursive_embedding_backward));
   m.impl("tied_conv_transpose2d", TORCH_BOX(&tied_conv_transpose2d));

@@ -2,7 +2,7 @@
 // left to the caches.
 #include "kernels.h"
 #include "launch.h"
-#include "words.h"
+#include "vector_io.h"
 
 namespace cmslap::cuda {
 
@@ -21,7 +21,7 @@ void pack_kernels(Type, const void* weights, int count, int out, int in, void* r
   const dim3 grid(unsigned((int64_t{count} * out * in + 255) / 256));
   for (void* matrices : {rows, columns})
     if (matrices != nullptr)
-      launch(pack_kernel, grid, dim3(256), 0, stream, words(weights), count, out, in, matrices == columns, words(matrices));
+      launch(pack_kernel, grid, dim3(256), 0, stream, halves(weights), count, out, in, matrices == columns, halves(matrices));
 }
 
 }  // namespace cmslap::cuda

@@ -297,19 +297,19 @@ static void launch_conv(Type type, const ConvParameters& p, Size size, cudaStrea
 }
 
 void conv(const Conv& c, cudaStream_t stream) {
-  const ConvParameters p{{words(c.x), c.size.height, c.size.width, c.in},
+  const ConvParameters p{{halves(c.x), c.size.height, c.size.width, c.in},
                          c.size.height,
                          c.size.width,
                          c.out,
                          Tiling(0, 1, 1, 1, 1),
-                         words(c.matrices),
+                         halves(c.matrices),
                          c.flipped,
                          c.slope,
                          c.bias,
-                         words(c.skip),
-                         words(c.saved),
-                         words(c.y),
-                         words(c.total),
+                         halves(c.skip),
+                         halves(c.saved),
+                         halves(c.y),
+                         halves(c.total),
                          c.sums};
   launch_conv<1>(c.type, p, c.size, stream);
 }
@@ -317,18 +317,18 @@ void conv(const Conv& c, cudaStream_t stream) {
 int conv_sum_rows(const Conv& c) { return cut(c.size, c.out).blocks; }
 
 void transposed_conv_gradient(const TransposedConvGradient& g, cudaStream_t stream) {
-  const ConvParameters p{{words(g.grad), 2 * g.size.height, 2 * g.size.width, g.out},
+  const ConvParameters p{{halves(g.grad), 2 * g.size.height, 2 * g.size.width, g.out},
                          g.size.height,
                          g.size.width,
                          g.in,
                          Tiling(0, 1, 1, 1, 1),
-                         words(g.matrices),
+                         halves(g.matrices),
                          false,
                          g.saved != nullptr ? g.slope : 1.0f,
                          nullptr,
                          nullptr,
-                         words(g.saved),
-                         words(g.y),
+                         halves(g.saved),
+                         halves(g.y),
                          nullptr,
                          g.sums};
   launch_conv<2>(g.type, p, g.size, stream);

@@ -4,7 +4,7 @@
 #include "indexing_sm80.h"
 #include "kernels.h"
 #include "ptx.h"
-#include "words.h"
+#include "vector_io.h"
 
 namespace cmslap::cuda::sm80 {
 

@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kThreads, 1) transposed_conv_kernel(const __gr
 void transposed_conv(const TransposedConv& c, cudaStream_t stream) {
   const Tiling tiles(c.size.batch, c.size.height, c.size.width, kRowGroups * kUpRows, kTileWidth);
   const TransposedConvParameters p{
-      {words(c.a), c.size.height, c.size.width, c.in}, c.out, tiles, words(c.matrices), c.bias, words(c.y)};
+      {halves(c.a), c.size.height, c.size.width, c.in}, c.out, tiles, halves(c.matrices), c.bias, halves(c.y)};
   const int channel_blocks = int(ceil_div(c.out, kBlockChannels));
   const int room = std::max(1, device_attribute(cudaDevAttrMultiProcessorCount) / channel_blocks);
   const dim3 grid(std::min(tiles.count, room), channel_blocks);

@@ -13,7 +13,7 @@
 #include "implementations.h"
 #include "launch.h"
 #include "indexing_sm80.h"
-#include "words.h"
+#include "vector_io.h"
 
 namespace cmslap::cuda::sm80 {
 
@@ -220,7 +220,7 @@ static Tiling tiles(const WeightGradient& g) {
 template <class T, int kStride>
 static void launch_gradient(const WeightGradient& g, cudaStream_t stream) {
   const WeightGradientParameters p{g.size.batch,  g.size.height, g.size.width, g.rows,    g.columns,
-                                   tiles(g),      words(g.left), words(g.right), g.accumulate, g.partials};
+                                   tiles(g),      halves(g.left), halves(g.right), g.accumulate, g.partials};
   launch(weight_gradient_kernel<T, kStride>, dim3(g.splits, g.maps, channel_blocks(g)), dim3(kGradientThreads),
          RightHalo<kStride>::kSharedBytes, stream, p);
 }

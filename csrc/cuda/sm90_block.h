@@ -52,7 +52,7 @@ DEVICE void consumer_sync(int consumer) { named_barrier_sync(1 + consumer, kWarp
 // Stages of shared memory that boxes, numbered from 0, pass through in order. A box's stage is full when the copy engine has
 // brought it and empty when `kReaders` warps have released it.
 template <int kStages, int kBytes, int kReaders>
-struct Ring {
+struct Pipeline {
   static constexpr int kRoom = kStages * kBytes;
   static constexpr int kBarriers = 2 * kStages;
 

@@ -26,7 +26,7 @@ enum class Epilogue {
 };
 
 struct Parameters {
-  TensorMap pixels, matrices, beside, result;
+  TensorMap pixels, matrices, aux, result;
   TileGrid grid;
   int height, width;  // of the result
   bool flipped, stores;
@@ -42,7 +42,7 @@ struct Parameters {
 template <class W_, int kConsumers_, int kStages_, int kAhead_>
 struct Shape {
   using W = W_;
-  using Boxes = Ring<kStages_, W::kBoxRoom, 4>;
+  using Boxes = Pipeline<kStages_, W::kBoxRoom, 4>;
   static constexpr int kConsumers = kConsumers_, kAhead = kAhead_;
   static constexpr int kThreads = (kConsumers + 1) * kWarpgroup;
   static_assert(W::kColumns == 8, "eight pixels of a row are a group of eight columns of the right operand");
@@ -57,7 +57,7 @@ struct Shape {
 
 // Shared memory of a block.
 template <class S>
-struct Room {
+struct SharedStorage {
   uint32_t base;
 
   DEVICE uint32_t matrices() const { return base; }
@@ -67,7 +67,7 @@ struct Room {
   DEVICE uint32_t matrices_full() const { return barrier(0); }
   DEVICE uint32_t turn(int consumer) const { return barrier(1 + consumer); }
   // The map beside a tile comes where the tile's result will be.
-  DEVICE uint32_t beside_full(int consumer) const { return barrier(1 + S::kConsumers + consumer); }
+  DEVICE uint32_t aux_full(int consumer) const { return barrier(1 + S::kConsumers + consumer); }
   DEVICE uint32_t result_empty(int consumer) const { return barrier(1 + 2 * S::kConsumers + consumer); }
 
   DEVICE void init() const {
@@ -75,7 +75,7 @@ struct Room {
     mbarrier_init(matrices_full(), 1);
     for (int consumer = 0; consumer < S::kConsumers; ++consumer) {
       mbarrier_init(turn(consumer), 4);
-      mbarrier_init(beside_full(consumer), 1);
+      mbarrier_init(aux_full(consumer), 1);
       mbarrier_init(result_empty(consumer), 1);
     }
     fence_barrier_init();
@@ -93,39 +93,39 @@ DEVICE void prefetch(const Parameters& p, int number) {
   for (int part = 0; part < W::kParts; ++part) {
     tma_prefetch_4d(p.pixels, W::channel(part), W::left(tile, part), W::top(tile), tile.image);
   }
-  if (kEpilogue != Epilogue::kActivate) tma_prefetch_4d(p.beside, 0, tile.left, tile.top, tile.image);
+  if (kEpilogue != Epilogue::kActivate) tma_prefetch_4d(p.aux, 0, tile.left, tile.top, tile.image);
 }
 
 // The block's tiles are blockIdx.x, blockIdx.x + gridDim.x, ...; the consumers take them in turns.
 template <class S, Epilogue kEpilogue>
-DEVICE void produce(const Parameters& p, const Room<S>& room) {
+DEVICE void produce(const Parameters& p, const SharedStorage<S>& storage) {
   using W = typename S::W;
-  load_matrices(room.matrices(), p.matrices, room.matrices_full(), p.flipped);
+  load_matrices(storage.matrices(), p.matrices, storage.matrices_full(), p.flipped);
   for (int n = 0, number = blockIdx.x; number < p.grid.count; ++n, number += gridDim.x) {
     const Tile tile = p.grid.at(number, W::kRows, W::kColumns);
     for (int part = 0; part < W::kParts; ++part) {
       const uint32_t box = n * W::kParts + part;
-      const uint32_t stage = room.boxes().fill(box, W::kBoxBytes);
-      load_box<W>(stage, p.pixels, room.boxes().full(box), tile, part);
+      const uint32_t stage = storage.boxes().fill(box, W::kBoxBytes);
+      load_box<W>(stage, p.pixels, storage.boxes().full(box), tile, part);
     }
     if (S::kAhead > 0) prefetch<S, kEpilogue>(p, number + S::kAhead * gridDim.x);
     if (kEpilogue != Epilogue::kActivate) {
       const int consumer = n % S::kConsumers;
-      mbarrier_wait(room.result_empty(consumer), n / S::kConsumers % 2 ^ 1);
-      mbarrier_arrive_expect_tx(room.beside_full(consumer), W::kTileBytes);
-      tma_load_4d(room.result(consumer), p.beside, room.beside_full(consumer), 0, tile.left, tile.top, tile.image);
+      mbarrier_wait(storage.result_empty(consumer), n / S::kConsumers % 2 ^ 1);
+      mbarrier_arrive_expect_tx(storage.aux_full(consumer), W::kTileBytes);
+      tma_load_4d(storage.result(consumer), p.aux, storage.aux_full(consumer), 0, tile.left, tile.top, tile.image);
     }
   }
 }
 
 // sum[64, kPixels] of the block's n-th tile. Consumers follow each other, so that one always multiplies.
 template <class T, class S>
-DEVICE void multiply(float (&sum)[S::W::kPixels / 2], const Room<S>& room, int n) {
+DEVICE void multiply(float (&sum)[S::W::kPixels / 2], const SharedStorage<S>& storage, int n) {
   using W = typename S::W;
-  const auto boxes = room.boxes();
-  const uint64_t matrices = descriptor(room.matrices(), kLeadingUnread, kPatternBytes);
+  const auto boxes = storage.boxes();
+  const uint64_t matrices = descriptor(storage.matrices(), kLeadingUnread, kPatternBytes);
   const int consumer = n % S::kConsumers, turn = n / S::kConsumers;
-  mbarrier_wait(room.turn(consumer), (turn + (consumer == 0)) % 2);  // the first needs no one before it
+  mbarrier_wait(storage.turn(consumer), (turn + (consumer == 0)) % 2);  // the first needs no one before it
   fence_registers(sum);
 #pragma unroll
   for (int part = 0; part < W::kParts; ++part) {
@@ -147,15 +147,15 @@ DEVICE void multiply(float (&sum)[S::W::kPixels / 2], const Room<S>& room, int n
       boxes.release(box - 1);
     }
   }
-  if (leads_warp()) mbarrier_arrive(room.turn((consumer + 1) % S::kConsumers));
+  if (leads_warp()) mbarrier_arrive(storage.turn((consumer + 1) % S::kConsumers));
   wgmma_wait<0>();
   fence_registers(sum);
   boxes.release(n * W::kParts + W::kParts - 1);
 }
 
 template <class T, Epilogue kEpilogue>
-DEVICE float2 finished(float2 value, uint32_t beside, float bias, float slope) {
-  const float2 other = kEpilogue == Epilogue::kActivate ? float2{0, 0} : unpack<T>(beside);
+DEVICE float2 apply_epilogue(float2 value, uint32_t aux, float bias, float slope) {
+  const float2 other = kEpilogue == Epilogue::kActivate ? float2{0, 0} : unpack<T>(aux);
   float2 sign = other;
   if (kEpilogue != Epilogue::kDifferentiate) {
     value = {value.x + bias, value.y + bias};
@@ -201,7 +201,7 @@ DEVICE void add_skip(const Parameters& p, const uint8_t* result, const Tile& til
 
 // A thread holds two channels, `half` 0 and 1, of two neighbouring pixels of each row: sum[4·row + 2·half + pixel].
 template <class T, class S, Epilogue kEpilogue>
-DEVICE void consume(const Parameters& p, const Room<S>& room, const uint8_t* shared, int consumer) {
+DEVICE void consume(const Parameters& p, const SharedStorage<S>& storage, const uint8_t* shared, int consumer) {
   using W = typename S::W;
   const int warp = threadIdx.x % kWarpgroup / 32, lane = threadIdx.x % 32;
   const int channel = 16 * warp + lane / 4;
@@ -210,15 +210,15 @@ DEVICE void consume(const Parameters& p, const Room<S>& room, const uint8_t* sha
   float totals[2] = {0, 0};
   float sum[W::kPixels / 2];
 
-  mbarrier_wait(room.matrices_full(), 0);
+  mbarrier_wait(storage.matrices_full(), 0);
   for (int n = consumer, number = blockIdx.x + n * gridDim.x; number < p.grid.count;
        n += S::kConsumers, number += S::kConsumers * gridDim.x) {
     const Tile tile = p.grid.at(number, W::kRows, W::kColumns);
-    multiply<T, S>(sum, room, n);
+    multiply<T, S>(sum, storage, n);
 
-    const uint32_t result = room.result(consumer);
+    const uint32_t result = storage.result(consumer);
     if (kEpilogue != Epilogue::kActivate) {
-      mbarrier_wait(room.beside_full(consumer), n / S::kConsumers % 2);
+      mbarrier_wait(storage.aux_full(consumer), n / S::kConsumers % 2);
     } else {
       if (leads_warpgroup()) tma_store_wait_read<0>();
       consumer_sync(consumer);
@@ -232,7 +232,7 @@ DEVICE void consume(const Parameters& p, const Room<S>& room, const uint8_t* sha
       for (int i = 0; i < 4; ++i) {
         float& x = sum[4 * row + 2 * i];
         float& y = sum[4 * row + 2 * i + 1];
-        const float2 value = finished<T, kEpilogue>({x, y}, words[i], bias[i % 2], p.slope);
+        const float2 value = apply_epilogue<T, kEpilogue>({x, y}, words[i], bias[i % 2], p.slope);
         x = value.x, y = value.y;
         words[i] = pack<T>(x, y);
       }
@@ -263,7 +263,7 @@ DEVICE void consume(const Parameters& p, const Room<S>& room, const uint8_t* sha
     }
     if (kEpilogue != Epilogue::kActivate && leads_warpgroup()) {
       tma_store_wait_read<0>();
-      mbarrier_arrive(room.result_empty(consumer));
+      mbarrier_arrive(storage.result_empty(consumer));
     }
   }
   if (leads_warpgroup()) tma_store_wait<0>();
@@ -283,16 +283,16 @@ template <class T, class S, Epilogue kEpilogue>
 __global__ void __launch_bounds__(S::kThreads, 1) conv_kernel(const __grid_constant__ Parameters p) {
   if constexpr (kHopper) {
     SHARED_MEMORY(shared);
-    const Room<S> room{shared_address(shared)};
-    if (threadIdx.x == 0) room.init();
+    const SharedStorage<S> storage{shared_address(shared)};
+    if (threadIdx.x == 0) storage.init();
     __syncthreads();
     const int warpgroup = warpgroup_index();
     if (warpgroup == S::kConsumers) {
       setmaxnreg_dec<Registers<S::kConsumers>::kProducer>();
-      if (threadIdx.x % kWarpgroup < 32 && elect_one()) produce<S, kEpilogue>(p, room);
+      if (threadIdx.x % kWarpgroup < 32 && elect_one()) produce<S, kEpilogue>(p, storage);
     } else {
       setmaxnreg_inc<Registers<S::kConsumers>::kConsumer>();
-      consume<T, S, kEpilogue>(p, room, shared, warpgroup);
+      consume<T, S, kEpilogue>(p, storage, shared, warpgroup);
     }
   }
 }
@@ -316,14 +316,14 @@ void start(Type type, const Parameters& p, Size size, cudaStream_t stream) {
 }
 
 template <class S>
-Parameters parameters(const void* pixels, const void* matrices, const void* beside, void* result, Size size) {
+Parameters parameters(const void* pixels, const void* matrices, const void* aux, void* result, Size size) {
   using W = typename S::W;
   const auto tiles = [size](const void* map) {
     return pixels_map(map, size.batch, size.height, size.width, kChannels, W::kRows, W::kColumns);
   };
   Parameters p{window_map<W>(pixels, size), matrices_map(matrices), {}, {}, grid_of<S>(size), size.height, size.width,
                false, result != nullptr, 1, nullptr, nullptr, nullptr, nullptr};
-  if (beside != nullptr) p.beside = tiles(beside);
+  if (aux != nullptr) p.aux = tiles(aux);
   if (result != nullptr) p.result = tiles(result);
   return p;
 }

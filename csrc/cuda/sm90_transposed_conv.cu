@@ -18,7 +18,7 @@ namespace {
 template <class Phases, int kStages>
 struct Shape {
   using P = Phases;
-  using Boxes = Ring<kStages, P::kParts * P::kBoxRoom, 4>;
+  using Boxes = Pipeline<kStages, P::kParts * P::kBoxRoom, 4>;
 };
 using Up = Chosen<Shape<Phases<16, 8>, 4>, Shape<Phases<16, 8>, 2>, Shape<Phases<8, 8>, 8>, Shape<Phases<16, 8, true>, 2>>;
 using P = Up::P;
@@ -36,7 +36,7 @@ struct Parameters {
   const float* bias;  // [64], optional
 };
 
-struct Room {
+struct SharedStorage {
   uint32_t base;
 
   DEVICE uint32_t matrices() const { return base; }
@@ -47,13 +47,13 @@ struct Room {
   DEVICE uint32_t matrices_full() const { return base + kBarriers + Boxes::kBarriers * kBarrierBytes; }
 };
 
-DEVICE void produce(const Parameters& p, const Room& room) {
-  load_matrices(room.matrices(), p.matrices, room.matrices_full(), false);
+DEVICE void produce(const Parameters& p, const SharedStorage& storage) {
+  load_matrices(storage.matrices(), p.matrices, storage.matrices_full(), false);
   for (int n = 0, number = blockIdx.x; number < p.grid.count; ++n, number += gridDim.x) {
     const Tile tile = p.grid.at(number, P::kRows, P::kColumns);
-    const uint32_t stage = room.boxes().fill(n, P::kParts * P::kBoxBytes);
+    const uint32_t stage = storage.boxes().fill(n, P::kParts * P::kBoxBytes);
     for (int part = 0; part < P::kParts; ++part) {
-      load_box<P>(stage + part * P::kBoxRoom, p.pixels, room.boxes().full(n), tile, part);
+      load_box<P>(stage + part * P::kBoxRoom, p.pixels, storage.boxes().full(n), tile, part);
     }
   }
 }
@@ -79,25 +79,25 @@ DEVICE void multiply(float (&sum)[P::kPixels / 2], uint64_t matrices, uint64_t p
 }
 
 template <class T>
-DEVICE void consume(const Parameters& p, const Room& room, int consumer) {
+DEVICE void consume(const Parameters& p, const SharedStorage& storage, int consumer) {
   const int warp = threadIdx.x % kWarpgroup / 32, lane = threadIdx.x % 32;
   const int channel = 16 * warp + lane / 4;
   float bias[2] = {0, 0};
   if (p.bias != nullptr) bias[0] = p.bias[channel], bias[1] = p.bias[channel + 8];
   float sum[P::kPixels / 2];
-  const uint64_t matrices = descriptor(room.matrices(), kLeadingUnread, kPatternBytes);
+  const uint64_t matrices = descriptor(storage.matrices(), kLeadingUnread, kPatternBytes);
 
-  mbarrier_wait(room.matrices_full(), 0);
+  mbarrier_wait(storage.matrices_full(), 0);
   for (int n = consumer, number = blockIdx.x + n * gridDim.x; number < p.grid.count;
        n += kConsumers, number += kConsumers * gridDim.x) {
     const Tile tile = p.grid.at(number, P::kRows, P::kColumns);
-    const uint64_t pixels = descriptor(room.boxes().wait(n), kLeadingUnread, P::kRowBytes);
+    const uint64_t pixels = descriptor(storage.boxes().wait(n), kLeadingUnread, P::kRowBytes);
 #pragma unroll
     for (int phase = 0; phase < P::kCount; ++phase) {
       multiply<T>(sum, matrices, pixels, phase);
-      if (phase == P::kCount - 1) room.boxes().release(n);
+      if (phase == P::kCount - 1) storage.boxes().release(n);
 
-      const uint32_t result = room.result(consumer, phase % kBuffers);
+      const uint32_t result = storage.result(consumer, phase % kBuffers);
       if (leads_warpgroup()) tma_store_wait_read<kBuffers - 1>();
       consumer_sync(consumer);
 #pragma unroll
@@ -124,20 +124,20 @@ template <class T>
 __global__ void __launch_bounds__(kThreads, 1) transposed_conv_kernel(const __grid_constant__ Parameters p) {
   if constexpr (kHopper) {
     SHARED_MEMORY(shared);
-    const Room room{shared_address(shared)};
+    const SharedStorage storage{shared_address(shared)};
     if (threadIdx.x == 0) {
-      room.boxes().init();
-      mbarrier_init(room.matrices_full(), 1);
+      storage.boxes().init();
+      mbarrier_init(storage.matrices_full(), 1);
       fence_barrier_init();
     }
     __syncthreads();
     const int warpgroup = warpgroup_index();
     if (warpgroup == kConsumers) {
       setmaxnreg_dec<Registers<kConsumers>::kProducer>();
-      if (threadIdx.x % kWarpgroup < 32 && elect_one()) produce(p, room);
+      if (threadIdx.x % kWarpgroup < 32 && elect_one()) produce(p, storage);
     } else {
       setmaxnreg_inc<Registers<kConsumers>::kConsumer>();
-      consume<T>(p, room, warpgroup);
+      consume<T>(p, storage, warpgroup);
     }
   }
 }

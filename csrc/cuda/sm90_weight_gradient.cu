@@ -38,7 +38,7 @@ struct Shape {
   static_assert(W::kColumns == 16, "a row of a tile is one step of the sum");
   static constexpr int kStage = W::kTileBytes + W::kParts * W::kBoxRoom;  // left, then right
   static constexpr int kStageBytes = W::kTileBytes + W::kParts * W::kBoxBytes;
-  using Tiles = Ring<kStages, kStage, 4 * kConsumers>;
+  using Tiles = Pipeline<kStages, kStage, 4 * kConsumers>;
   static constexpr int kBytes = Tiles::kRoom + Tiles::kBarriers * kBarrierBytes;
   static_assert(kBytes <= kSharedMemory && kStage % kPatternBytes == 0);
 };

@@ -1,11 +1,11 @@
-// The index maths of the mma.sync and the picture kernels (csrc/cuda/indexing_sm80.h, indexing_picture.h) on whole small problems:
+// The index maths of the mma.sync and the image kernels (csrc/cuda/indexing_sm80.h, indexing_image.h) on whole small problems:
 // every output has one writer, every tap is read where the definition reads it, no two rows of ldmatrix share banks.
 #include "cuda/indexing_sm80.h"
 
 #include <map>
 #include <set>
 
-#include "cuda/indexing_picture.h"
+#include "cuda/indexing_image.h"
 #include "cuda_testing.h"
 
 namespace cmslap::cuda::testing {
@@ -208,23 +208,23 @@ TEST(sm80_index_weight_gradient) {
   require(parts.size() == kGradientWarps && *parts.rbegin() == std::array<int, 3>{2, 1, 1}, "warps share the matrices");
 }
 
-// ---- Pictures ----
+// ---- Images ----
 
-TEST(picture_index_strips) {
+TEST(image_index_strips) {
   const int batch = between(1, 3), height = between(1, 40), width = between(1, 70), channels = 16 * between(1, 16);
-  const picture::Strips strips(batch, height, width, channels);
+  const image::Strips strips(batch, height, width, channels);
   require(strips.lanes * strips.eights <= 256, "threads enough");
   std::vector<int> covered(batch * height * width);
   for (int64_t number = 0; number < strips.count; ++number)
     for (int lane = 0; lane < strips.lanes; ++lane) {
-      const picture::Strip strip = strips.at(number, lane);
+      const image::Strip strip = strips.at(number, lane);
       for (int y = strip.y; y < strip.end && strip.x < width; ++y) ++covered[(strip.image * height + y) * width + strip.x];
     }
   for (int times : covered) require(times == 1, "every pixel is in one strip");
 }
 
 TEST(residual_index) {
-  using namespace picture;
+  using namespace image_indexing;
   // Fragments of b: register b of step s of lane 4·n + q is tap n, or 8 + n, of channels that the lane's words 2·s + b are of.
   std::set<std::pair<int, int>> met;
   for (int i = 0; i < 2 * 256; ++i) {

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
-#include "cpu/team.h"
+#include "cpu/pool.h"
 
 namespace cmslap::cpu {
 
@@ -208,7 +208,7 @@ void test_bfloat16(const BFloat16Kernels& short_kernels, Size size, int64_t in, 
   const Embedding op{in, 2, 2, weights.data(), biases.data(), 0.2f, Save::kNothing};
   const Upsampling up{in, in, weights.data(), biases.data()};
   const ResidualHead head{in, head_weight.data(), &head_bias, image_weight.data()};
-  Floats a = poison(x.size()), f = poison(4 * x.size()), picture = poison(4 * size.pixels());
+  Floats a = poison(x.size()), f = poison(4 * x.size()), image = poison(4 * size.pixels());
   BFloat16s short_a(a.size(), nan), short_f(f.size(), nan);
   kernels().embedding(op, size, x.data(), nullptr, a.data());
   short_kernels.embedding(op, size, short_x.data(), short_a.data());
@@ -219,13 +219,13 @@ void test_bfloat16(const BFloat16Kernels& short_kernels, Size size, int64_t in, 
   kernels().level(op, up, size, x.data(), nullptr, a.data(), f.data());
   short_kernels.level(op, up, size, short_x.data(), short_f.data());
   compare("level in bfloat16", widened(short_f), exactly(f), kTolerance);
-  Floats short_picture = poison(picture.size());
-  kernels().residual_head(head, size, widened(short_f).data(), image.data(), picture.data());
-  short_kernels.residual_head(head, size, short_f.data(), image.data(), short_picture.data());
-  compare("residual head in bfloat16", short_picture, exactly(picture));
-  kernels().last_level(op, up, head, size, x.data(), image.data(), picture.data());
-  short_kernels.last_level(op, up, head, size, short_x.data(), image.data(), short_picture.data());
-  compare("last level in bfloat16", short_picture, exactly(picture), kTolerance);
+  Floats short_image = poison(image.size());
+  kernels().residual_head(head, size, widened(short_f).data(), image.data(), image.data());
+  short_kernels.residual_head(head, size, short_f.data(), image.data(), short_image.data());
+  compare("residual head in bfloat16", short_image, exactly(image));
+  kernels().last_level(op, up, head, size, x.data(), image.data(), image.data());
+  short_kernels.last_level(op, up, head, size, short_x.data(), image.data(), short_image.data());
+  compare("last level in bfloat16", short_image, exactly(image), kTolerance);
 }
 
 }  // namespace

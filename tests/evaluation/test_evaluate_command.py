@@ -16,8 +16,8 @@ def weights(tmp_path):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    folder = tmp_path / "pictures"
+def images(tmp_path):
+    folder = tmp_path / "images"
     folder.mkdir()
     for name in ("a.png", "b.png"):
         pixels = np.random.randint(0, 256, (40, 36, 3), dtype=np.uint8)
@@ -26,11 +26,11 @@ def pictures(tmp_path):
     return str(folder)
 
 
-def test_table_and_json_say_the_same(weights, pictures, tmp_path, capsys):
+def test_table_and_json_say_the_same(weights, images, tmp_path, capsys):
     out = tmp_path / "figures.json"
-    assert main(["evaluate", "--data", pictures, "-s", "2", "-s", "4", "-m", weights, "--json", str(out)]) == 0
+    assert main(["evaluate", "--data", images, "-s", "2", "-s", "4", "-m", weights, "--json", str(out)]) == 0
     table = capsys.readouterr().out
-    assert table.count("pictures") == 2
+    assert table.count("images") == 2
     record = json.loads(out.read_text())
     assert record["model"]["name"] == "tiny.safetensors"
     assert record["model"]["config"] == {"scale": 8, "depth": 1, "recursions": 1, "channels": 4, "shared_conv": 1}
@@ -39,7 +39,7 @@ def test_table_and_json_say_the_same(weights, pictures, tmp_path, capsys):
     assert [result["scale"] for result in record["results"]] == [2, 4]
     result = record["results"][1]
     assert [image["image"] for image in result["images"]] == ["a.png", "b.png", "flat.png"]
-    assert result["images"][2]["bicubic"]["psnr"] is None  # equal pictures
+    assert result["images"][2]["bicubic"]["psnr"] is None  # equal images
     assert f"{result['model']['ssim']:.4f}" in table
     assert np.mean([image["model"]["ssim"] for image in result["images"]]) == pytest.approx(result["model"]["ssim"])
 
@@ -47,13 +47,13 @@ def test_table_and_json_say_the_same(weights, pictures, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--data", "{pictures}", "--data", "nowhere"], "nowhere: no such folder"),
-        (["--data", "{pictures}", "-s", "3"], "power of two"),
-        (["--data", "{pictures}", "-m", "nothing.safetensors"], "nothing.safetensors: no such file"),
+        (["--data", "{images}", "--data", "nowhere"], "nowhere: no such folder"),
+        (["--data", "{images}", "-s", "3"], "power of two"),
+        (["--data", "{images}", "-m", "nothing.safetensors"], "nothing.safetensors: no such file"),
     ],
 )
-def test_mistakes_end_in_one_line(arguments, said, weights, pictures, capsys):
-    arguments = [argument.format(pictures=pictures) for argument in arguments]
+def test_mistakes_end_in_one_line(arguments, said, weights, images, capsys):
+    arguments = [argument.format(images=images) for argument in arguments]
     if "-m" not in arguments:
         arguments += ["-m", weights]
     assert main(["evaluate", *arguments]) == 1

@@ -14,13 +14,13 @@ LOSSLESS += [("tif", mode) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;1
 LOSSY = [("jpg", "L"), ("jpg", "RGB"), ("jpg", "CMYK"), ("webp", "RGB"), ("webp", "RGBA")]
 
 
-def random_picture(mode: str, width: int = 12, height: int = 9) -> Image.Image:
+def random_image(mode: str, width: int = 12, height: int = 9) -> Image.Image:
     if mode == "I;16":
         return Image.fromarray(np.random.randint(0, 65536, (height, width), dtype=np.uint16))
     if mode == "F":
         return Image.fromarray(np.random.rand(height, width).astype(np.float32))
     if mode in ("1", "P"):
-        return random_picture("RGB", width, height).convert(mode)
+        return random_image("RGB", width, height).convert(mode)
     bands = len(Image.new(mode, (1, 1)).getbands())
     return Image.frombytes(mode, (width, height), np.random.bytes(width * height * bands))
 
@@ -31,27 +31,27 @@ def srgb_profile() -> bytes:
 
 def save(folder, name: str, **options):
     path = folder / name
-    random_picture("RGB").save(path, **options)
+    random_image("RGB").save(path, **options)
     return path
 
 
 @pytest.mark.parametrize(("suffix", "mode"), LOSSLESS)
 def test_lossless_formats_keep_mode_and_pixels(tmp_path, suffix, mode):
-    picture = random_picture(mode)
-    write_image(picture, tmp_path / f"x.{suffix}")
+    image = random_image(mode)
+    write_image(image, tmp_path / f"x.{suffix}")
     back = read_image(tmp_path / f"x.{suffix}")
     assert back.mode == mode
-    assert back.convert("RGB").tobytes() == picture.convert("RGB").tobytes()
-    assert np.array_equal(np.asarray(back), np.asarray(picture))
+    assert back.convert("RGB").tobytes() == image.convert("RGB").tobytes()
+    assert np.array_equal(np.asarray(back), np.asarray(image))
 
 
 @pytest.mark.parametrize(("suffix", "mode"), LOSSY)
 def test_lossy_formats_keep_mode_and_nearly_the_pixels(tmp_path, suffix, mode):
-    picture = random_picture(mode, 1, 1).resize((40, 30)).point(lambda value: 60 + value // 2)  # alpha neither 0 nor 1
-    write_image(picture, tmp_path / f"x.{suffix}")
+    image = random_image(mode, 1, 1).resize((40, 30)).point(lambda value: 60 + value // 2)  # alpha neither 0 nor 1
+    write_image(image, tmp_path / f"x.{suffix}")
     back = read_image(tmp_path / f"x.{suffix}")
     assert back.mode == mode
-    assert np.abs(np.asarray(back).astype(int) - np.asarray(picture)).max() <= 4
+    assert np.abs(np.asarray(back).astype(int) - np.asarray(image)).max() <= 4
 
 
 def test_webp_stores_grey_as_rgb(tmp_path):
@@ -103,9 +103,9 @@ def test_profile_and_resolution_are_kept(tmp_path, suffix):
 
 
 def test_a_profile_of_another_colour_space_is_not_written(tmp_path):
-    picture = random_picture("L")
-    picture.info["icc_profile"] = srgb_profile()
-    write_image(picture, tmp_path / "x.png")
+    image = random_image("L")
+    image.info["icc_profile"] = srgb_profile()
+    write_image(image, tmp_path / "x.png")
     assert "icc_profile" not in read_image(tmp_path / "x.png").info
 
 
@@ -129,7 +129,7 @@ def test_what_is_lost_is_said(tmp_path):
         read_image(tmp_path / "deep.png")
 
 
-def test_ordinary_pictures_give_no_warning(tmp_path):
+def test_ordinary_images_give_no_warning(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for suffix in ("png", "jpg", "webp", "tif", "bmp", "gif", "ppm"):
@@ -138,11 +138,11 @@ def test_ordinary_pictures_give_no_warning(tmp_path):
 
 def damaged_files() -> dict[str, bytes]:
     jpeg, png = io.BytesIO(), io.BytesIO()
-    random_picture("RGB", 99, 99).save(jpeg, "JPEG")
-    random_picture("RGB", 99, 99).save(png, "PNG")
+    random_image("RGB", 99, 99).save(jpeg, "JPEG")
+    random_image("RGB", 99, 99).save(png, "PNG")
     return {
         "empty.png": b"",
-        "text.png": b"this is no picture\n",
+        "text.png": b"this is no image\n",
         "truncated.jpg": jpeg.getvalue()[: len(jpeg.getvalue()) // 2],
         "truncated.png": png.getvalue()[: len(png.getvalue()) // 2],
         "postscript.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",  # must not start an interpreter
@@ -188,15 +188,15 @@ def test_what_a_format_cannot_hold_is_refused_before_anything_is_written(tmp_pat
         check_writable(tmp_path / name, mode, size)
 
 
-def test_a_refused_picture_leaves_no_file(tmp_path):
+def test_a_refused_image_leaves_no_file(tmp_path):
     with pytest.raises(ImageError):
-        write_image(random_picture("RGBA"), tmp_path / "x.jpg")
+        write_image(random_image("RGBA"), tmp_path / "x.jpg")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.filterwarnings("error")
 def test_8_bit_colour_is_no_matter_for_a_warning(tmp_path):
     for side in range(1, 65):  # a TIFF decoder is told where the samples lie, at 116 or 160 for some of these
-        picture = Image.fromarray(np.zeros((side, side, 4), np.uint8))
-        picture.save(tmp_path / "x.tif", compression="tiff_lzw")
+        image = Image.fromarray(np.zeros((side, side, 4), np.uint8))
+        image.save(tmp_path / "x.tif", compression="tiff_lzw")
         read_image(tmp_path / "x.tif")

@@ -13,9 +13,9 @@ EXPECTED = {
 
 @pytest.mark.parametrize("mode", EXPECTED)
 def test_every_mode_becomes_one_that_can_be_interpolated(mode):
-    picture = Image.new(mode, (5, 4))
-    picture.info = {"dpi": (72, 72), "exif": b"Exif\0\0", "comment": "gone"}
-    plain = interpolable(picture)
+    image = Image.new(mode, (5, 4))
+    image.info = {"dpi": (72, 72), "exif": b"Exif\0\0", "comment": "gone"}
+    plain = interpolable(image)
     assert plain.mode == EXPECTED[mode]
     assert plain.size == (5, 4)
     assert plain.info == {"dpi": (72, 72), "exif": b"Exif\0\0"}
@@ -23,10 +23,10 @@ def test_every_mode_becomes_one_that_can_be_interpolated(mode):
 
 @pytest.mark.parametrize(("mode", "key", "expected"), [("L", 7, "LA"), ("RGB", (7, 7, 7), "RGBA"), ("P", 7, "RGBA")])
 def test_a_transparent_key_colour_becomes_alpha(mode, key, expected):
-    picture = Image.new(mode, (2, 1), key)
-    picture.putpixel((1, 0), 8 if mode != "RGB" else (8, 8, 8))
-    picture.info["transparency"] = key
-    plain = interpolable(picture)
+    image = Image.new(mode, (2, 1), key)
+    image.putpixel((1, 0), 8 if mode != "RGB" else (8, 8, 8))
+    image.info["transparency"] = key
+    plain = interpolable(image)
     assert plain.mode == expected
     assert list(plain.getchannel("A").tobytes()) == [0, 255]
 
@@ -34,8 +34,8 @@ def test_a_transparent_key_colour_becomes_alpha(mode, key, expected):
 def test_16_bit_values_are_kept_whatever_the_byte_order():
     values = np.random.randint(0, 65536, (4, 6), dtype=np.uint16)
     for mode, kind in (("I;16", "<u2"), ("I;16B", ">u2"), ("I", "<i4")):
-        picture = Image.frombytes(mode, (6, 4), values.astype(kind).tobytes())
-        assert np.array_equal(np.asarray(interpolable(picture)), values)
+        image = Image.frombytes(mode, (6, 4), values.astype(kind).tobytes())
+        assert np.array_equal(np.asarray(interpolable(image)), values)
 
 
 @pytest.mark.parametrize("value", [-1, 65536])
@@ -47,20 +47,20 @@ def test_integers_beyond_16_bits_are_refused(value):
 def test_only_a_profile_of_the_new_mode_s_colour_space_is_kept():
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     for mode, kept in (("RGB", True), ("P", True), ("RGBA", True), ("L", False), ("CMYK", False)):
-        picture = Image.new(mode, (3, 3))
-        picture.info["icc_profile"] = srgb
-        assert ("icc_profile" in interpolable(picture).info) is kept
-    picture = Image.new("RGB", (3, 3))
-    picture.info["icc_profile"] = b"no profile"
-    assert "icc_profile" not in interpolable(picture).info
+        image = Image.new(mode, (3, 3))
+        image.info["icc_profile"] = srgb
+        assert ("icc_profile" in interpolable(image).info) is kept
+    image = Image.new("RGB", (3, 3))
+    image.info["icc_profile"] = b"no profile"
+    assert "icc_profile" not in interpolable(image).info
 
 
 def test_an_unusable_cmyk_profile_is_said():
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     profile[16:20] = b"CMYK"  # claims CMYK, but has only the RGB tables
-    picture = Image.new("CMYK", (3, 3), (0, 255, 255, 0))
-    picture.info["icc_profile"] = bytes(profile)
+    image = Image.new("CMYK", (3, 3), (0, 255, 255, 0))
+    image.info["icc_profile"] = bytes(profile)
     with pytest.warns(ImageWarning, match="CMYK profile"):
-        plain = interpolable(picture)
+        plain = interpolable(image)
     assert plain.getpixel((0, 0)) == (255, 0, 0)
     assert "icc_profile" not in plain.info

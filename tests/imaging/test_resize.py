@@ -31,7 +31,7 @@ def resize_line(line: list[float], out_length: int, scale: float) -> list[float]
     return result
 
 
-def resize_picture(x: torch.Tensor, out_size: tuple[int, int], scales: tuple[float, float]) -> torch.Tensor:
+def resize_image(x: torch.Tensor, out_size: tuple[int, int], scales: tuple[float, float]) -> torch.Tensor:
     order = (0, 1) if scales[0] <= scales[1] else (1, 0)  # MATLAB shrinks first
     for dim in order:
         lines = x if dim == 1 else x.T
@@ -51,32 +51,32 @@ def double_by_default():
 def test_scale_is_matlab_s(scale):
     height, width = torch.randint(1, 40, (2,)).tolist()
     x = torch.rand(height, width)
-    expected = resize_picture(x, (math.ceil(height * scale), math.ceil(width * scale)), (scale, scale))
+    expected = resize_image(x, (math.ceil(height * scale), math.ceil(width * scale)), (scale, scale))
     torch.testing.assert_close(imresize(x, scale), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 90), (50, 3), (23, 17), (46, 34)])
 def test_size_is_matlab_s(size):
     x = torch.rand(23, 17)
-    expected = resize_picture(x, size, (size[0] / 23, size[1] / 17))
+    expected = resize_image(x, size, (size[0] / 23, size[1] / 17))
     torch.testing.assert_close(imresize(x, size=size), expected, rtol=0, atol=1e-12)
 
 
-def test_a_single_pixel_and_narrow_pictures_grow_and_shrink():
+def test_a_single_pixel_and_narrow_images_grow_and_shrink():
     torch.testing.assert_close(imresize(torch.full((1, 1), 0.3), 5), torch.full((5, 5), 0.3))
     x = torch.rand(1, 9)
-    torch.testing.assert_close(imresize(x, 0.3), resize_picture(x, (1, 3), (0.3, 0.3)), rtol=0, atol=1e-12)
+    torch.testing.assert_close(imresize(x, 0.3), resize_image(x, (1, 3), (0.3, 0.3)), rtol=0, atol=1e-12)
 
 
-def test_constant_pictures_stay_constant_and_scale_1_is_the_identity():
+def test_constant_images_stay_constant_and_scale_1_is_the_identity():
     torch.testing.assert_close(imresize(torch.full((13, 7), 0.7), 0.37), torch.full((5, 3), 0.7))
     x = torch.rand(13, 7)
     torch.testing.assert_close(imresize(x, 1), x)
 
 
-def test_batches_are_resized_picture_by_picture():
+def test_batches_are_resized_image_by_image():
     x = torch.rand(2, 3, 19, 21)
-    each = torch.stack([torch.stack([imresize(plane, 0.25) for plane in picture]) for picture in x])
+    each = torch.stack([torch.stack([imresize(plane, 0.25) for plane in image]) for image in x])
     torch.testing.assert_close(imresize(x, 0.25), each)
 
 
@@ -130,7 +130,7 @@ def test_impossible_sizes_are_refused(arguments, error):
         imresize(torch.rand(4, 4), **arguments)
 
 
-def test_integers_and_empty_pictures_are_refused():
+def test_integers_and_empty_images_are_refused():
     with pytest.raises(TypeError, match=r"torch\.uint8"):
         imresize(torch.zeros(4, 4, dtype=torch.uint8), 2)
     with pytest.raises(ValueError, match=r"\[0, 4\]"):

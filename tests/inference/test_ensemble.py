@@ -20,8 +20,8 @@ def test_every_flip_and_rotation_is_run_once():
     assert len({(tuple(t.shape), tuple(t.flatten().tolist())) for t in seen}) == len(seen) == MEMBERS
 
 
-def test_the_result_turns_with_the_picture():
-    """What a lopsided network makes of a turned picture is, averaged, the turned result: that is what it is for."""
+def test_the_result_turns_with_the_image():
+    """What a lopsided network makes of a turned image is, averaged, the turned result: that is what it is for."""
     kernel = torch.rand(1, 1, 3, 3)
 
     def lopsided(t):

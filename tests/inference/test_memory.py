@@ -11,7 +11,7 @@ from cmslap.inference.memory import available_memory, bytes_per_pixel
 from cmslap.ops import extension
 
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-SIDES = (64, 192)  # the difference between the two leaves out what does not depend on the picture
+SIDES = (64, 192)  # the difference between the two leaves out what does not depend on the image
 PREPARE = """
 import torch, cmslap
 from pathlib import Path

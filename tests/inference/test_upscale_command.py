@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 import cmslap
+from cmslap.checkpoints.checkpoint import save_model
 from cmslap.cli import main
 from cmslap.inference import command
-from cmslap.interop.checkpoint import save_model
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def upscale(checkpoint, here, capsys):
     return run
 
 
-def picture(name, mode="RGB", size=(9, 7), **options):
+def make_image(name, mode="RGB", size=(9, 7), **options):
     channels = {"L": (), "LA": (2,), "RGB": (3,), "RGBA": (4,)}[mode]
     image = Image.fromarray(np.random.randint(0, 256, (size[1], size[0], *channels), dtype=np.uint8))
     Path(name).parent.mkdir(parents=True, exist_ok=True)
@@ -63,8 +63,8 @@ def files():
     return sorted(path.as_posix() for path in Path().rglob("*") if path.is_file())
 
 
-def test_a_picture_becomes_a_picture_four_times_the_size(upscale):
-    picture("in.png")
+def test_a_image_becomes_a_image_four_times_the_size(upscale):
+    make_image("in.png")
     assert upscale("in.png", "-o", "out.jpg") == (0, "")
     assert size("out.jpg") == (36, 28)
     assert files() == ["in.png", "out.jpg"]
@@ -75,13 +75,13 @@ def test_a_picture_becomes_a_picture_four_times_the_size(upscale):
     [(("-s", "2"), (18, 14)), (("--scale", "1.5"), (14, 11)), (("--size", "20x30"), (20, 30)), (("-s", "8"), (72, 56))],
 )
 def test_scale_and_size(upscale, arguments, expected):
-    picture("in.png")
+    make_image("in.png")
     assert upscale("in.png", "-o", "out.png", *arguments)[0] == 0
     assert size("out.png") == expected
 
 
-def test_the_command_and_the_function_give_the_same_picture(upscale, checkpoint):
-    with Image.open(picture("in.png", "RGBA")) as image:
+def test_the_command_and_the_function_give_the_same_image(upscale, checkpoint):
+    with Image.open(make_image("in.png", "RGBA")) as image:
         expected = cmslap.upscale(image, 2, checkpoint, tile=4, ensemble=True)
     assert upscale("in.png", "-o", "out.png", "-s", 2, "-t", 4, "--ensemble")[0] == 0
     with Image.open("out.png") as image:
@@ -90,22 +90,22 @@ def test_the_command_and_the_function_give_the_same_picture(upscale, checkpoint)
 
 
 def test_bfloat16(upscale, bfloat16):
-    picture("in.png")
+    make_image("in.png")
     assert upscale("in.png", "-o", "out.png", "--precision", "bf16")[0] == 0
 
 
 def test_a_folder_with_names_and_formats_kept(upscale):
     for name in ("b.jpg", "a.PNG", "c.tif", "d.bmp", ".hidden.png", "deeper/e.png"):
-        picture(f"in/{name}")
+        make_image(f"in/{name}")
     Path("in/notes.txt").touch()
     status, said = upscale("in", "-o", "out")
-    assert (status, said) == (0, "4 of 4 pictures written to out, 0 failed\n")
+    assert (status, said) == (0, "4 of 4 images written to out, 0 failed\n")
     assert [name for name in files() if name.startswith("out")] == ["out/a.PNG", "out/b.jpg", "out/c.tif", "out/d.png"]
 
 
 def test_recursive_keeps_the_tree_and_leaves_earlier_results_alone(upscale):
-    picture("in/a.png")
-    picture("in/deeper/a.png")
+    make_image("in/a.png")
+    make_image("in/deeper/a.png")
     assert upscale("in", "-o", "in/out", "--recursive")[0] == 0
     assert files() == ["in/a.png", "in/deeper/a.png", "in/out/a.png", "in/out/deeper/a.png"]
     assert upscale("in", "-o", "in/out", "-r", "--overwrite")[1].startswith("2 of 2")
@@ -113,40 +113,40 @@ def test_recursive_keeps_the_tree_and_leaves_earlier_results_alone(upscale):
 
 def test_patterns_that_no_shell_expanded(upscale):
     for name in ("a1.png", "a2.png", "b1.png", "odd[1].png"):
-        picture(name)
+        make_image(name)
     assert upscale("a*.png", "odd[1].png", "-o", "out")[0] == 0
     assert [name for name in files() if name.startswith("out")] == ["out/a1.png", "out/a2.png", "out/odd[1].png"]
 
 
 def test_a_file_may_go_to_a_folder(upscale):
-    picture("in.png")
+    make_image("in.png")
     for folder in ("new", "new.folder/"):
         assert upscale("in.png", "-o", folder)[0] == 0
         assert size(Path(folder) / "in.png") == (36, 28)
 
 
 def test_nothing_is_overwritten_unless_told(upscale):
-    picture("in/a.png")
-    picture("in/b.png")
-    picture("out/a.png", size=(3, 3))
+    make_image("in/a.png")
+    make_image("in/b.png")
+    make_image("out/a.png", size=(3, 3))
     status, said = upscale("in", "-o", "out")
     assert status == 1
     assert "error: out/a.png exists; give --overwrite" in said
-    assert "1 of 2 pictures written to out, 1 failed" in said
+    assert "1 of 2 images written to out, 1 failed" in said
     assert (size("out/a.png"), size("out/b.png")) == ((3, 3), (36, 28))
     assert upscale("in", "-o", "out", "--overwrite")[0] == 0
     assert size("out/a.png") == (36, 28)
 
 
 def test_one_bad_file_does_not_end_the_run(upscale):
-    picture("in/a.png")
-    picture("in/z.png")
-    Path("in/m.png").write_text("no picture")
+    make_image("in/a.png")
+    make_image("in/z.png")
+    Path("in/m.png").write_text("no image")
     status, said = upscale("in", "-o", "out")
     assert status == 1
     assert said.count("error") == 1
-    assert "in/m.png: not a picture" in said
-    assert "2 of 3 pictures written to out, 1 failed" in said
+    assert "in/m.png: not an image" in said
+    assert "2 of 3 images written to out, 1 failed" in said
     assert [name for name in files() if name.startswith("out")] == ["out/a.png", "out/z.png"]
 
 
@@ -164,7 +164,7 @@ def test_what_is_lost_is_said(upscale):
     [
         (("none.png", "-o", "x.png"), "none.png: no such file or folder"),
         (("none*.png", "-o", "x.png"), "none*.png: no file matches"),
-        (("empty", "-o", "x"), "empty: no pictures in this folder (.png"),
+        (("empty", "-o", "x"), "empty: no images in this folder (.png"),
         (("a.png", "b.png", "-o", "x.png"), "x.png is a file"),
         (("folder", "-o", "x.png"), "x.png is a file"),
         (("a.png", "b.png", "-o", "text"), "text is a file"),
@@ -183,14 +183,14 @@ def test_what_is_lost_is_said(upscale):
 )
 def test_mistakes_are_one_line_and_write_nothing(upscale, arguments, said):
     for name in ("a.png", "b.png", "a.gif", "folder/a.png"):
-        picture(name)
-    picture("alpha.png", "RGBA")
+        make_image(name)
+    make_image("alpha.png", "RGBA")
     Image.new("F", (3, 3), 77).save("float.tif")
     Path("empty").mkdir()
     Path("text").write_text("not a folder")
     before = files()
     status, output = upscale(*arguments)
-    lines = [line for line in output.splitlines() if "0 of 1 pictures" not in line]
+    lines = [line for line in output.splitlines() if "0 of 1 images" not in line]
     assert status == 1
     assert len(lines) == 1
     assert lines[0].startswith("cmslap upscale: error: ")
@@ -200,7 +200,7 @@ def test_mistakes_are_one_line_and_write_nothing(upscale, arguments, said):
 
 @pytest.mark.parametrize("model", ["no-such-network", "none.safetensors"])
 def test_a_missing_model_is_one_line(here, capsys, model):
-    picture("in.png")
+    make_image("in.png")
     assert main(["upscale", "in.png", "-o", "out.png", "-m", model]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -209,8 +209,8 @@ def test_a_missing_model_is_one_line(here, capsys, model):
 
 def test_a_scale_the_network_has_no_levels_for_is_refused_once(here, tmp_path, capsys):
     save_model(cmslap.LapSRN(scale=2, depth=1, channels=2), tmp_path / "lapsrn.safetensors")
-    picture("in/a.png")
-    picture("in/b.png")
+    make_image("in/a.png")
+    make_image("in/b.png")
     assert main(["upscale", "in", "-o", "out", "-m", str(tmp_path / "lapsrn.safetensors"), "-s", "4"]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -219,7 +219,7 @@ def test_a_scale_the_network_has_no_levels_for_is_refused_once(here, tmp_path, c
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_without_a_gpu_is_one_line(checkpoint, here, capsys):
-    picture("in.png")
+    make_image("in.png")
     assert main(["upscale", "in.png", "-o", "out.png", "-m", str(checkpoint), "--device", "cuda"]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -247,7 +247,7 @@ def test_a_wrong_command_line_is_exit_status_2(arguments, capsys):
 
 
 def test_an_interruption_while_writing_leaves_no_half_file(upscale, monkeypatch):
-    picture("in.png")
+    make_image("in.png")
 
     def save(self, path, *arguments, **options):
         Path(path).write_bytes(b"half")
@@ -260,10 +260,10 @@ def test_an_interruption_while_writing_leaves_no_half_file(upscale, monkeypatch)
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_ctrl_c_ends_a_run_cleanly(here, tmp_path):
-    """The real thing: a process that is busy with its second picture when the signal comes."""
+    """The real thing: a process that is busy with its second image when the signal comes."""
     save_model(cmslap.CMSLapSRN(recursions=8, channels=64), tmp_path / "slow.safetensors")
-    picture("in/a.png", size=(4, 4))
-    picture("in/b.png", size=(400, 400))
+    make_image("in/a.png", size=(4, 4))
+    make_image("in/b.png", size=(400, 400))
     process = subprocess.Popen(
         [sys.executable, "-m", "cmslap", "upscale", "in", "-o", "out", "-m", tmp_path / "slow.safetensors", "-t", "8"],
         stderr=subprocess.PIPE,
@@ -281,10 +281,10 @@ def test_ctrl_c_ends_a_run_cleanly(here, tmp_path):
 
 
 def test_progress_is_shown_on_a_terminal_only(upscale, monkeypatch, capsys):
-    picture("in/a.png")
-    picture("in/b.png")
-    assert "picture/s" not in upscale("in", "-o", "out")[1]
+    make_image("in/a.png")
+    make_image("in/b.png")
+    assert "image/s" not in upscale("in", "-o", "out")[1]
     monkeypatch.setattr(command.sys.stderr, "isatty", lambda: True, raising=False)
     shown = upscale("in", "-o", "again", "-t", "4")[1]
-    assert "picture" in shown
+    assert "image" in shown
     assert "tile" in shown

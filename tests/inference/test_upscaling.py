@@ -24,17 +24,17 @@ class Bilinear(cmslap.CMSLapSRN):
         torch.nn.init.zeros_(self.conv_res.weight)
 
 
-def smooth_picture(mode, size=(16, 12)):
+def smooth_image(mode, size=(16, 12)):
     ramp = np.linspace(60, 190, size[0] * size[1]).reshape(size[1], size[0]).astype(np.uint8)
     return Image.fromarray(ramp).convert(mode)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
 def test_pillow_modes_are_kept(model, mode):
-    picture = smooth_picture(mode)
-    picture.info = {"dpi": (72, 72), "exif": b"Exif\0\0"}
-    result = cmslap.upscale(picture, 2, model)
-    assert (result.mode, result.size, result.info) == (mode, (32, 24), picture.info)
+    image = smooth_image(mode)
+    image.info = {"dpi": (72, 72), "exif": b"Exif\0\0"}
+    result = cmslap.upscale(image, 2, model)
+    assert (result.mode, result.size, result.info) == (mode, (32, 24), image.info)
 
 
 def test_luma_goes_through_the_network_and_chroma_is_bicubic(model):
@@ -79,25 +79,25 @@ def test_16_bits_stay_16_bits():
     assert len(np.unique(np.asarray(result))) > 100
 
 
-def test_a_constant_picture_keeps_its_colour():
+def test_a_constant_image_keeps_its_colour():
     result = np.asarray(cmslap.upscale(Image.new("RGB", (12, 12), (200, 90, 30)), 2, Bilinear()))
     assert np.abs(result[2:-2, 2:-2].astype(int) - (200, 90, 30)).max() <= 1
 
 
 def test_hidden_colour_does_not_bleed_into_the_visible():
-    def picture(hidden):
-        picture = Image.new("RGBA", (24, 24), (*hidden, 0))
-        picture.paste((250, 120, 20, 255), (7, 6, 16, 19))
-        return picture
+    def image(hidden):
+        image = Image.new("RGBA", (24, 24), (*hidden, 0))
+        image.paste((250, 120, 20, 255), (7, 6, 16, 19))
+        return image
 
-    black, green = (cmslap.upscale(picture(hidden), 4, Bilinear()) for hidden in ((0, 0, 0), (0, 255, 0)))
+    black, green = (cmslap.upscale(image(hidden), 4, Bilinear()) for hidden in ((0, 0, 0), (0, 255, 0)))
     assert np.array_equal(np.asarray(black), np.asarray(green))
     visible = np.asarray(black)[np.asarray(black.getchannel("A")) > 0]
     assert np.abs(visible[:, :3].astype(int) - (250, 120, 20)).max() <= 1
     assert 0 < np.asarray(black.getchannel("A"))[24:27].mean() < 255  # the edge of alpha itself is soft
 
 
-def test_alpha_is_bicubic_and_a_wholly_transparent_picture_is_harmless():
+def test_alpha_is_bicubic_and_a_wholly_transparent_image_is_harmless():
     rgba = np.random.randint(0, 256, (8, 9, 4), dtype=np.uint8)
     alpha = imresize(torch.from_numpy(rgba[..., 3]) / 255, 2).clamp(0, 1) * 255
     assert np.array_equal(cmslap.upscale(rgba, 2, Bilinear())[..., 3], alpha.round().numpy())
@@ -109,8 +109,8 @@ def test_alpha_is_bicubic_and_a_wholly_transparent_picture_is_harmless():
     [(1.5, (17, 15)), (3, (33, 30)), (4.0, (44, 40)), (2.05, (23, 21)), (16, (176, 160)), (None, (44, 40))],
 )
 def test_any_scale_above_1(model, scale, size):
-    picture = Image.new("L", (11, 10), 100)
-    assert cmslap.upscale(picture, scale, model).size == size
+    image = Image.new("L", (11, 10), 100)
+    assert cmslap.upscale(image, scale, model).size == size
 
 
 def test_a_scale_between_levels_comes_from_the_next_larger_one(model):
@@ -121,8 +121,8 @@ def test_a_scale_between_levels_comes_from_the_next_larger_one(model):
 
 
 def test_size_is_width_and_height_and_may_change_the_shape(model):
-    picture = Image.new("RGB", (11, 10))
-    assert cmslap.upscale(picture, model=model, size=(40, 9)).size == (40, 9)
+    image = Image.new("RGB", (11, 10))
+    assert cmslap.upscale(image, model=model, size=(40, 9)).size == (40, 9)
 
 
 def test_one_pixel_can_be_enlarged(model):
@@ -131,19 +131,19 @@ def test_one_pixel_can_be_enlarged(model):
 
 @pytest.mark.parametrize("arguments", [{"tile": 5}, {"ensemble": True}, {"tile": 6, "ensemble": True}])
 def test_tiles_and_ensemble_reach_the_network(arguments):
-    picture = np.random.rand(20, 17)
-    expected = cmslap.upscale(picture, 2, Bilinear())  # has no preferred direction: the ensemble changes nothing
-    np.testing.assert_allclose(cmslap.upscale(picture, 2, Bilinear(), **arguments), expected, atol=1e-6)
+    image = np.random.rand(20, 17)
+    expected = cmslap.upscale(image, 2, Bilinear())  # has no preferred direction: the ensemble changes nothing
+    np.testing.assert_allclose(cmslap.upscale(image, 2, Bilinear(), **arguments), expected, atol=1e-6)
 
 
 def test_tiles_are_chosen_when_memory_is_short(model, monkeypatch):
     seen = []
     model.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0].shape[-2:]))
-    picture = np.random.rand(80, 90)
-    whole = cmslap.upscale(picture, 2, model)
+    image = np.random.rand(80, 90)
+    whole = cmslap.upscale(image, 2, model)
     assert seen == [(80, 90)]
     monkeypatch.setattr(memory, "available_memory", lambda device: 2 * 60 * 60 * memory.bytes_per_pixel(model, 2))
-    np.testing.assert_allclose(cmslap.upscale(picture, 2, model), whole, atol=1e-5)
+    np.testing.assert_allclose(cmslap.upscale(image, 2, model), whole, atol=1e-5)
     assert len(seen) > 2
     assert max(height * width for height, width in seen[1:]) <= 60 * 60
 
@@ -154,8 +154,8 @@ def test_a_result_that_memory_cannot_hold_is_refused(model):
 
 
 def test_bfloat16_runs_the_network_in_autocast(model, bfloat16):
-    picture = np.random.rand(16, 16)
-    exact, rounded = (cmslap.upscale(picture, 2, model, precision=name) for name in ("float32", "bf16"))
+    image = np.random.rand(16, 16)
+    exact, rounded = (cmslap.upscale(image, 2, model, precision=name) for name in ("float32", "bf16"))
     assert 0 < np.abs(exact - rounded).max() < 0.1
     assert next(model.parameters()).dtype == torch.float32
 
@@ -204,8 +204,8 @@ def test_a_gpu_that_is_not_there_is_an_error():
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_the_gpu_gives_the_same_picture(model):
-    picture = np.random.rand(40, 31, 3).astype(np.float32)
-    here = cmslap.upscale(picture, 4, model, ensemble=True)
-    there = cmslap.upscale(picture, 4, model.cuda(), ensemble=True, tile=16)
+def test_the_gpu_gives_the_same_image(model):
+    image = np.random.rand(40, 31, 3).astype(np.float32)
+    here = cmslap.upscale(image, 4, model, ensemble=True)
+    there = cmslap.upscale(image, 4, model.cuda(), ensemble=True, tile=16)
     np.testing.assert_allclose(there, here, atol=2e-3)

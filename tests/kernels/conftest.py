@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import cmslap
-from cmslap.ops import choice, cuda
+from cmslap.ops import cuda, dispatch
 from cmslap.ops.backend import Backend
 from cmslap.ops.triton_backend import TRITON
 
@@ -74,7 +74,7 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Pl
         return Place("interpreter", TRITON, torch.device("cpu"))
     monkeypatch.setattr(cuda, "_kernels", modelled_operators())
     backend = dataclasses.replace(cuda.CUDA, missing=None, unsupported=cuda._unsupported_sizes)
-    monkeypatch.setattr(choice, "BACKENDS", [backend if b is cuda.CUDA else b for b in choice.BACKENDS])
+    monkeypatch.setattr(dispatch, "BACKENDS", [backend if b is cuda.CUDA else b for b in dispatch.BACKENDS])
     return Place("model", backend, torch.device("cpu"))
 
 

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reaso
 
 @pytest.mark.parametrize(("arch", "instruction"), [(80, "mma"), (90, "wgmma")])
 def test_kernels_compile_ahead_of_time(arch, instruction, tmp_path):
-    from bench import aot
+    from bench.gpu import aot
 
     aot.main(["--arch", str(arch), "--operands", "bf16", "--first-only", "--output", str(tmp_path)])
     record = json.loads((tmp_path / f"sm_{arch}.json").read_text())

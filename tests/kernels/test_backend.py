@@ -36,7 +36,7 @@ def test_what_it_serves(place):
 
 
 def test_what_only_cuda_leaves_to_others():
-    """Single precision, and a skip into what a picture becomes: the two the kernels of csrc/cuda don't have."""
+    """Single precision, and a skip into what an image becomes: the two the kernels of csrc/cuda don't have."""
     backend = dataclasses.replace(cuda.CUDA, missing=None, unsupported=cuda._unsupported_sizes)
     conv = OPERATIONS["conv2d_lrelu"]
     assert "not float32" in backend.objection(conv, conv_call("cpu", torch.float32))

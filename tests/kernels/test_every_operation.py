@@ -102,7 +102,7 @@ def test_conv2d_lrelu(place, dtype, shape, cout, plain):
 
 
 @pytest.mark.parametrize("has_bias", [False, True])
-def test_a_picture_becomes_features(place, dtype, has_bias):
+def test_a_image_becomes_features(place, dtype, has_bias):
     arguments = {
         "x": draw(2, 1, 2, 9, dtype=dtype, device=place.device),
         "weight": kernel_of(32, 1, dtype, place.device),
@@ -134,16 +134,16 @@ def test_tied_conv_transpose2d(place, dtype, shape, cin, has_bias):
     compare(place, "tied_conv_transpose2d", arguments, TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("float32_picture", [False, True])
+@pytest.mark.parametrize("float32_image", [False, True])
 @pytest.mark.parametrize(("images", "height", "width"), [(1, 2, 5), (2, 3, 1)])
-def test_residual_head(place, dtype, images, height, width, float32_picture):
-    device, picture = place.device, torch.float32 if float32_picture else dtype
+def test_residual_head(place, dtype, images, height, width, float32_image):
+    device, image = place.device, torch.float32 if float32_image else dtype
     arguments = {
         "f": draw(images, 16, 2 * height, 2 * width, dtype=dtype, device=device),
-        "image": draw(images, 1, height, width, dtype=picture, device=device),
+        "image": draw(images, 1, height, width, dtype=image, device=device),
         "residual_weight": kernel_of(1, 16, dtype, device),
         "residual_bias": draw(1, dtype=dtype, device=device),
-        "image_weight": draw(1, 1, 4, 4, dtype=picture, device=device),
+        "image_weight": draw(1, 1, 4, 4, dtype=image, device=device),
     }
     compare(place, "residual_head", arguments, TOLERANCE[dtype])
 

@@ -41,7 +41,7 @@ def network(recompute=False, **size):
     return model.to("cuda", memory_format=torch.channels_last)
 
 
-def pictures(count, size):
+def images(count, size):
     """Smooth random luma [N, 1, size, size] and its eighth."""
     coarse = torch.rand(count, 1, size // 16, size // 16, device="cuda")
     full = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bicubic").clamp(0, 1)
@@ -75,7 +75,7 @@ def flat(tensors):
 def test_step_gradient_of_the_full_depth(backend, dtype):
     if backend is cuda.CUDA and dtype == torch.float32:
         pytest.skip("no kernels of this type")
-    model, (full, small) = network(), pictures(4, 128)
+    model, (full, small) = network(), images(4, 128)
     with torch.backends.cudnn.flags(allow_tf32=False):
         exact = gradients(model, full, small, "reference", torch.float32)
         values = gradients(model, full, small, backend.name, dtype)
@@ -90,13 +90,13 @@ def test_training_curve(backend):
     start = network().state_dict()
     generator_state = torch.cuda.get_rng_state()
     for name in ("reference", backend.name):
-        torch.cuda.set_rng_state(generator_state)  # each sees the same pictures
+        torch.cuda.set_rng_state(generator_state)  # each sees the same images
         model = network()
         model.load_state_dict(start)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
         losses = []
         for _ in range(300):
-            full, small = pictures(4, 128)
+            full, small = images(4, 128)
             optimizer.zero_grad()
             with ops.use_backend(name), torch.autocast("cuda", torch.bfloat16):
                 loss = loss_of(model, full, small)
@@ -110,7 +110,7 @@ def test_training_curve(backend):
 
 
 def test_gradients_are_the_same_bits_every_time(backend):
-    model, (full, small) = network(), pictures(2, 128)
+    model, (full, small) = network(), images(2, 128)
     first = gradients(model, full, small, backend.name)
     for _ in range(9):
         again = gradients(model, full, small, backend.name)
@@ -120,7 +120,7 @@ def test_gradients_are_the_same_bits_every_time(backend):
 @pytest.mark.usefixtures("any_algorithm")
 @pytest.mark.parametrize(("recompute", "share"), [(False, 0.55), (True, 0.3)])
 def test_peak_memory(backend, recompute, share):
-    full, small = pictures(4, 512)
+    full, small = images(4, 512)
     peaks = []
     for name, model in (("reference", network()), (backend.name, network(recompute))):
         gradients(model, full, small, name)  # compiles and tunes, and allocates the gradients
@@ -146,7 +146,7 @@ def captured(call):
 
 @pytest.mark.usefixtures("any_algorithm")
 def test_training_step_in_a_cuda_graph(backend):
-    model, (full, small) = network(), pictures(1, 128)
+    model, (full, small) = network(), images(1, 128)
     expected = gradients(model, full, small, backend.name)
 
     def step():
@@ -165,7 +165,7 @@ def test_training_step_in_a_cuda_graph(backend):
 
 @pytest.mark.usefixtures("any_algorithm")
 def test_inference_in_a_cuda_graph(backend):
-    """A graph of one picture, replayed for another."""
+    """A graph of one image, replayed for another."""
     model = network(recursions=2)
     first, second = (torch.rand(1, 1, 40, 56, device="cuda") for _ in range(2))
     still, images = first.clone(), []
@@ -185,7 +185,7 @@ def test_inference_in_a_cuda_graph(backend):
 def test_two_streams_at_once(backend):
     """Each stream's results are those it has alone, however the two overlap."""
     models = [network(recursions=2) for _ in range(2)]
-    inputs = [pictures(2, 256) for _ in range(2)]
+    inputs = [images(2, 256) for _ in range(2)]
     expected = [gradients(model, *pair, backend.name) for model, pair in zip(models, inputs, strict=True)]
     torch.cuda.synchronize()
     streams = [torch.cuda.Stream() for _ in range(2)]
@@ -203,7 +203,7 @@ def test_two_streams_at_once(backend):
 def test_a_compiled_step(backend):
     """torch.compile sees the operators, not what is in them, and chooses the backend while it traces."""
     torch._dynamo.reset()
-    model, (full, small) = network(recursions=2, scale=4), pictures(2, 64)
+    model, (full, small) = network(recursions=2, scale=4), images(2, 64)
     expected = gradients(model, full, small, backend.name)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     values = gradients(compiled, full, small, backend.name)

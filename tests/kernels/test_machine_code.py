@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from bench import machine_code
+from bench.gpu import machine_code
 from cmslap.ops.extension import CUDA_LIBRARY, CUDA_MISSING
 
 pytestmark = [

@@ -10,7 +10,7 @@ import torch
 from calls import NAMES, convert, random_call, relative_error, tensors
 
 from cmslap import ops
-from cmslap.ops import choice, extension
+from cmslap.ops import dispatch, extension
 from cmslap.ops.backend import Backend
 from cmslap.ops.operation import OPERATIONS
 
@@ -32,8 +32,8 @@ def test_cpu_serves_float32_inference():
 @pytest.fixture
 def without_backward(monkeypatch):
     """A CPU backend that has forward kernels only."""
-    forward_only = dataclasses.replace(choice.CPU, backward={})
-    monkeypatch.setattr(choice, "BACKENDS", [forward_only if b is choice.CPU else b for b in choice.BACKENDS])
+    forward_only = dataclasses.replace(dispatch.CPU, backward={})
+    monkeypatch.setattr(dispatch, "BACKENDS", [forward_only if b is dispatch.CPU else b for b in dispatch.BACKENDS])
 
 
 @needs_extension
@@ -77,7 +77,7 @@ def test_forced_backend_that_can_not_serve_says_why():
         ops.tied_conv_transpose2d(**arguments)
 
 
-@pytest.mark.parametrize("backend", [b for b in choice.BACKENDS if b.missing], ids=lambda backend: backend.name)
+@pytest.mark.parametrize("backend", [b for b in dispatch.BACKENDS if b.missing], ids=lambda backend: backend.name)
 def test_forced_backend_that_is_missing_says_why(backend):
     with ops.use_backend(backend.name), pytest.raises(ops.BackendError) as error:
         ops.tied_conv_transpose2d(**upsampling_call())
@@ -88,8 +88,8 @@ def test_forced_backend_that_is_missing_says_why(backend):
 def test_use_backend_restores_and_nests():
     with ops.use_backend("reference"):
         with ops.use_backend("cpu"):
-            assert choice.forced() == "cpu"
-        assert choice.forced() == "reference"
+            assert dispatch.forced() == "cpu"
+        assert dispatch.forced() == "reference"
 
 
 def test_unknown_backend():
@@ -116,8 +116,8 @@ def test_environment_variable(value, expected):
 @pytest.mark.parametrize("name", NAMES)
 def test_explain_takes_every_operation(name):
     explanation = ops.explain(getattr(ops, name), **random_call(name))
-    assert explanation.backend in choice.NAMES
-    assert {explanation.backend, *explanation.others} == set(choice.NAMES)
+    assert explanation.backend in dispatch.NAMES
+    assert {explanation.backend, *explanation.others} == set(dispatch.NAMES)
 
 
 @needs_extension
@@ -176,9 +176,9 @@ def plugged(monkeypatch):
     backend = Backend(
         "plugged", forward={"lapsrn_level": forward}, backward={"lapsrn_level": backward}, saved_shape=maps
     )
-    backends = (backend, *choice.BACKENDS)
-    monkeypatch.setattr(choice, "BACKENDS", backends)
-    monkeypatch.setattr(choice, "NAMES", tuple(b.name for b in backends))
+    backends = (backend, *dispatch.BACKENDS)
+    monkeypatch.setattr(dispatch, "BACKENDS", backends)
+    monkeypatch.setattr(dispatch, "NAMES", tuple(b.name for b in backends))
     return calls
 
 

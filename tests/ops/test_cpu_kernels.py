@@ -106,17 +106,17 @@ def test_values_and_gradients(name, data, smallest):
 @quick
 @given(data=st.data())
 def test_bfloat16_values(name, data, bfloat16):
-    """Features in bfloat16, the picture in either precision."""
+    """Features in bfloat16, the image in either precision."""
     arguments, layout = draw_call(data.draw, name), data.draw(st.sampled_from(LAYOUTS))
     if "recursions" in arguments and arguments["negative_slope"] == 1.0:
         arguments["negative_slope"] = 0.2  # without activation nine convolutions pile up any format's errors
-    picture = data.draw(st.sampled_from([torch.float32, torch.bfloat16]))
-    pictures = OPERATIONS[name].pictures
-    rounded = {n: convert({n: v}, dtype=picture if n in pictures else torch.bfloat16)[n] for n, v in arguments.items()}
+    image = data.draw(st.sampled_from([torch.float32, torch.bfloat16]))
+    images = OPERATIONS[name].images
+    rounded = {n: convert({n: v}, dtype=image if n in images else torch.bfloat16)[n] for n, v in arguments.items()}
     given_as = {n: layout(v) if isinstance(v, torch.Tensor) else v for n, v in rounded.items()}
     with ops.use_backend("cpu"):
         result = getattr(ops, name)(**given_as)
-    assert result.dtype == (picture if pictures else torch.bfloat16)
+    assert result.dtype == (image if images else torch.bfloat16)
     expected = OPERATIONS[name].reference(**convert(rounded, dtype=torch.float64))
     # Summands are of size one; of a few pixels they may cancel, and their rounding errors do not.
     assert (result - expected).norm() < 1e-2 * max(expected.norm(), 0.5 * expected.numel() ** 0.5)

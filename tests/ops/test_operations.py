@@ -105,7 +105,7 @@ def test_autocast_computes_in_its_dtype(name):
     arguments = random_call(name, requires_grad=True, C=8, Cin=8, Cout=8, D=1, R=1, H=9, W=7)
     with torch.autocast("cpu", torch.bfloat16):
         result = getattr(ops, name)(**arguments)
-    assert result.dtype == (torch.float32 if OPERATIONS[name].pictures else torch.bfloat16)
+    assert result.dtype == (torch.float32 if OPERATIONS[name].images else torch.bfloat16)
     expected = OPERATIONS[name].reference(**convert(arguments, dtype=torch.float64))
     assert relative_error(result, expected) < 2 * TOLERANCE[torch.bfloat16]  # the inputs are rounded too
     result.sum().backward()
@@ -114,8 +114,8 @@ def test_autocast_computes_in_its_dtype(name):
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 @pytest.mark.parametrize("name", ["residual_head", "lapsrn_last_level"])
-def test_autocast_does_not_round_the_picture(name, backend):
-    """With features of zero, the result is the upsampled picture to float32's precision."""
+def test_autocast_does_not_round_the_image(name, backend):
+    """With features of zero, the result is the upsampled image to float32's precision."""
     arguments = random_call(name, C=4, D=1, R=1, H=9, W=7)
     residual = [arguments["residual_weight"], arguments["residual_bias"]]
     for tensor in residual:

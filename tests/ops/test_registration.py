@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import cmslap
-from cmslap.ops import choice
+from cmslap.ops import dispatch
 from cmslap.ops.backend import Backend
 from cmslap.ops.operation import OPERATIONS
 
@@ -45,8 +45,8 @@ def test_opcheck_backward(name, monkeypatch):
         return {name: arguments[name].double().transpose(0, -1).contiguous().transpose(0, -1) for name in wanted}
 
     backend = Backend("plugged", backward={name: kernel})
-    monkeypatch.setattr(choice, "BACKENDS", (backend,))
-    monkeypatch.setattr(choice, "NAMES", (backend.name,))
+    monkeypatch.setattr(dispatch, "BACKENDS", (backend,))
+    monkeypatch.setattr(dispatch, "NAMES", (backend.name,))
     arguments = random_call(name, **SMALL)
     result = OPERATIONS[name].empty_output(arguments)
     wanted = [arguments[argument] is not None for argument in OPERATIONS[name].shapes]
@@ -105,7 +105,7 @@ def test_autocast(name):
     arguments = random_call(name, requires_grad=True, **SMALL)
     with torch.autocast("cpu", torch.bfloat16):
         result = output(name, operator(name)(*inputs(name, arguments)))
-    assert result.dtype == (torch.float32 if OPERATIONS[name].pictures else torch.bfloat16)
+    assert result.dtype == (torch.float32 if OPERATIONS[name].images else torch.bfloat16)
     result.sum().backward()
     assert all(tensor.grad.dtype == torch.float32 for tensor in tensors(arguments))
 

@@ -1,4 +1,4 @@
-"""A folder of synthetic pictures and a run small enough to train in a blink."""
+"""A folder of synthetic images and a run small enough to train in a blink."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SIDES = ((24, 40), (33, 25), (48, 52))
 
 
-def _picture(height: int, width: int) -> Image.Image:
+def _image(height: int, width: int) -> Image.Image:
     coarse = np.random.randint(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -32,9 +32,9 @@ def one_thread():
 
 
 @pytest.fixture
-def picture() -> Callable[[int, int], Image.Image]:
-    """Makes a random smooth RGB picture of a height and width."""
-    return _picture
+def image() -> Callable[[int, int], Image.Image]:
+    """Makes a random smooth RGB image of a height and width."""
+    return _image
 
 
 @pytest.fixture
@@ -44,16 +44,16 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
     (folder / "deeper").mkdir(parents=True)
     for number, (height, width) in enumerate(SIDES):
-        _picture(height, width).save(folder / ("deeper" if number == 1 else "") / f"{number}.png")
+        _image(height, width).save(folder / ("deeper" if number == 1 else "") / f"{number}.png")
     return folder
 
 
 @pytest.fixture
-def table(tmp_path: Path, pictures: Path) -> dict:
+def table(tmp_path: Path, images: Path) -> dict:
     """A configuration as TOML tables."""
     return {
         "out": str(tmp_path / "run"),
@@ -64,7 +64,7 @@ def table(tmp_path: Path, pictures: Path) -> dict:
         "log_every": 1,
         "checkpoint_every": 5,
         "model": {"name": "CMSLapSRN", "depth": 2, "recursions": 2, "channels": 8, "shared_conv": 2},
-        "data": {"train": [str(pictures)]},
+        "data": {"train": [str(images)]},
         "optimizer": {"lr": 1e-3},
     }
 

@@ -5,18 +5,18 @@ import pytest
 import torch
 from PIL import Image
 
-from cmslap.imaging import ImageError, find_pictures
+from cmslap.imaging import ImageError, find_images
 from cmslap.imaging.resize import imresize
 from cmslap.training.config import DataConfig
-from cmslap.training.data import UNIT, DataError, Pictures, read_luma, split
+from cmslap.training.data import UNIT, DataError, TrainingImages, read_luma, split
 
 CPU = torch.device("cpu")
 COUNTS = {2: 3, 4: 2, 8: 4}
 
 
 @pytest.fixture
-def loaded(pictures):
-    return Pictures(DataConfig([str(pictures)]), 16, CPU)
+def loaded(images):
+    return TrainingImages(DataConfig([str(images)]), 16, CPU)
 
 
 def same(left, right):
@@ -26,44 +26,44 @@ def same(left, right):
     )
 
 
-def test_batch_is_a_function_of_seed_and_step_alone(loaded, pictures):
+def test_batch_is_a_function_of_seed_and_step_alone(loaded, images):
     first = loaded.batch(7, 1, COUNTS)
     loaded.batch(8, 1, COUNTS)
     torch.rand(3)
     assert same(first, loaded.batch(7, 1, COUNTS))
-    assert same(first, Pictures(DataConfig([str(pictures)]), 16, CPU).batch(7, 1, COUNTS))
+    assert same(first, TrainingImages(DataConfig([str(images)]), 16, CPU).batch(7, 1, COUNTS))
     assert not same(first, loaded.batch(8, 1, COUNTS))
     assert not same(first, loaded.batch(7, 2, COUNTS))
 
 
 @pytest.mark.parametrize("world", [2, 3, 5])
 def test_shares_of_the_processes_make_up_the_batch(loaded, world):
-    whole = {share.scale: share for share in loaded.batch(3, 0, COUNTS)}
-    parts = [share for rank in range(world) for share in loaded.batch(3, 0, COUNTS, rank, world)]
-    for scale, share in whole.items():
+    whole = {batch.scale: batch for batch in loaded.batch(3, 0, COUNTS)}
+    parts = [batch for rank in range(world) for batch in loaded.batch(3, 0, COUNTS, rank, world)]
+    for scale, batch in whole.items():
         mine = [part for part in parts if part.scale == scale]
         assert all(part.count == COUNTS[scale] for part in mine)
-        torch.testing.assert_close(torch.cat([part.low for part in mine]), share.low)
-        torch.testing.assert_close(torch.cat([part.targets[-1] for part in mine]), share.targets[-1])
+        torch.testing.assert_close(torch.cat([part.low for part in mine]), batch.low)
+        torch.testing.assert_close(torch.cat([part.targets[-1] for part in mine]), batch.targets[-1])
 
 
 def test_low_and_targets_are_the_patch_downsampled_to_each_level(loaded):
-    for share in loaded.batch(0, 0, COUNTS):
-        high = share.targets[-1]
-        assert high.shape == (COUNTS[share.scale], 1, 16, 16)
-        torch.testing.assert_close(share.low, imresize(high, scale=1 / share.scale), rtol=0, atol=1e-6)
-        assert len(share.targets) == share.scale.bit_length() - 1
-        for level, target in enumerate(reversed(share.targets)):
+    for batch in loaded.batch(0, 0, COUNTS):
+        high = batch.targets[-1]
+        assert high.shape == (COUNTS[batch.scale], 1, 16, 16)
+        torch.testing.assert_close(batch.low, imresize(high, scale=1 / batch.scale), rtol=0, atol=1e-6)
+        assert len(batch.targets) == batch.scale.bit_length() - 1
+        for level, target in enumerate(reversed(batch.targets)):
             torch.testing.assert_close(target, imresize(high, scale=0.5**level), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("rotate", [False, True])
 @pytest.mark.parametrize("flip", [False, True])
-def test_crops_are_pieces_of_the_pictures_turned_as_asked(pictures, rotate, flip):
-    loaded = Pictures(DataConfig([str(pictures)], [1.0, 1.0], rotate, flip), 16, CPU)
+def test_crops_are_pieces_of_the_images_turned_as_asked(images, rotate, flip):
+    loaded = TrainingImages(DataConfig([str(images)], [1.0, 1.0], rotate, flip), 16, CPU)
     turns = [(k, f) for k in (range(4) if rotate else [0]) for f in ([0, 1] if flip else [0])]
     pieces = {}
-    for path in find_pictures(pictures, recursive=True):
+    for path in find_images(images, recursive=True):
         luma = (read_luma(path) * UNIT).round().to(torch.int16).numpy()
         for top in range(luma.shape[0] - 15):
             for left in range(luma.shape[1] - 15):
@@ -77,14 +77,14 @@ def test_crops_are_pieces_of_the_pictures_turned_as_asked(pictures, rotate, flip
     assert {(k, f) for _, k, f in seen} == set(turns)
 
 
-def test_random_resize_shrinks_larger_crops(pictures):
-    loaded = Pictures(DataConfig([str(pictures)], [0.5, 1.0]), 16, CPU)
+def test_random_resize_shrinks_larger_crops(images):
+    loaded = TrainingImages(DataConfig([str(images)], [0.5, 1.0]), 16, CPU)
     assert (loaded.sides.min(), loaded.sides.max()) == (16, 32)
     crop = torch.randint(0, UNIT, (1, 32, 32), dtype=torch.int16)
-    share = loaded._share(2, 1, crop)
+    batch = loaded._scale_batch(2, 1, crop)
     expected = imresize(crop[0].float() / UNIT, scale=0.5).clamp(0, 1)
-    torch.testing.assert_close(share.targets[-1][0, 0], expected, rtol=0, atol=1e-6)
-    only_largest = loaded.crops(50, 32, np.random.default_rng(), slice(None))  # one picture has 32 pixels both ways
+    torch.testing.assert_close(batch.targets[-1][0, 0], expected, rtol=0, atol=1e-6)
+    only_largest = loaded.crops(50, 32, np.random.default_rng(), slice(None))  # one image has 32 pixels both ways
     assert only_largest.shape == (50, 32, 32)
 
 
@@ -99,23 +99,23 @@ def test_luma_is_studio_range_and_gray_stays_as_it_is(tmp_path):
     np.testing.assert_allclose(read_luma(tmp_path / "gray16.png"), rgb[..., 0] / 255, rtol=1e-12)
 
 
-def test_small_pictures_are_left_out_by_name(pictures, capsys):
-    loaded = Pictures(DataConfig([str(pictures)]), 32, CPU)
+def test_small_images_are_left_out_by_name(images, capsys):
+    loaded = TrainingImages(DataConfig([str(images)]), 32, CPU)
     assert len(loaded) == 1
     said = capsys.readouterr().err
     assert "2 image(s) smaller than the 32-pixel patch" in said
     assert "0.png" in said
     assert "1.png" in said
-    with pytest.raises(DataError, match=r"no image of at least 64x64 pixels, the patch, in .*pictures"):
-        Pictures(DataConfig([str(pictures)]), 64, CPU)
+    with pytest.raises(DataError, match=r"no image of at least 64x64 pixels, the patch, in .*images"):
+        TrainingImages(DataConfig([str(images)]), 64, CPU)
 
 
 def test_folders_that_cannot_be(tmp_path):
     with pytest.raises(ImageError, match=r"nowhere: no such folder"):
-        Pictures(DataConfig([str(tmp_path / "nowhere")]), 64, CPU)
-    (tmp_path / "notes.txt").write_text("no picture")
-    with pytest.raises(ImageError, match="no pictures in this folder"):
-        Pictures(DataConfig([str(tmp_path)]), 64, CPU)
+        TrainingImages(DataConfig([str(tmp_path / "nowhere")]), 64, CPU)
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(ImageError, match="no images in this folder"):
+        TrainingImages(DataConfig([str(tmp_path)]), 64, CPU)
 
 
 def test_split_gives_the_rest_to_the_largest_scales():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from cmslap.interop.checkpoint import load_model
+from cmslap.checkpoints.checkpoint import load_model
 from cmslap.training.loop import train
 
 

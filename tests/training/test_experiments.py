@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from bench import ablation, recipes, time_to_psnr
+from bench.experiments import ablation, recipes, time_to_psnr
 from cmslap.training.config import flat
 from cmslap.training.loop import train
 
@@ -36,7 +36,7 @@ def test_ablation_trains_every_variant_once(run, monkeypatch, tmp_path):
     result = run(ablation, "steps=4", "log_every=4")
     tied, untied = result["variants"].values()
     assert untied["parameters"] - tied["parameters"] == 8 * 8 * 9
-    assert tied["psnr"].keys() == untied["psnr"].keys() == {"pictures 2x", "pictures 4x"}
+    assert tied["psnr"].keys() == untied["psnr"].keys() == {"images 2x", "images 4x"}
     assert tied["psnr"] != untied["psnr"]
     assert tied["step_seconds"] > 0
     assert "shared_conv" not in result["config"]["model"]

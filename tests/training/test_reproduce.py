@@ -57,8 +57,8 @@ def test_every_first_loss_is_in_the_record_of_a_run_that_was_resumed(configure):
     assert first[0] == first[1]
 
 
-def test_what_is_no_record_is_told_in_one_line(tmp_path, pictures, capsys):
-    assert main(["train", "tiny", "--reproduce", f"data.train={pictures}"]) == 1
+def test_what_is_no_record_is_told_in_one_line(tmp_path, images, capsys):
+    assert main(["train", "tiny", "--reproduce", f"data.train={images}"]) == 1
     assert "keeps no losses" in capsys.readouterr().err
     path = tmp_path / "list.json"
     path.write_text("[]")

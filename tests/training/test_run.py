@@ -22,18 +22,18 @@ import torch
 from torch import nn
 
 from cmslap import CMSLapSRN, cli, ops
+from cmslap.checkpoints.checkpoint import load_model, save_model
 from cmslap.devices import DeviceError
-from cmslap.interop.checkpoint import load_model, save_model
 from cmslap.ops import extension
 from cmslap.provenance import provenance
 from cmslap.training import checkpoint, loop, record
 from cmslap.training.checkpoint import CheckpointError
 from cmslap.training.config import from_dict
-from cmslap.training.data import Pictures
+from cmslap.training.data import TrainingImages
 from cmslap.training.distributed import Workers
-from cmslap.training.learner import Learner
 from cmslap.training.log import Log
 from cmslap.training.loop import RunError, train
+from cmslap.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 TIMINGS = ("images_per_second", "data_share")
@@ -74,10 +74,10 @@ def test_backends_give_the_same_training_curve(configure, tmp_path):
 
 
 @pytest.fixture
-def validation(tmp_path, picture):
+def validation(tmp_path, image):
     folder = tmp_path / "holdout"
     folder.mkdir()
-    picture(32, 40).save(folder / "a.png")
+    image(32, 40).save(folder / "a.png")
     return {"data": [str(folder)], "every": 4}
 
 
@@ -97,7 +97,7 @@ def test_a_run_leaves_log_weights_record_and_curves(configure, validation):
 
     made = json.loads((out / "record.json").read_text())
     assert (made["step"], made["images"], made["processes"]) == (12, 3, 1)
-    assert made["config"]["data"]["train"] == ["pictures"]  # a name and no path
+    assert made["config"]["data"]["train"] == ["images"]  # a name and no path
     assert [e["step"] for e in made["loss"]] == [5, 10, 12]
     assert [e["step"] for e in made["validation"]] == [4, 8, 12]
     assert (made["torch"], made["device"]) == (torch.__version__, provenance()["device"])
@@ -148,27 +148,27 @@ def test_validation_is_psnr_of_the_averaged_weights_without_the_border(configure
 
 def test_average_is_the_moving_average_of_the_weights(configure):
     config = configure(ema=0.9)
-    learner = Learner(config, Workers(0, 1, CPU))
-    data = Pictures(config.data, config.patch, CPU, announce=False)
-    expected = copy.deepcopy(learner.model.state_dict())
+    trainer = Trainer(config, Workers(0, 1, CPU))
+    data = TrainingImages(config.data, config.patch, CPU, announce=False)
+    expected = copy.deepcopy(trainer.model.state_dict())
     for step in range(12):
-        learner.learn(step, data.batch(step, 0, {2: 2, 4: 3}))
+        trainer.learn(step, data.batch(step, 0, {2: 2, 4: 3}))
         decay = min(0.9, (1 + step) / (10 + step))
-        expected = {k: decay * v + (1 - decay) * learner.model.state_dict()[k] for k, v in expected.items()}
-    for name, tensor in learner.average.state_dict().items():
+        expected = {k: decay * v + (1 - decay) * trainer.model.state_dict()[k] for k, v in expected.items()}
+    for name, tensor in trainer.average.state_dict().items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-7)
 
 
 def test_a_step_is_the_gradient_of_the_mean_loss_over_the_batch(configure):
     config = configure(optimizer={"name": "adamw", "lr": 1e-3, "weight_decay": 0.1, "clip": 0.01})
-    learner, reference = (Learner(config, Workers(0, 1, CPU)) for _ in range(2))
-    shares = Pictures(config.data, config.patch, CPU, announce=False).batch(0, 0, {2: 2, 4: 3})
-    losses = learner.learn(0, shares)
+    trainer, reference = (Trainer(config, Workers(0, 1, CPU)) for _ in range(2))
+    batches = TrainingImages(config.data, config.patch, CPU, announce=False).batch(0, 0, {2: 2, 4: 3})
+    losses = trainer.learn(0, batches)
 
     model = reference.model
     each = []
-    for share in shares:
-        pairs = zip(model(share.low, share.scale), share.targets, strict=True)
+    for batch in batches:
+        pairs = zip(model(batch.low, batch.scale), batch.targets, strict=True)
         each.append(sum(((x - y) ** 2 + 1e-6).sqrt().mean((1, 2, 3)) for x, y in pairs))
     torch.testing.assert_close(losses, torch.stack([x.mean() for x in each]))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
@@ -176,15 +176,15 @@ def test_a_step_is_the_gradient_of_the_mean_loss_over_the_batch(configure):
     torch.cat(each).mean().backward()
     nn.utils.clip_grad_norm_(model.parameters(), 0.01)
     optimizer.step()
-    for ours, theirs in zip(learner.parameters, model.parameters(), strict=True):
+    for ours, theirs in zip(trainer.parameters, model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_muon_updates_each_kernel_of_the_block_as_a_matrix_of_its_own(configure):
     settings = {"name": "muon", "lr": 1e-2, "betas": [0.8, 0.99], "weight_decay": 0.1, "clip": 0.01}
     config = configure(optimizer=settings, schedule={"name": "constant"})
-    learner, reference = (Learner(config, Workers(0, 1, CPU)) for _ in range(2))
-    pictures = Pictures(config.data, config.patch, CPU, announce=False)
+    trainer, reference = (Trainer(config, Workers(0, 1, CPU)) for _ in range(2))
+    images = TrainingImages(config.data, config.patch, CPU, announce=False)
     model = reference.model
     kernels = model.embedding_weight.detach().clone().flatten(1).chunk(2)
     kernels = [nn.Parameter(kernel.clone()) for kernel in kernels]
@@ -194,10 +194,10 @@ def test_muon_updates_each_kernel_of_the_block_as_a_matrix_of_its_own(configure)
         torch.optim.AdamW(others, 1e-2, (0.8, 0.99), weight_decay=0.1),
     ]
     for step in range(3):
-        shares = pictures.batch(step, 0, {2: 2, 4: 3})
-        learner.learn(step, shares)
-        for share in shares:
-            reference._backpropagate(share)
+        batches = images.batch(step, 0, {2: 2, 4: 3})
+        trainer.learn(step, batches)
+        for batch in batches:
+            reference._backpropagate(batch)
         nn.utils.clip_grad_norm_(model.parameters(), 0.01)
         for kernel, gradient in zip(kernels, model.embedding_weight.grad.flatten(1).chunk(2), strict=True):
             kernel.grad = gradient
@@ -205,7 +205,7 @@ def test_muon_updates_each_kernel_of_the_block_as_a_matrix_of_its_own(configure)
             optimizer.step()
         model.embedding_weight.data = torch.cat(kernels).detach().view_as(model.embedding_weight)
         model.zero_grad(set_to_none=False)
-        for ours, theirs in zip(learner.parameters, model.parameters(), strict=True):
+        for ours, theirs in zip(trainer.parameters, model.parameters(), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
@@ -240,13 +240,13 @@ def test_compiled_network_is_called_with_fixed_shapes(configure, monkeypatch):
 def test_init_starts_from_given_weights(configure, tmp_path):
     start = CMSLapSRN(scale=2, depth=2, recursions=1, channels=8, shared_conv=2)
     save_model(start, tmp_path / "start.safetensors")
-    learner = Learner(configure(init=str(tmp_path / "start.safetensors")), Workers(0, 1, CPU))
+    trainer = Trainer(configure(init=str(tmp_path / "start.safetensors")), Workers(0, 1, CPU))
     for name, tensor in start.state_dict().items():
-        assert torch.equal(learner.model.state_dict()[name], tensor)
-        assert torch.equal(learner.average.state_dict()[name], tensor)
+        assert torch.equal(trainer.model.state_dict()[name], tensor)
+        assert torch.equal(trainer.average.state_dict()[name], tensor)
     save_model(CMSLapSRN(depth=2, channels=4, shared_conv=2), tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match=r"init = .*other.safetensors': a CMSLapSRN .*'channels': 4"):
-        Learner(configure(init=str(tmp_path / "other.safetensors")), Workers(0, 1, CPU))
+        Trainer(configure(init=str(tmp_path / "other.safetensors")), Workers(0, 1, CPU))
 
 
 def test_kill_and_resume_is_bitwise_the_uninterrupted_run(configure, table, validation, environment, tmp_path):
@@ -285,14 +285,14 @@ def test_signal_saves_and_says_how_to_resume(configure, monkeypatch, capsys, num
     whole = configure()
     train(whole)
     stopped = configure(out=whole.out + "-stopped", checkpoint_every=1000)
-    learn = Learner.learn
+    learn = Trainer.learn
 
-    def learn_and_be_asked(learner, step, *rest):
+    def learn_and_be_asked(trainer, step, *rest):
         if step == 6:  # inside a log interval
             os.kill(os.getpid(), number)
-        return learn(learner, step, *rest)
+        return learn(trainer, step, *rest)
 
-    monkeypatch.setattr(Learner, "learn", learn_and_be_asked)
+    monkeypatch.setattr(Trainer, "learn", learn_and_be_asked)
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     assert train(stopped, resume_hint="cmslap train some.toml --resume") == 128 + number
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
@@ -471,10 +471,10 @@ def test_cuda_follows_the_cpu(configure, precision):
     assert all(0 < entry["data_share"] < 1 for entry in entries)
 
 
-def test_unusable_validation_pictures_are_named(configure, picture, tmp_path):
+def test_unusable_validation_images_are_named(configure, image, tmp_path):
     folder = tmp_path / "holdout"
     folder.mkdir()
-    picture(8, 40).save(folder / "small.png")
+    image(8, 40).save(folder / "small.png")
     with pytest.raises(ValueError, match=r"small.png: 8x40 pixels, validation needs 12x12"):
         train(configure(validation={"data": [str(folder)]}))
     with pytest.raises(ValueError, match=r"validation.data: two folders are named 'holdout'"):

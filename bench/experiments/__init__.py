@@ -1,0 +1,1 @@
+"""Trainings whose outcome the project reports."""

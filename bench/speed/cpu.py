@@ -1,0 +1,93 @@
+"""The CPU suite: CMS-LapSRN on this machine's processor, the operations it is made of, and what people do with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from bench.speed import baselines, end_to_end
+from bench.speed.baselines import EAGER, EAGER_NCHW, Baseline
+from bench.speed.suite import Case
+from bench.speed.timing import Pace
+from bench.speed.work import OPERATIONS, THIRD_PARTY, Setting, forward, operation, third_party, training_step
+
+DEVICE = torch.device("cpu")
+DTYPE = torch.float32  # of the ceilings
+BUDGET = {"quick": 8.0, "usual": 20.0, "full": 120.0}  # seconds for the turns of a case
+AVX2 = {"CMSLAP_ISA": "avx2", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}  # as if it had no AVX-512
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Pixels a side, and counts."""
+
+    operation: int = 128
+    block: int = 64  # of the recursive operations
+    image: int = 128
+    step: tuple[int, int] = (4, 32)  # batch and side, a laptop's training
+    reference_step: tuple[int, int] = (64, 16)  # the reference code's: HR patches of 128 at 8x
+    photograph: tuple[int, int] = (1920, 1080)
+    folder: int = 16
+    recursions: int = 8
+
+
+def pace(effort: str, rounds: int, limit: float | None) -> Pace:
+    return Pace(rounds, BUDGET[effort], stretch=0.05, limit=limit)
+
+
+def cases(effort: str, sizes: Sizes = Sizes()) -> dict[str, Case]:
+    """By name. "quick" compiles little, "full" adds what takes minutes."""
+    compiled = [] if effort == "quick" else [baselines.compiled()]
+    ours = baselines.ours(DEVICE)
+    image = Setting(side=sizes.image, recursions=sizes.recursions)
+    batch, side = sizes.step
+    step = Setting(batch=batch, side=side, recursions=sizes.recursions)
+    thorough = effort != "quick"
+    found = {}
+    exported = [baselines.ONNXRUNTIME, baselines.OPENVINO]
+    tuned = [baselines.compiled("max-autotune")] if effort == "full" else []
+    everyone = [*ours, EAGER, EAGER_NCHW, baselines.compiled(), *tuned, *exported]
+    found["forward"] = Case(partial(forward, 4), image, everyone, memory=thorough)
+    found["bfloat16-forward"] = _bfloat16_forward(image)
+    found["avx2-forward"] = Case(partial(forward, 4), image, _restricted(AVX2), note=", AVX2 only")
+    found["training"] = Case(
+        partial(training_step, 4, False), step, [*ours, EAGER, EAGER_NCHW, *compiled], memory=thorough
+    )
+    if effort == "full":
+        batch, side = sizes.reference_step
+        setting = replace(step, batch=batch, side=side)
+        found["reference-training"] = Case(partial(training_step, 8, False), setting, [*ours, EAGER], memory=True)
+    if thorough:
+        build = partial(end_to_end.enlargement, 2, *sizes.photograph)
+        found["photograph"] = Case(build, Setting(), [*ours, EAGER], memory=True)
+    accelerated = [baselines.ACCELERATED, EAGER, EAGER_NCHW, *compiled]
+    for name in THIRD_PARTY if thorough else THIRD_PARTY[:1]:
+        found[f"accelerate-{name}"] = Case(partial(third_party, name, False), image, accelerated)
+        found[f"accelerate-{name}+backward"] = Case(partial(third_party, name, True), image, accelerated)
+    found["folder"] = Case(partial(end_to_end.folder, sizes.folder), Setting(), [*ours, EAGER])
+    found["first-result"] = Case(end_to_end.first_result, Setting(), end_to_end.starters(DEVICE, effort == "full"))
+    return found | _operations(sizes, compiled)
+
+
+def _operations(sizes: Sizes, compiled: list[Baseline]) -> dict[str, Case]:
+    """Compiled with their gradients only, as each takes some ten seconds to compile."""
+    found = {}
+    for name in OPERATIONS:
+        side = sizes.block if name in ("recursive_embedding", "lapsrn_level") else sizes.operation
+        setting = Setting(side=side, recursions=sizes.recursions)
+        everyone = [*baselines.ours(DEVICE), EAGER, EAGER_NCHW]
+        found[name] = Case(partial(operation, name, False), setting, everyone)
+        found[f"{name}+backward"] = Case(partial(operation, name, True), setting, [*everyone, *compiled])
+    return found
+
+
+def _bfloat16_forward(image: Setting) -> Case:
+    everyone = [baselines.in_precision("bf16"), *baselines.ours(DEVICE, "cmslap float32"), baselines.OPENVINO_BF16]
+    return Case(partial(forward, 4), image, everyone, note=", bfloat16")
+
+
+def _restricted(environment: Mapping[str, str]) -> list[Baseline]:
+    return [replace(baseline, environment=environment) for baseline in (*baselines.ours(DEVICE), EAGER)]

@@ -1,0 +1,164 @@
+"""Super-resolution benchmark: PSNR and SSIM of a network and of bicubic on folders of images.
+
+The protocol of the published tables. The image is cropped at the end to a multiple of the scale and shrunk with
+MATLAB's ``imresize`` in double precision, without rounding. The network enlarges Y of the shrunken image's YCbCr
+(BT.601, studio range), bicubic enlarges Cb and Cr, and the result goes back to RGB and is rounded to 8 bits. PSNR
+and SSIM compare Y of the two RGB images with a border of ``scale`` pixels left out. Images stored as grayscale
+are compared as they are, the result rounded to 8 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from cmslap.errors import UserError
+from cmslap.evaluation.metrics import psnr, ssim
+from cmslap.imaging import find_images, imresize, interpolable, read_image, rgb_to_ycbcr, ycbcr_to_rgb
+from cmslap.models import LapSRN
+
+_SMALLEST = 11  # pixels a side that SSIM's window needs inside the border
+
+
+class BenchmarkError(UserError, ValueError):
+    """A folder, image or scale that cannot be measured."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """PSNR in dB and SSIM."""
+
+    psnr: float
+    ssim: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image, or the mean of a set, at one scale; ``model`` is None where only bicubic was measured."""
+
+    image: str
+    scale: int
+    bicubic: Quality
+    model: Quality | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :func:`evaluate` measured on one folder."""
+
+    data: str
+    rows: list[Row]
+
+    def scales(self) -> list[int]:
+        return sorted({row.scale for row in self.rows})
+
+    def mean(self, scale: int) -> Row:
+        """Mean over the images, as the tables print it."""
+        rows = [row for row in self.rows if row.scale == scale]
+        models = [row.model for row in rows if row.model is not None]
+        return Row("mean", scale, _mean([row.bicubic for row in rows]), _mean(models) if models else None)
+
+
+def _mean(qualities: list[Quality]) -> Quality:
+    count = len(qualities)
+    return Quality(sum(q.psnr for q in qualities) / count, sum(q.ssim for q in qualities) / count)
+
+
+def evaluate(model: nn.Module | None, folder: str | Path, scales: Iterable[int], *, progress: bool = False) -> Report:
+    """Measure ``model``, and bicubic beside it, on every image of a folder.
+
+    Args:
+        model: takes y [1, 1, H, W] and a scale and returns the list of levels; runs on its own device, in its own
+            precision or the active autocast's. None measures bicubic alone.
+        folder: images of any size and mode; deeper folders are not searched.
+        scales: powers of two.
+        progress: show a progress bar where standard error is a terminal.
+
+    Raises:
+        BenchmarkError: an image that is too small, or a scale that cannot be.
+        ImageError: no folder, no images in it, or one that cannot be read.
+    """
+    scales = _check_scales(scales, model)
+    paths = find_images(folder)
+    rows = []
+    quiet = None if progress else True  # None: shown on a terminal only
+    with tqdm(total=len(paths) * len(scales), unit="image", disable=quiet, leave=False) as bar:
+        for path in paths:
+            image = read_hr_image(path)
+            for scale in scales:
+                bar.set_description(f"{path.name} {scale}x")
+                rows.append(_measure(model, image, scale, path))
+                bar.update()
+    return Report(Path(folder).resolve().name, rows)
+
+
+def _check_scales(scales: Iterable[int], model: nn.Module | None) -> list[int]:
+    scales = sorted(set(scales))
+    for scale in scales:
+        if scale < 2 or scale & (scale - 1):
+            raise BenchmarkError(f"scale must be a power of two, 2 or more, got {scale}")
+        if isinstance(model, LapSRN) and scale > model.scale:
+            raise BenchmarkError(f"scale must be at most {model.scale}, the levels this LapSRN has, got {scale}")
+    return scales
+
+
+def read_hr_image(path: Path) -> Tensor:  # [1 or 3, H, W] float64, multiples of 1/255
+    """Grayscale images in one channel, all others in RGB; transparency is dropped, 16 bits are rounded to 8."""
+    image = interpolable(read_image(path))
+    if image.mode == "F":
+        raise BenchmarkError(f"{path}: a floating-point image has no white level; use 8 or 16 bits")
+    if image.mode == "I;16":
+        pixels = np.rint(np.asarray(image, dtype=np.float64) / 257)
+    else:
+        pixels = np.array(image.convert("L" if image.mode in ("L", "LA") else "RGB"))
+    planes = torch.from_numpy(pixels).double() / 255
+    return planes[None] if planes.dim() == 2 else planes.permute(2, 0, 1).contiguous()
+
+
+def _measure(model: nn.Module | None, image: Tensor, scale: int, path: Path) -> Row:
+    height, width = (length // scale * scale for length in image.shape[-2:])
+    if min(height, width) < _SMALLEST + 2 * scale:
+        size = f"{image.shape[-1]}x{image.shape[-2]}"
+        raise BenchmarkError(
+            f"{path}: {size} pixels are too few for {scale}x, which needs {_SMALLEST + 2 * scale} a side"
+        )
+    high = image[:, :height, :width]
+    low = imresize(high, 1 / scale)
+    bicubic = quality(imresize(low, scale), high, scale)
+    return Row(path.name, scale, bicubic, None if model is None else quality(enlarge(model, low, scale), high, scale))
+
+
+@torch.inference_mode()
+def enlarge(
+    model: nn.Module,
+    low: Tensor,  # [1 or 3, H, W] float64 in [0, 1]
+    scale: int,
+) -> Tensor:  # [1 or 3, scale H, scale W] float64, not clamped
+    """Super-resolve a gray or RGB image: luma by the network, chroma by bicubic."""
+    if len(low) == 1:
+        return _luma(model, low, scale)
+    ycbcr = rgb_to_ycbcr(low)
+    return ycbcr_to_rgb(torch.cat([_luma(model, ycbcr[:1], scale), imresize(ycbcr[1:], scale)]))
+
+
+def _luma(model: nn.Module, y: Tensor, scale: int) -> Tensor:  # [1, H, W] -> [1, scale H, scale W]
+    parameter = next(model.parameters())
+    return model(y[None].to(parameter.device, parameter.dtype), scale)[-1][0].to(y.device, y.dtype)
+
+
+def quality(
+    result: Tensor,  # [1 or 3, H, W]
+    truth: Tensor,  # as the result, multiples of 1/255
+    scale: int,
+) -> Quality:
+    """PSNR and SSIM of an image rounded to 8 bits, on luma with a border of ``scale`` pixels left out."""
+    result = result.clamp(0, 1).mul(255).round() / 255
+    if len(truth) == 3:
+        result, truth = rgb_to_ycbcr(result)[:1], rgb_to_ycbcr(truth)[:1]
+    return Quality(psnr(result, truth, scale).item(), ssim(result, truth, scale).item())

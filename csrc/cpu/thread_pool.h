@@ -1,0 +1,44 @@
+// Threads and their scratch memory. Compiled once, for any processor.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace cmslap::cpu {
+
+// Floats on a cache line's boundary, not initialised.
+class Buffer {
+ public:
+  explicit Buffer(int64_t floats = 0);
+  ~Buffer();
+  Buffer(Buffer&& other) noexcept;
+  Buffer& operator=(Buffer&& other) noexcept;
+  float* data() const { return data_; }
+  int64_t size() const { return size_; }
+
+ private:
+  float* data_;
+  int64_t size_;
+};
+
+// The workers of one operation; their scratch memory lasts from one convolution to the next.
+class ThreadPool {
+ public:
+  using Task = void (*)(const void* context, int64_t block, float* scratch);
+
+  ThreadPool();
+  ~ThreadPool();  // not inline: the kernels' instruction sets must not reach the code others share
+  int64_t size() const { return static_cast<int64_t>(scratch_.size()); }
+  // Calls the task once for every block. Whoever is free takes the next one, so a block's result may depend on nothing
+  // but its number: then all thread counts, and all runs, give the same bits.
+  void run(int64_t blocks, int64_t scratch_floats, Task task, const void* context);
+
+ private:
+  std::vector<Buffer> scratch_;
+};
+
+// Given by whoever links the kernels: how many threads to use, and a call of body(context, worker) for each of them.
+int64_t thread_count();
+void on_threads(int64_t workers, void (*body)(const void* context, int64_t worker), const void* context);
+
+}  // namespace cmslap::cpu

@@ -1,0 +1,97 @@
+"""Plots, the README's tables, and what changed between two runs."""
+
+import copy
+import json
+
+import pytest
+
+from bench import compare, report
+
+
+@pytest.fixture
+def folder(record, tmp_path):
+    """A device's results: two suites, one of them in two files."""
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "device"
+    out.mkdir()
+    for index, result in enumerate(record["results"]):
+        (out / f"{index}.json").write_text(json.dumps({**record, "results": [result]}))
+    (out / "scaling.json").write_text(json.dumps({**record, "suite": "scaling"}))
+    (out / "run.json").write_text("[]")
+    return out
+
+
+def test_files_of_a_suite_are_one_record(folder, record):
+    found = report.records(folder)
+    assert found["cpu"]["results"] == record["results"]
+    assert found["cpu"]["seconds"] == 2 * record["seconds"]
+    assert set(found) == {"cpu", "scaling"}
+
+
+def test_plots(folder, tmp_path):
+    report.draw(folder, tmp_path)
+    for name in ("speed", "roofline", "scaling"):
+        image = (tmp_path / f"{name}-device.png").read_bytes()
+        assert image.startswith(b"\x89PNG")
+        assert len(image) < 100_000
+
+
+def test_table(folder):
+    text = report._speed(report.records(folder)["cpu"], folder)
+    assert "| conv forward, 1×1×8×8 | 10.0 ms | 50% | 2.00x |" in text
+    assert "Slower than a baseline: a folder (eager 0.50x)." in text
+    assert "commit `abc`" in text
+
+
+@pytest.fixture
+def runs(record, tmp_path):
+    """Two files, the second as changed by the given function; runs ``bench.compare`` on them."""
+
+    def compare_with(change, *options):
+        after = copy.deepcopy(record)
+        change(after["results"])
+        paths = [tmp_path / "a.json", tmp_path / "b.json"]
+        for path, content in zip(paths, (record, after), strict=True):
+            path.write_text(json.dumps(content))
+        return compare.main([*map(str, paths), *options])
+
+    return compare_with
+
+
+def scale(results, name, factor):
+    row = results[0]["timings"][name]
+    row |= {key: row[key] * factor for key in ("median", "low", "high")}
+
+
+@pytest.mark.parametrize(
+    ("name", "factor", "status", "line"),
+    [
+        ("cmslap", 1.5, 1, "1.50x slower"),
+        ("cmslap", 0.5, 0, "2.00x faster"),
+        ("cmslap", 1.1, 0, None),  # the quartiles meet
+        ("eager", 2.0, 0, "2.00x slower"),  # not ours
+    ],
+)
+def test_changes_beyond_the_noise(runs, capsys, name, factor, status, line):
+    assert runs(lambda results: scale(results, name, factor)) == status
+    out = capsys.readouterr().out
+    assert (line or "4 as fast as before") in out
+    assert "arithmetic 1.00x" in out
+
+
+def test_small_changes_are_noise(runs):
+    def narrow(results):
+        results[0]["timings"]["cmslap"] |= {"median": 0.0115, "low": 0.0112, "high": 0.0118}
+
+    assert runs(narrow) == 1
+    assert runs(narrow, "--threshold", "20") == 0
+
+
+def test_what_cannot_be_compared(runs, tmp_path, capsys):
+    with pytest.raises(SystemExit) as error:
+        runs(lambda results: results.clear())
+    assert error.value.code == 2
+    assert "no row in common" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as error:
+        compare.main([str(tmp_path / "absent.json"), str(tmp_path / "absent.json")])
+    assert error.value.code == 2

@@ -38,7 +38,7 @@ def history(runs: list[Path]) -> dict[str, Any]:
 
 
 def draw(found: Mapping[str, Any], published: Mapping[str, Mapping[tuple[str, int], float]], path: Path) -> None:
-    """One panel a scale, one curve a set; ``published`` has the PSNR of other networks by (set, scale), drawn as lines."""
+    """One panel a scale, one curve a set; ``published``: other networks' PSNR by (set, scale), drawn as lines."""
     from matplotlib.figure import Figure  # no pyplot: no display, no global state
 
     cells = [tuple(name.removesuffix("x").rsplit(" ", 1)) for name in found["points"][0]["psnr"]]

@@ -145,6 +145,8 @@ def recipes() -> str:
     for run in report["runs"]:
         changed = ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in run["changes"].items())
         psnr = [f"{value:.2f}" for value in (*run["psnr"].values(), run["mean"])]
+        if len(run.get("seeds", ())) > 1:
+            psnr[-1] += f" (spread {run['spread']:.2f}, {len(run['seeds'])} seeds)"
         lines.append(f"| {' | '.join([changed or 'base', *psnr])} |")
     return "\n".join([*lines, "", f"Base: {_training(report | report['runs'][0])}."])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -74,13 +75,19 @@ def test_recipes_tell_what_differs_from_the_first(configure, monkeypatch, tmp_pa
     other = configure(
         validation={"data": base.data.train}, out=str(tmp_path / "muon"), optimizer={"name": "muon", "lr": 1e-3}
     )
-    for config in (base, other):
+    again = configure(validation={"data": base.data.train}, out=str(tmp_path / "again"), seed=1)
+    for config in (base, other, again):
         train(config)
     out = tmp_path / "recipes.json"
-    monkeypatch.setattr(sys, "argv", ["", base.out, other.out, "--out", str(out)])
+    monkeypatch.setattr(sys, "argv", ["", base.out, other.out, again.out, "--out", str(out)])
     recipes.main()
     first, second = json.loads(out.read_text())["runs"]
     assert (first["changes"], second["changes"]) == ({}, {"optimizer.name": "muon"})
+    assert (first["seeds"], second["seeds"]) == ([base.seed, 1], [other.seed])
+    records = [json.loads((Path(config.out) / "record.json").read_text()) for config in (base, again)]
+    finals = [record["validation"][-1]["mean"] for record in records]
+    assert first["mean"] == pytest.approx(sum(finals) / 2)
+    assert first["spread"] == pytest.approx(abs(finals[0] - finals[1]))
     assert first["psnr"].keys() == second["psnr"].keys()
     assert first["training_seconds"] > 0
 

@@ -32,14 +32,16 @@ class BackendError(UserError, RuntimeError):
 
 
 @contextmanager
-def use_backend(name: str) -> Iterator[None]:
+def use_backend(name: str | None) -> Iterator[None]:
     """Force the backend ``name`` for every call inside the ``with``, in all threads; outranks ``CMSLAP_BACKEND``.
 
+    With None the best that serves a call runs it, whatever is forced outside.
     A forced backend that can't serve a call raises BackendError. One without a backward kernel takes its gradients
     from the reference.
     """
     global _forced
-    named(name, "backend")
+    if name is not None:
+        named(name, "backend")
     before, _forced = _forced, name
     try:
         yield

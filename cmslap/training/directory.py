@@ -26,23 +26,28 @@ class RunError(UserError, RuntimeError):
     """A run that cannot start or go on."""
 
 
+def saved(out: Path) -> bool:
+    """Whether ``out`` has a run that can go on."""
+    return any((out / name).is_file() for name in (LAST, PREVIOUS))
+
+
 def check(out: Path, resume: bool) -> None:
     """Raise :class:`RunError` unless ``out`` has a run to go on with, or room for a new one.
 
     Room is where nothing is, or no more than a run leaves that was killed before its first checkpoint.
     """
-    saved = any((out / name).is_file() for name in (LAST, PREVIOUS))
-    if resume and not saved:
+    begun = saved(out)
+    if resume and not begun:
         raise RunError(f"nothing to resume: {out / LAST} does not exist; leave out --resume to start a run")
-    if not resume and saved:
+    if not resume and begun:
         raise RunError(f"{out} exists already: go on with its run with --resume, or choose another out")
     if not resume and out.exists():
-        other = [path.name for path in out.iterdir() if not _begun(path)] if out.is_dir() else [out.name]
+        other = [path.name for path in out.iterdir() if not _of_a_beginning(path)] if out.is_dir() else [out.name]
         if other:
             raise RunError(f"{out} exists already and is not a run's: it has {min(other)}; choose another out")
 
 
-def _begun(path: Path) -> bool:
+def _of_a_beginning(path: Path) -> bool:
     """Whether a run makes ``path`` before its first checkpoint, or was killed while it wrote that."""
     empty_log = path.name == LOG and path.stat().st_size == 0
     return empty_log or path.name in (LOCK, "tensorboard") or path.name.startswith((".last-", ".log-"))

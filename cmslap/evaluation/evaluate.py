@@ -98,15 +98,14 @@ def evaluate(model: Network | None, folder: str | Path, scales: Iterable[int], *
 
 def _check_scales(scales: Iterable[int], model: Network | None) -> list[int]:
     scales = sorted(set(scales))
-    for scale in scales:
-        if model is None and scale < 2:
-            raise BenchmarkError(f"scale must be an integer of at least 2, got {scale}")
-        try:
-            if model is not None:
-                model.check_scale(scale)
-        except ValueError as error:
-            raise BenchmarkError(str(error)) from error
-    return scales
+    if model is None:
+        if min(scales, default=2) < 2:
+            raise BenchmarkError(f"scale must be an integer of at least 2, got {scales[0]}")
+        return scales
+    try:
+        return [model.check_scale(scale) for scale in scales]
+    except ValueError as error:
+        raise BenchmarkError(str(error)) from error
 
 
 def read_hr_image(path: Path) -> Tensor:  # [1 or 3, H, W] float64, multiples of 1/255

@@ -9,16 +9,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from cmslap.imaging import enlarge_colour, imresize
-from cmslap.inference.ensemble import MEMBERS, self_ensemble
+from cmslap.inference.forward import super_resolve
 from cmslap.inference.memory import available_memory
 from cmslap.inference.plan import Plan, Planner, UpscaleError
-from cmslap.inference.tiling import Tile
 from cmslap.inference.transparency import spread_colour
-from cmslap.models import Network
-from cmslap.precision import inference_autocast
 
 
 def upscale(
@@ -87,7 +83,8 @@ def run(plan: Plan, progress: bool = False) -> Image.Image | np.ndarray:
 def _check_memory(array: np.ndarray, plan: Plan) -> None:
     """The planes themselves cannot be tiled: refuse before the work what would end in swapping or a kill."""
     height, width, *channels = array.shape
-    needed = 4 * (plan.factor**2 * height * width + 3 * math.prod(channels) * math.prod(plan.target))
+    made = plan.network.image_channels * plan.factor**2 * height * width
+    needed = 4 * (made + 3 * math.prod(channels) * math.prod(plan.target))
     available = available_memory(torch.device("cpu"))
     if needed > available:
         raise UpscaleError(
@@ -132,46 +129,3 @@ def _enlarge(
     colour, alpha = planes[:-1], planes[-1:]
     colour = enlarge_colour(spread_colour(colour, alpha), network, plan.network.image_channels)
     return torch.cat([colour, imresize(alpha, size=plan.target)])
-
-
-def super_resolve(
-    network: Network,
-    image: Tensor,  # [image_channels, H, W] in [0, 1]
-    factor: int,
-    tiles: list[Tile],
-    *,
-    ensemble: bool = False,
-    precision: str = "float32",
-    progress: bool = False,
-) -> Tensor:  # [image_channels, factor H, factor W], float32 on the CPU, not clamped
-    """Run ``network`` on one image in its own colours, tile by tile."""
-    weight = next(network.parameters())
-    autocast = inference_autocast(precision, weight.device)
-    channels, height, width = image.shape
-    result = torch.empty(channels, factor * height, factor * width)
-    runs = len(tiles) * (MEMBERS if ensemble else 1)
-    with (
-        torch.inference_mode(),
-        autocast,
-        tqdm(total=runs, unit="tile", leave=False, disable=None if progress else True) as bar,
-    ):
-
-        def run(crop: Tensor) -> Tensor:
-            # A strided view is neither memory format, and every feature map would be converted back and forth.
-            larger = network(crop[None].contiguous(memory_format=torch.channels_last), factor)[-1][0].float()
-            bar.update()
-            return larger
-
-        for tile in tiles:
-            crop = image[:, slice(*tile.crop_rows), slice(*tile.crop_columns)].to(weight)
-            larger = self_ensemble(run, crop) if ensemble else run(crop)
-            kept = larger[
-                :, _within(tile.crop_rows, tile.rows, factor), _within(tile.crop_columns, tile.columns, factor)
-            ]
-            result[:, _within((0, height), tile.rows, factor), _within((0, width), tile.columns, factor)] = kept
-    return result
-
-
-def _within(whole: tuple[int, int], part: tuple[int, int], factor: int) -> slice:
-    """Where the low-resolution span ``part`` lies in the enlargement of the span ``whole``."""
-    return slice(factor * (part[0] - whole[0]), factor * (part[1] - whole[0]))

@@ -163,6 +163,7 @@ class Config:
         return self.validation.scales or self.scales
 
     def network(self) -> type[Network]:
+        """The network's class."""
         name = self.model.get("name")
         _one_of("model.name", name, tuple(NETWORKS))
         return NETWORKS[name]

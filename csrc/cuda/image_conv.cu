@@ -1,6 +1,7 @@
 // Between images, maps of one channel, and feature maps: conv_in and the residual head, with their gradients. A tensor core has
 // little to do here; each kernel reads or writes one feature map once, at 1152 FLOP for its 2 bytes a channel of 64.
 #include <algorithm>
+#include <cstring>
 
 #include "indexing_image.h"
 #include "kernels.h"
@@ -12,6 +13,30 @@ namespace cmslap::cuda {
 using namespace image_indexing;
 
 constexpr int kThreads = 256;
+
+// What the elements of a map are in memory.
+template <class T>
+struct Stored {
+  using Element = uint16_t;
+};
+template <>
+struct Stored<float> {
+  using Element = float;
+};
+
+template <class T>
+DEVICE void load_eight(const float* from, float (&values)[8]) {
+  const uint4 halves[2] = {load_16(from), load_16(from + 4)};
+  memcpy(values, halves, sizeof values);
+}
+
+template <class T>
+DEVICE void store_eight(float* to, const float (&values)[8]) {
+  uint4 halves[2];
+  memcpy(halves, values, sizeof values);
+  store_16(to, halves[0]);
+  store_16(to + 4, halves[1]);
+}
 
 struct Plane {
   const float* data;
@@ -52,7 +77,7 @@ struct SpreadParameters {
   bool flipped;
   const float* bias;    // [channels], optional
   float slope;
-  uint16_t* y;
+  void* y;              // [N, H, W, channels]
 };
 
 // A thread makes eight channels, whose 72 weights it keeps, of the pixels of a strip.
@@ -82,7 +107,7 @@ __global__ void __launch_bounds__(kThreads) spread_kernel(const __grid_constant_
         values[c] *= values[c] > 0.0f ? 1.0f : p.slope;
       }
       const int64_t place = (int64_t{strip.image} * p.x.height + near.y) * p.x.width + strip.x;
-      store_eight<T>(p.y + place * p.channels + channel, values);
+      store_eight<T>(static_cast<typename Stored<T>::Element*>(p.y) + place * p.channels + channel, values);
     }
   }
 }
@@ -90,13 +115,15 @@ __global__ void __launch_bounds__(kThreads) spread_kernel(const __grid_constant_
 static void spread(Type type, const SpreadParameters& p, cudaStream_t stream) {
   const int64_t strips = Strips(p.batch, p.x.height, p.x.width, p.channels).count;
   const int64_t most = 8 * device_attribute(cudaDevAttrMultiProcessorCount);
-  launch(type == Type::kBFloat16 ? spread_kernel<BFloat16> : spread_kernel<Float16>, dim3(unsigned(std::min(strips, most))),
-         dim3(kThreads), 0, stream, p);
+  const auto kernel = type == Type::kFloat32    ? spread_kernel<float>
+                      : type == Type::kBFloat16 ? spread_kernel<BFloat16>
+                                                : spread_kernel<Float16>;
+  launch(kernel, dim3(unsigned(std::min(strips, most))), dim3(kThreads), 0, stream, p);
 }
 
 void image_conv(const ImageConv& c, cudaStream_t stream) {
   spread(c.type,
-         {{c.x, c.size.height, c.size.width}, c.size.batch, c.out, c.weight, false, c.bias, c.slope, halves(c.y)}, stream);
+         {{c.x, c.size.height, c.size.width}, c.size.batch, c.out, c.weight, false, c.bias, c.slope, c.y}, stream);
 }
 
 // ---- Sums over pixels of many channels times one: the weight gradients of both ----
@@ -104,7 +131,9 @@ void image_conv(const ImageConv& c, cudaStream_t stream) {
 struct CorrelateParameters {
   Plane x;
   int batch, channels;
-  const uint16_t* map;  // [N, H, W, channels]
+  const void* map;      // [N, H, W, channels]
+  const void* saved;    // [N, H, W, channels], optional: an activation whose signs say φ', which multiplies the map
+  float slope;
   bool flipped;
   int taps;             // a channel of a row: 10 with the sum of the map itself, or 9
   int pitch;            // of the rows of sums
@@ -118,17 +147,21 @@ __global__ void __launch_bounds__(kThreads) correlate_kernel(const __grid_consta
   float* shared = reinterpret_cast<float*>(smem);  // [lanes, channels]
   const Strips strips(p.batch, p.x.height, p.x.width, p.channels);
   const int lane = threadIdx.x / strips.eights, channel = threadIdx.x % strips.eights * 8;
+  const auto* map = static_cast<const typename Stored<T>::Element*>(p.map);
+  const auto* saved = static_cast<const typename Stored<T>::Element*>(p.saved);
   float own[10][8] = {};
   for (int64_t number = blockIdx.x; number < strips.count && lane < strips.lanes; number += gridDim.x) {
     const Strip strip = strips.at(number, lane);
     if (strip.x >= p.x.width) continue;
     Neighbourhood near(p.x, strip.image, strip.y, strip.x);
     for (; near.y < strip.end; near.down()) {
-      float values[8];
+      float values[8], activations[8];
       const int64_t place = (int64_t{strip.image} * p.x.height + near.y) * p.x.width + strip.x;
-      load_eight<T>(p.map + place * p.channels + channel, values);
+      load_eight<T>(map + place * p.channels + channel, values);
+      if (saved != nullptr) load_eight<T>(saved + place * p.channels + channel, activations);
 #pragma unroll
       for (int c = 0; c < 8; ++c) {
+        if (saved != nullptr) values[c] *= activations[c] > 0.0f ? 1.0f : p.slope;
 #pragma unroll
         for (int tap = 0; tap < 9; ++tap) own[tap][c] += values[c] * near.values[tap];
         own[9][c] += values[c];
@@ -159,13 +192,15 @@ int image_sum_rows(Size size) {
 }
 
 static void correlate(Type type, const CorrelateParameters& p, int rows, cudaStream_t stream) {
-  launch(type == Type::kBFloat16 ? correlate_kernel<BFloat16> : correlate_kernel<Float16>, dim3(rows), dim3(kThreads),
-         kThreads * 8 * sizeof(float), stream, p);
+  const auto kernel = type == Type::kFloat32    ? correlate_kernel<float>
+                      : type == Type::kBFloat16 ? correlate_kernel<BFloat16>
+                                                : correlate_kernel<Float16>;
+  launch(kernel, dim3(rows), dim3(kThreads), kThreads * 8 * sizeof(float), stream, p);
 }
 
-void image_conv_weight_gradient(Type type, Size size, int out, const float* x, const void* grad, float* sums,
-                                  cudaStream_t stream) {
-  correlate(type, {{x, size.height, size.width}, size.batch, out, halves(grad), false, 10, 10 * out, sums},
+void image_conv_weight_gradient(Type type, Size size, int out, const float* x, const void* grad, const void* y,
+                                float slope, float* sums, cudaStream_t stream) {
+  correlate(type, {{x, size.height, size.width}, size.batch, out, grad, y, slope, false, 10, 10 * out, sums},
             image_sum_rows(size), stream);
 }
 
@@ -325,9 +360,9 @@ void residual_head_gradient(const ResidualHeadGradient& g, cudaStream_t stream) 
   const Plane grad{g.grad, large.height, large.width};
   const int rows = image_sum_rows(large), pitch = 9 * g.channels + 1 + 16;
   if (g.grad_f != nullptr)
-    spread(g.type, {grad, g.size.batch, g.channels, g.weight, true, nullptr, 1.0f, halves(g.grad_f)}, stream);
+    spread(g.type, {grad, g.size.batch, g.channels, g.weight, true, nullptr, 1.0f, g.grad_f}, stream);
   if (g.sums != nullptr)
-    correlate(g.type, {grad, g.size.batch, g.channels, halves(g.f), true, 9, pitch, g.sums}, rows, stream);
+    correlate(g.type, {grad, g.size.batch, g.channels, g.f, nullptr, 1.0f, true, 9, pitch, g.sums}, rows, stream);
   if (g.grad_image == nullptr && g.sums == nullptr) return;
   const ImageGradientParameters p{{g.image, g.size.height, g.size.width}, grad, g.size.batch, g.image_weight,
                                   g.grad_image, g.sums != nullptr ? g.sums + 9 * g.channels : nullptr, pitch};

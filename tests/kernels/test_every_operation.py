@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cmslap.ops import reference
+from cmslap.ops.backend import Call
 from cmslap.ops.operation import OPERATIONS
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -48,6 +49,23 @@ def relative_error(value, expected):
     return ((value.double() - expected).norm() / expected.norm()).item()
 
 
+def forward(place, name, arguments, save):
+    """Output and saved activations, of an operation that has these."""
+    operator, options = getattr(torch.ops.cmslap, name), (place.backend.name,)
+    if OPERATIONS[name].saves:
+        return operator(*arguments.values(), save, *options)
+    return operator(*arguments.values(), *options), None
+
+
+def backward(place, name, arguments, grad, output, saved, wanted):
+    """The gradients by name."""
+    operation, operator = OPERATIONS[name], getattr(torch.ops.cmslap, f"{name}_backward")
+    kept = output if operation.keeps_output else None
+    mask = [argument in wanted for argument in operation.shapes]
+    gradients = operator(grad, kept, saved, *arguments.values(), mask, place.backend.name)
+    return dict(zip([argument for argument in operation.shapes if argument in wanted], gradients, strict=True))
+
+
 def compare(place, name, arguments, tolerance):
     """Run the operation and all its gradients; compare both with float64, and to the bit with a second run."""
     operation = OPERATIONS[name]
@@ -62,11 +80,8 @@ def compare(place, name, arguments, tolerance):
     gradients = torch.autograd.grad(expected, [exact[key] for key in wanted], grad.double())
 
     def run():
-        save = {"save": True} if operation.saves else {}
-        output = place.backend.forward[name](**arguments, **save)
-        output, saved = output if operation.saves else (output, None)
-        kept = output if operation.keeps_output else None
-        return output, place.backend.backward[name](grad, kept, saved, wanted, **arguments)
+        output, saved = forward(place, name, arguments, save=True)
+        return output, backward(place, name, arguments, grad, output, saved, wanted)
 
     output, results = run()
     assert output.shape == expected.shape
@@ -101,14 +116,16 @@ def test_conv2d_lrelu(place, dtype, shape, cout, plain):
     compare(place, "conv2d_lrelu", arguments, TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("has_bias", [False, True])
-def test_a_image_becomes_features(place, dtype, has_bias):
+@pytest.mark.parametrize("float32", [False, True])
+@pytest.mark.parametrize(("has_bias", "slope"), [(False, 0.2), (True, 1.0)])
+def test_an_image_becomes_features(place, dtype, has_bias, slope, float32):
+    dtype = torch.float32 if float32 else dtype
     arguments = {
         "x": draw(2, 1, 2, 9, dtype=dtype, device=place.device),
         "weight": kernel_of(32, 1, dtype, place.device),
         "bias": draw(32, dtype=dtype, device=place.device) if has_bias else None,
         "skip": None,
-        "negative_slope": 1.0,
+        "negative_slope": slope,
     }
     compare(place, "conv2d_lrelu", arguments, TOLERANCE[dtype])
 
@@ -226,17 +243,16 @@ def test_saving_and_recomputing_change_no_bit(place, name):
     if name == "lapsrn_level":
         bias = draw(16, dtype=dtype, device=place.device)
         arguments |= {"shared_conv": 2, "upsample_bias": bias, "upsample_weight": None}
-    plain, nothing = backend.forward[name](**arguments, recompute=False, save=False)
-    assert nothing is None
+    arguments = operation.of({**dict.fromkeys(operation.arguments), **arguments})
+    plain, nothing = forward(place, name, arguments | {"recompute": False}, save=False)
+    assert nothing.numel() == 0
     grad = torch.randn_like(plain)
     results = []
     for recompute in (False, True):
         options = arguments | {"recompute": recompute}
-        output, saved = backend.forward[name](**options, save=True)
-        assert saved.shape == backend.saved_shape(operation, options)
+        output, saved = forward(place, name, options, save=True)
+        assert saved.shape == backend.saved_shape(Call(operation, options))
         assert torch.equal(output, plain)
-        kept = {"output": output if operation.keeps_output else None, "saved": saved}
-        wanted = ("u", "weights", "biases")
-        results.append(backend.backward[name](grad, wanted=wanted, **kept, **options))
+        results.append(backward(place, name, options, grad, output, saved, ("u", "weights", "biases")))
     for key, gradient in results[0].items():
         assert torch.equal(gradient, results[1][key]), key

@@ -41,8 +41,9 @@ def test_opcheck(name, dtype, layout):
 def test_opcheck_backward(name, monkeypatch):
     """With a kernel whose gradients have an unusual dtype and layout."""
 
-    def kernel(grad, output, saved, wanted, **arguments):
-        return {name: arguments[name].double().transpose(0, -1).contiguous().transpose(0, -1) for name in wanted}
+    def kernel(call):
+        tensors = {name: call.arguments[name].double() for name in call.wanted}
+        return {name: tensor.transpose(0, -1).contiguous().transpose(0, -1) for name, tensor in tensors.items()}
 
     backend = Backend("plugged", backward={name: kernel})
     monkeypatch.setattr(dispatch, "BACKENDS", (backend,))

@@ -9,6 +9,7 @@ to the kernels by name: what is ``u`` here is ``grad_u`` there.
 from __future__ import annotations
 
 import functools
+import os
 
 import torch
 from torch import Tensor
@@ -33,6 +34,16 @@ def _unsupported(operation: Operation, arguments: Arguments) -> str | None:
 def multiplies_bfloat16() -> bool:
     """Whether the kernels, those CMSLAP_ISA allows, multiply bfloat16 on this processor. Needs the extension."""
     return _kernels.multiplies_bfloat16()
+
+
+def missing_bfloat16() -> str | None:
+    """Why features in bfloat16 are not multiplied as such, or None."""
+    if MISSING is not None:
+        return MISSING
+    if multiplies_bfloat16():
+        return None
+    forced = os.environ.get("CMSLAP_ISA")
+    return f"CMSLAP_ISA={forced} leaves it out" if forced else "this processor has no AVX512-BF16"
 
 
 def _features_dtype(features: Tensor, save: bool = False) -> torch.dtype:

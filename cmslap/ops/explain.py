@@ -1,4 +1,4 @@
-"""Says which backend runs a call and why the others do not."""
+"""Says which backend runs a call and why the others do not, and what a device can't compute in."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from cmslap.ops import interface
 from cmslap.ops.checks import ArgumentError
+from cmslap.ops.cpu import missing_bfloat16
 from cmslap.ops.dispatch import BACKENDS, REFERENCE, choose, forced, named, objection_by_default
 from cmslap.ops.operation import OPERATIONS, Arguments, Operation
 
@@ -33,6 +35,16 @@ class Explanation:
             f"{self.operation} runs on {self.backend}{gradients}" if self.backend else f"{self.operation} can't run"
         ]
         return "\n".join(lines + [f"  not {name}: {reason}" for name, reason in self.others.items()])
+
+
+def missing_arithmetic(dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why ``device`` does not multiply numbers of ``dtype`` but would convert them back and forth, or None."""
+    if dtype == torch.float32:
+        return None
+    if device.type == "cuda":
+        native = dtype == torch.float16 or torch.cuda.get_device_capability(device) >= (8, 0)
+        return None if native else f"{torch.cuda.get_device_name(device)} has no bfloat16"
+    return "there are no float16 kernels for a CPU" if dtype == torch.float16 else missing_bfloat16()
 
 
 def explain(operation: str | Callable[..., Tensor], *args: object, **kwargs: object) -> Explanation:

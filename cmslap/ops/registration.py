@@ -205,7 +205,9 @@ def reference_gradients(
 
 
 def _like(result: Tensor, argument: Tensor, dtype: torch.dtype) -> Tensor:
-    return result.to(dtype).contiguous(memory_format=memory_format(argument))
+    if result.dtype != dtype:
+        result = result.to(dtype)
+    return result.contiguous(memory_format=memory_format(argument))
 
 
 for _operation in OPERATIONS.values():

@@ -151,6 +151,18 @@ def test_explain_says_when_the_last_level_is_two_operations():
         assert len(ops.explain("lapsrn_last_level", **random_call("lapsrn_last_level")).steps) == 2
 
 
+@needs_extension
+def test_the_last_level_saves_nothing_for_a_head_that_trains_alone():
+    arguments = random_call("lapsrn_last_level", N=1, C=4, D=2, H=5, W=6)
+    arguments["residual_weight"].requires_grad_()
+    explanation = ops.explain("lapsrn_last_level", **arguments)
+    assert [step.gradients for step in explanation.steps] == [None, "cpu"]
+    gradient = torch.autograd.grad(ops.lapsrn_last_level(**arguments).sum(), arguments["residual_weight"])[0]
+    exact = convert(arguments, dtype=torch.float64)
+    result = OPERATIONS["lapsrn_last_level"].reference(**exact)
+    assert relative_error(gradient, torch.autograd.grad(result.sum(), exact["residual_weight"])[0]) < 1e-4
+
+
 def test_explain_refuses_what_is_no_operation():
     with pytest.raises(ops.ArgumentError, match="operation must be one of conv2d_lrelu"):
         ops.explain("conv3d")

@@ -1,5 +1,6 @@
-// Between images, maps of one channel, and feature maps: conv_in and the residual head, with their gradients. A tensor core has
-// little to do here; each kernel reads or writes one feature map once, at 1152 FLOP for its 2 bytes a channel of 64.
+// Between images, maps of one channel, and feature maps: conv_in and the residual head, with their gradients. A tensor
+// core has little to do here; each kernel reads or writes one feature map once, at 1152 FLOP for its 2 bytes a channel
+// of 64.
 #include <algorithm>
 #include <cstring>
 
@@ -75,9 +76,9 @@ struct SpreadParameters {
   int batch, channels;
   const float* weight;  // [channels, 9]
   bool flipped;
-  const float* bias;    // [channels], optional
+  const float* bias;  // [channels], optional
   float slope;
-  void* y;              // [N, H, W, channels]
+  void* y;  // [N, H, W, channels]
 };
 
 // A thread makes eight channels, whose 72 weights it keeps, of the pixels of a strip.
@@ -122,8 +123,8 @@ static void spread(Type type, const SpreadParameters& p, cudaStream_t stream) {
 }
 
 void image_conv(const ImageConv& c, cudaStream_t stream) {
-  spread(c.type,
-         {{c.x, c.size.height, c.size.width}, c.size.batch, c.out, c.weight, false, c.bias, c.slope, c.y}, stream);
+  spread(c.type, {{c.x, c.size.height, c.size.width}, c.size.batch, c.out, c.weight, false, c.bias, c.slope, c.y},
+         stream);
 }
 
 // ---- Sums over pixels of many channels times one: the weight gradients of both ----
@@ -131,16 +132,17 @@ void image_conv(const ImageConv& c, cudaStream_t stream) {
 struct CorrelateParameters {
   Plane x;
   int batch, channels;
-  const void* map;      // [N, H, W, channels]
-  const void* saved;    // [N, H, W, channels], optional: an activation whose signs say φ', which multiplies the map
+  const void* map;    // [N, H, W, channels]
+  const void* saved;  // [N, H, W, channels], optional: an activation whose signs say φ', which multiplies the map
   float slope;
   bool flipped;
-  int taps;             // a channel of a row: 10 with the sum of the map itself, or 9
-  int pitch;            // of the rows of sums
+  int taps;   // a channel of a row: 10 with the sum of the map itself, or 9
+  int pitch;  // of the rows of sums
   float* sums;
 };
 
-// A thread sums eight channels × nine taps over the pixels of its strips; then those of the same channels are added in order.
+// A thread sums eight channels × nine taps over the pixels of its strips; then those of the same channels are added in
+// order.
 template <class T>
 __global__ void __launch_bounds__(kThreads) correlate_kernel(const __grid_constant__ CorrelateParameters p) {
   SHARED_MEMORY(smem);
@@ -234,13 +236,15 @@ DEVICE float upsampled(const HeadParameters& p, int batch, int y, int x) {
   return sum;
 }
 
-// A block makes 16×32 pixels. First a matrix product [pixels of the halo tile, channels] · [channels, 9 taps], the pixels read
-// from memory straight into fragments, eight successive channels a lane; then each pixel adds up its nine neighbours' products.
+// A block makes 16×32 pixels. First a matrix product [pixels of the halo tile, channels] · [channels, 9 taps], the
+// pixels read from memory straight into fragments, eight successive channels a lane; then each pixel adds up its nine
+// neighbours' products.
 template <class T>
 __global__ void __launch_bounds__(kThreads) residual_head_kernel(const __grid_constant__ HeadParameters p) {
   SHARED_MEMORY(smem);
-  float* products = reinterpret_cast<float*>(smem);                        // [9, kHeadHalo]
-  uint32_t* matrix = reinterpret_cast<uint32_t*>(products + 9 * kHeadHalo);  // [channels / 32, 32 lanes, step, n, register]
+  float* products = reinterpret_cast<float*>(smem);  // [9, kHeadHalo]
+  uint32_t* matrix =
+      reinterpret_cast<uint32_t*>(products + 9 * kHeadHalo);  // [channels / 32, 32 lanes, step, n, register]
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, groups = (p.channels + 31) / 32;
   const int64_t tile = blockIdx.x;
   const int batch = int(tile / (p.down * p.across));
@@ -259,7 +263,8 @@ __global__ void __launch_bounds__(kThreads) residual_head_kernel(const __grid_co
       const int place = first + 8 * half + lane / 4;
       const int y = top - 1 + place / kHeadHaloWidth, x = left - 1 + place % kHeadHaloWidth;
       const bool inside = place < kHeadHalo && y >= 0 && y < p.height && x >= 0 && x < p.width;
-      pixels[half] = inside ? p.f + ((int64_t{batch} * p.height + y) * p.width + x) * p.channels + lane % 4 * 8 : nullptr;
+      pixels[half] =
+          inside ? p.f + ((int64_t{batch} * p.height + y) * p.width + x) * p.channels + lane % 4 * 8 : nullptr;
     }
     float sums[2][4] = {};
 #pragma unroll 2
@@ -303,8 +308,8 @@ __global__ void __launch_bounds__(kThreads) residual_head_kernel(const __grid_co
 void residual_head(const ResidualHead& h, cudaStream_t stream) {
   const int height = 2 * h.size.height, width = 2 * h.size.width;
   const int down = (height + kHeadHeight - 1) / kHeadHeight, across = (width + kHeadWidth - 1) / kHeadWidth;
-  const HeadParameters p{h.size.batch, height, width, h.channels, down, across, halves(h.f), h.image, h.weight, h.bias,
-                         h.image_weight, h.y};
+  const HeadParameters p{h.size.batch, height,  width,    h.channels, down,           across,
+                         halves(h.f),  h.image, h.weight, h.bias,     h.image_weight, h.y};
   const size_t bytes = 9 * kHeadHalo * sizeof(float) + (h.channels + 31) / 32 * 32 * 8 * sizeof(uint32_t);
   launch(h.type == Type::kBFloat16 ? residual_head_kernel<BFloat16> : residual_head_kernel<Float16>,
          dim3(unsigned(h.size.batch * down * across)), dim3(kThreads), bytes, stream, p);
@@ -316,9 +321,9 @@ struct ImageGradientParameters {
   Plane image, grad;
   int batch;
   const float* weight;
-  float* grad_image;     // optional
-  float* sums;           // of b_res and K, optional
-  int pitch;             // of the rows of sums
+  float* grad_image;  // optional
+  float* sums;        // of b_res and K, optional
+  int pitch;          // of the rows of sums
 };
 
 // A thread takes pixels of the image: each meets 4×4 pixels of the gradient, four of them its own.
@@ -364,8 +369,13 @@ void residual_head_gradient(const ResidualHeadGradient& g, cudaStream_t stream) 
   if (g.sums != nullptr)
     correlate(g.type, {grad, g.size.batch, g.channels, g.f, nullptr, 1.0f, true, 9, pitch, g.sums}, rows, stream);
   if (g.grad_image == nullptr && g.sums == nullptr) return;
-  const ImageGradientParameters p{{g.image, g.size.height, g.size.width}, grad, g.size.batch, g.image_weight,
-                                  g.grad_image, g.sums != nullptr ? g.sums + 9 * g.channels : nullptr, pitch};
+  const ImageGradientParameters p{{g.image, g.size.height, g.size.width},
+                                  grad,
+                                  g.size.batch,
+                                  g.image_weight,
+                                  g.grad_image,
+                                  g.sums != nullptr ? g.sums + 9 * g.channels : nullptr,
+                                  pitch};
   launch(image_gradient_kernel, dim3(rows), dim3(kThreads), 17 * (kThreads / 32) * sizeof(float), stream, p);
 }
 

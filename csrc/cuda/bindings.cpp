@@ -68,7 +68,7 @@ void* pixels(const Tensor& tensor, bool or_float = false) {
   return aligned(tensor);
 }
 
-// The data of a contiguous 16-bit tensor: kernels, saved activations.
+// The data of a contiguous 16-bit tensor: weights, saved activations.
 void* halves(const Tensor& tensor) {
   type_of(tensor);
   STD_TORCH_CHECK(tensor.is_contiguous(), "a contiguous tensor expected");

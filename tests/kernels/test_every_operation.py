@@ -40,7 +40,7 @@ def draw(*shape, dtype, device, scale=1.0):
     return (torch.randn(*shape, device=device) * scale).to(dtype)
 
 
-def kernel_of(cout, cin, dtype, device):
+def weight_of(cout, cin, dtype, device):
     """Random weights that keep the size of activations."""
     return draw(cout, cin, 3, 3, dtype=dtype, device=device, scale=(2 / (9 * cin)) ** 0.5)
 
@@ -108,7 +108,7 @@ def test_conv2d_lrelu(place, dtype, shape, cout, plain):
     images, cin, height, width = shape
     arguments = {
         "x": draw(*shape, dtype=dtype, device=place.device),
-        "weight": kernel_of(cout, cin, dtype, place.device),
+        "weight": weight_of(cout, cin, dtype, place.device),
         "bias": draw(cout, dtype=dtype, device=place.device) if not plain else None,
         "skip": draw(images, cout, height, width, dtype=dtype, device=place.device) if not plain else None,
         "negative_slope": 0.2,
@@ -122,7 +122,7 @@ def test_an_image_becomes_features(place, dtype, has_bias, slope, float32):
     dtype = torch.float32 if float32 else dtype
     arguments = {
         "x": draw(2, 1, 2, 9, dtype=dtype, device=place.device),
-        "weight": kernel_of(32, 1, dtype, place.device),
+        "weight": weight_of(32, 1, dtype, place.device),
         "bias": draw(32, dtype=dtype, device=place.device) if has_bias else None,
         "skip": None,
         "negative_slope": slope,
@@ -133,7 +133,7 @@ def test_an_image_becomes_features(place, dtype, has_bias, slope, float32):
 @pytest.mark.parametrize("slope", [0.0, 1.0])
 def test_relu_and_no_activation(place, dtype, slope):
     x = draw(1, 16, 3, 9, dtype=dtype, device=place.device).to(memory_format=torch.channels_last)
-    weight = kernel_of(16, 16, dtype, place.device)
+    weight = weight_of(16, 16, dtype, place.device)
     arguments = {"x": x, "weight": weight, "bias": None, "skip": None, "negative_slope": slope}
     compare(place, "conv2d_lrelu", arguments, TOLERANCE[dtype])
 
@@ -145,7 +145,7 @@ def test_tied_conv_transpose2d(place, dtype, shape, cin, has_bias):
     cout = shape[1]
     arguments = {
         "a": draw(*shape, dtype=dtype, device=place.device),
-        "weight": kernel_of(cout, cin, dtype, place.device),
+        "weight": weight_of(cout, cin, dtype, place.device),
         "bias": draw(cin, dtype=dtype, device=place.device) if has_bias else None,
     }
     compare(place, "tied_conv_transpose2d", arguments, TOLERANCE[dtype])
@@ -158,7 +158,7 @@ def test_residual_head(place, dtype, images, height, width, float32_image):
     arguments = {
         "f": draw(images, 16, 2 * height, 2 * width, dtype=dtype, device=device),
         "image": draw(images, 1, height, width, dtype=image, device=device),
-        "residual_weight": kernel_of(1, 16, dtype, device),
+        "residual_weight": weight_of(1, 16, dtype, device),
         "residual_bias": draw(1, dtype=dtype, device=device),
         "image_weight": draw(1, 1, 4, 4, dtype=image, device=device),
     }
@@ -168,7 +168,7 @@ def test_residual_head(place, dtype, images, height, width, float32_image):
 def block(depth, dtype, device, images=1):
     return {
         "u": draw(images, 16, 2, 5, dtype=dtype, device=device),
-        "weights": torch.stack([kernel_of(16, 16, dtype, device) for _ in range(depth)]),
+        "weights": torch.stack([weight_of(16, 16, dtype, device) for _ in range(depth)]),
         "biases": draw(depth, 16, dtype=dtype, device=device, scale=0.1),
     }
 
@@ -208,7 +208,7 @@ def test_lapsrn_level(place, dtype, depth, shared_conv, recompute):
         "recursions": 2,
         "negative_slope": slope,
         "recompute": recompute,
-        "upsample_weight": None if shared_conv else kernel_of(16, 16, dtype, device),
+        "upsample_weight": None if shared_conv else weight_of(16, 16, dtype, device),
     }
     compare(place, "lapsrn_level", arguments, LAYERS * TOLERANCE[dtype])
 
@@ -222,7 +222,7 @@ def test_a_level_of_64_channels(place, dtype, depth, recursions):
     images, height, width = random.randint(1, 2), random.randint(17, 20), random.randint(33, 40)
     arguments = {
         "u": draw(images, 64, height, width, dtype=dtype, device=place.device),
-        "weights": torch.stack([kernel_of(64, 64, dtype, place.device) for _ in range(depth)]),
+        "weights": torch.stack([weight_of(64, 64, dtype, place.device) for _ in range(depth)]),
         "biases": draw(depth, 64, dtype=dtype, device=place.device, scale=0.1),
         "shared_conv": 1,
         "upsample_bias": draw(64, dtype=dtype, device=place.device),

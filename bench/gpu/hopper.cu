@@ -1,8 +1,8 @@
 // Measures the kernels for Hopper on a Hopper device, one built variant at a time: bench/hopper.py builds and runs all.
 //
-// First it asks the tensor cores how they read an operand that starts in the middle of a swizzle's pattern, which is what all
-// variants but the last rely on. Then every kernel must agree with the one for compute capability 8.0, and is timed on the
-// three levels of the paper's training step. One line of JSON each.
+// First it asks the tensor cores how they read an operand that starts in the middle of a swizzle's pattern, which is
+// what all variants but the last rely on. Then every kernel must agree with the one for compute capability 8.0, and is
+// timed on the three levels of the paper's training step. One line of JSON each.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -73,13 +73,15 @@ double difference(const Map& a, const Map& b, size_t count) {  // ‖a − b‖ 
 
 // ---- How the tensor cores read a shifted operand ----
 
-// d[64, 64] is a tile of pixels from pixel `shift` of a box on, its groups of eight `stride` bytes apart; transposed: as the
-// operand whose sum is over pixels. The other operand is the identity.
+// d[64, 64] is a tile of pixels from pixel `shift` of a box on, its groups of eight `stride` bytes apart; transposed:
+// as the operand whose sum is over pixels. The other operand is the identity.
 template <bool kTransposed>
 __global__ void shift_kernel(int shift, uint32_t stride, uint32_t base_offset, float* d) {
   __shared__ __align__(1024) uint8_t room[160 * sm90::kPixelBytes + 8192];
   const uint32_t pixels = shared_address(room), identity = pixels + 160 * sm90::kPixelBytes;
-  const auto word = [&](uint32_t address) -> uint16_t& { return *reinterpret_cast<uint16_t*>(room + (address - pixels)); };
+  const auto word = [&](uint32_t address) -> uint16_t& {
+    return *reinterpret_cast<uint16_t*>(room + (address - pixels));
+  };
   for (int i = threadIdx.x; i < 160 * kC; i += blockDim.x) {
     word(sm90::swizzled(pixels + i * 2)) = pack<BFloat16>(static_cast<float>(i % 251), 0) & 0xffff;
   }
@@ -93,7 +95,8 @@ __global__ void shift_kernel(int shift, uint32_t stride, uint32_t base_offset, f
   fence_registers(sum);
   wgmma_fence();
   for (int step = 0; step < 4; ++step) {
-    const uint32_t start = pixels + shift * sm90::kPixelBytes + (kTransposed ? step * 2 * stride : step * sm90::kStepBytes);
+    const uint32_t start =
+        pixels + shift * sm90::kPixelBytes + (kTransposed ? step * 2 * stride : step * sm90::kStepBytes);
     const uint64_t b = sm90::descriptor(start, sm90::kLeadingUnread, stride) | uint64_t{base_offset} << 49;
     const uint64_t a = sm90::descriptor(identity + step * sm90::kStepBytes, sm90::kLeadingUnread, sm90::kPatternBytes);
     wgmma<BFloat16, 64, 0, kTransposed>(sum, a, b);
@@ -128,8 +131,10 @@ void ask_about_shifts() {
         right[0] += reads_shifted<false>(shift, pitch, base_offset) ? "y" : "n";
         right[1] += reads_shifted<true>(shift, pitch, base_offset) ? "y" : "n";
       }
-      std::printf("{\"descriptor\": {\"pitch\": %d, \"base_offset\": \"%s\", \"over_channels\": \"%s\", \"over_pixels\": \"%s\"}}\n",
-                  pitch, by_address ? "start >> 7 & 7" : "0", right[0].c_str(), right[1].c_str());
+      std::printf(
+          "{\"descriptor\": {\"pitch\": %d, \"base_offset\": \"%s\", \"over_channels\": \"%s\", \"over_pixels\": "
+          "\"%s\"}}\n",
+          pitch, by_address ? "start >> 7 & 7" : "0", right[0].c_str(), right[1].c_str());
     }
   }
 }
@@ -162,7 +167,8 @@ void report(const char* name, Size size, double maps, int bytes, double error, c
   std::printf(
       "{\"kernel\": \"%s\", \"size\": [%d, %d, %d], \"error\": %.3g, \"us\": %.2f, \"tflops\": %.1f, \"gbs\": %.0f, "
       "\"sm80_us\": %.2f}\n",
-      name, size.batch, size.height, size.width, error, us, pixels * 73728 / us * 1e-6, pixels * bytes / us * 1e-3, other_us);
+      name, size.batch, size.height, size.width, error, us, pixels * 73728 / us * 1e-6, pixels * bytes / us * 1e-3,
+      other_us);
   std::fflush(stdout);
 }
 
@@ -178,8 +184,8 @@ void measure(Size size) {
   check(cudaMemcpy(bias.data(), host.data(), bias.bytes(), cudaMemcpyHostToDevice), "cudaMemcpy");
   const uint16_t *const skip = others.data(), *const saved = others.data() + elements;
 
-  Conv c{Type::kBFloat16, size, kC, kC, maps.data(), matrices.data(), false, 0.2f, bias.data(), nullptr, nullptr, nullptr,
-         nullptr, nullptr};
+  Conv c{Type::kBFloat16, size,    kC,      kC,      maps.data(), matrices.data(), false, 0.2f,
+         bias.data(),     nullptr, nullptr, nullptr, nullptr,     nullptr};
   Buffer<float> sums(sm90::conv_sum_rows(c) * kC), sums80(sm80::conv_sum_rows(c) * kC);
   const auto conv = [&](const char* name, int bytes, bool with_total) {
     y.poison(), y80.poison(), total.poison(), total80.poison();
@@ -210,7 +216,8 @@ void measure(Size size) {
   run_up(), run_up80();
   report("transposed conv", size, 1, 640, difference(y, y80, 4 * elements), run_up, run_up80);
 
-  TransposedConvGradient down{Type::kBFloat16, size, kC, kC, large.data(), matrices.data(), saved, 0.2f, total.data(), nullptr};
+  TransposedConvGradient down{Type::kBFloat16, size,  kC,   kC,           large.data(),
+                              matrices.data(), saved, 0.2f, total.data(), nullptr};
   TransposedConvGradient down80 = down;
   down80.y = total80.data();
   total.poison(), total80.poison();
@@ -220,8 +227,17 @@ void measure(Size size) {
   report("transposed conv, data gradient", size, 1, 768, difference(total, total80, elements), run_down, run_down80);
 
   for (const int stride : {1, 2}) {
-    WeightGradient g{Type::kBFloat16, size, kC, kC, stride == 1 ? kMaps : 1, stride, maps.data(),
-                     stride == 1 ? others.data() : large.data(), false, 0, nullptr};
+    WeightGradient g{Type::kBFloat16,
+                     size,
+                     kC,
+                     kC,
+                     stride == 1 ? kMaps : 1,
+                     stride,
+                     maps.data(),
+                     stride == 1 ? others.data() : large.data(),
+                     false,
+                     0,
+                     nullptr};
     WeightGradient g80 = g;
     g.splits = sm90::weight_gradient_splits(g), g80.splits = sm80::weight_gradient_splits(g80);
     const size_t weights = size_t{9} * kC * kC * g.maps;

@@ -1,4 +1,4 @@
-// Elementwise passes over maps and the sums that finish gradients. All of them move each byte once and are as fast as memory.
+// Elementwise passes over maps and the sums that finish gradients: each moves every byte once, as fast as memory is.
 #include <algorithm>
 
 #include "kernels.h"
@@ -46,10 +46,11 @@ void differentiate(Type type, const void* grad, const void* saved, int64_t eleme
 
 // ---- Sums over pixels ----
 
-// A block sums every gridDim.x-th group of pixels: a thread eight channels of one pixel a group, then the threads of the same
-// channels are added in order.
+// A block sums every gridDim.x-th group of pixels: a thread eight channels of one pixel a group, then the threads of
+// the same channels are added in order.
 template <class T>
-__global__ void __launch_bounds__(kThreads) sum_pixels_kernel(const uint16_t* map, int64_t pixels, int channels, float* sums) {
+__global__ void __launch_bounds__(kThreads)
+    sum_pixels_kernel(const uint16_t* map, int64_t pixels, int channels, float* sums) {
   SHARED_MEMORY(smem);
   float* shared = reinterpret_cast<float*>(smem);  // [lanes, channels]
   const int eights = channels / 8, lanes = kThreads / eights;
@@ -82,8 +83,8 @@ int pixel_sum_rows(int64_t pixels, int channels) {
 
 void sum_pixels(Type type, const void* map, int64_t pixels, int channels, float* sums, cudaStream_t stream) {
   launch(type == Type::kBFloat16 ? sum_pixels_kernel<BFloat16> : sum_pixels_kernel<Float16>,
-         dim3(pixel_sum_rows(pixels, channels)), dim3(kThreads), kThreads * 8 * sizeof(float), stream, halves(map), pixels,
-         channels, sums);
+         dim3(pixel_sum_rows(pixels, channels)), dim3(kThreads), kThreads * 8 * sizeof(float), stream, halves(map),
+         pixels, channels, sums);
 }
 
 // ---- Sums of partial sums, in an order that never changes ----
@@ -128,8 +129,8 @@ __global__ void __launch_bounds__(kThreads)
 
 void reduce_weight_gradient(const float* partials, int splits, int maps, int rows, int columns, float* grad,
                             cudaStream_t stream) {
-  launch(reduce_weight_gradient_kernel, dim3(blocks_for(int64_t{maps} * 9 * rows * columns)), dim3(kThreads), 0, stream, partials,
-         splits, maps, rows * columns, grad);
+  launch(reduce_weight_gradient_kernel, dim3(blocks_for(int64_t{maps} * 9 * rows * columns)), dim3(kThreads), 0, stream,
+         partials, splits, maps, rows * columns, grad);
 }
 
 }  // namespace cmslap::cuda

@@ -1,7 +1,7 @@
 // The instructions the kernels are made of: thin helpers named after the PTX they wrap.
 //
-// nvcc compiles them as inline assembly. Any other compiler takes the same names from a model of a thread block that runs
-// on the CPU (tests/csrc/cuda_model), so that the kernels, unchanged, are tested without a GPU and without CUDA.
+// nvcc compiles them as inline assembly. Any other compiler takes the same names from a model of a thread block that
+// runs on the CPU (tests/csrc/cuda_model), so that the kernels, unchanged, are tested without a GPU and without CUDA.
 // Addresses are of shared memory (shared_address) unless they are pointers, which are global or generic.
 #pragma once
 
@@ -52,8 +52,8 @@ DEVICE float2 unpack(uint32_t word) {
 
 // ---- Threads ----
 
-// The same value, which the compiler must not know for the same: what follows from it is computed where it stands, instead of
-// being kept in registers from before a loop. No instruction.
+// The same value, which the compiler must not know for the same: what follows from it is computed where it stands,
+// instead of being kept in registers from before a loop. No instruction.
 DEVICE int afresh(int value) {
   asm volatile("" : "+r"(value));
   return value;
@@ -68,7 +68,8 @@ DEVICE bool elect_one() {
   return elected != 0;
 }
 
-// Barriers 1 to 15; __syncthreads is barrier 0. `threads`, a multiple of 32, counts those who sync and those who arrive.
+// Barriers 1 to 15; __syncthreads is barrier 0. `threads`, a multiple of 32, counts those who sync and those who
+// arrive.
 DEVICE void named_barrier_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
@@ -110,11 +111,13 @@ DEVICE void cp_async_16(uint32_t destination, const void* source, bool valid) {
                "l"(__cvta_generic_to_global(source)), "r"(valid ? 16 : 0)
                : "memory");
 }
-// The same where `wanted`, and nothing elsewhere: a predicate instead of a branch, which would part the products around it.
+// The same where `wanted`, and nothing elsewhere: a predicate instead of a branch, which would part the products around
+// it.
 DEVICE void cp_async_16_if(bool wanted, uint32_t destination, const void* source, bool valid) {
-  asm volatile("{.reg .pred p; setp.ne.b32 p, %3, 0; @p cp.async.cg.shared.global [%0], [%1], 16, %2;}" ::"r"(destination),
-               "l"(__cvta_generic_to_global(source)), "r"(valid ? 16 : 0), "r"(int(wanted))
-               : "memory");
+  asm volatile(
+      "{.reg .pred p; setp.ne.b32 p, %3, 0; @p cp.async.cg.shared.global [%0], [%1], 16, %2;}" ::"r"(destination),
+      "l"(__cvta_generic_to_global(source)), "r"(valid ? 16 : 0), "r"(int(wanted))
+      : "memory");
 }
 DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until at most `kPending` of this thread's groups are under way.
@@ -125,8 +128,8 @@ DEVICE void cp_async_wait() {
 
 // ---- 8×8 matrices between shared memory and the lanes of a warp ----
 //
-// Lane 8·i + r gives the address of row r (16 bytes) of matrix i. Register i of lane l is row l / 4, columns 2·(l % 4) and
-// the next of matrix i; of its transpose with _trans.
+// Lane 8·i + r gives the address of row r (16 bytes) of matrix i. Register i of lane l is row l / 4, columns 2·(l % 4)
+// and the next of matrix i; of its transpose with _trans.
 
 DEVICE void ldmatrix_x4(uint32_t (&d)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -141,7 +144,10 @@ DEVICE void ldmatrix_x4_trans(uint32_t (&d)[4], uint32_t row) {
                : "memory");
 }
 DEVICE void ldmatrix_x2(uint32_t (&d)[2], uint32_t row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];" : "=r"(d[0]), "=r"(d[1]) : "r"(row) : "memory");
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+               : "=r"(d[0]), "=r"(d[1])
+               : "r"(row)
+               : "memory");
 }
 DEVICE void ldmatrix_x2_trans(uint32_t (&d)[2], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
@@ -155,8 +161,8 @@ DEVICE void stmatrix_x4(uint32_t row, const uint32_t (&s)[4]) {
                : "memory");
 }
 DEVICE void stmatrix_x4_trans(uint32_t row, const uint32_t (&s)[4]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(s[0]), "r"(s[1]),
-               "r"(s[2]), "r"(s[3])
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(s[0]),
+               "r"(s[1]), "r"(s[2]), "r"(s[3])
                : "memory");
 }
 
@@ -169,12 +175,14 @@ template <class T>
 DEVICE void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   if constexpr (std::is_same_v<T, BFloat16>) {
     asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, "
+        "%2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
   } else {
     asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+        "%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
   }
@@ -196,11 +204,10 @@ DEVICE void mbarrier_arrive_expect_tx(uint32_t barrier, uint32_t bytes) {
 DEVICE void mbarrier_wait(uint32_t barrier, int parity) {
   uint32_t complete;
   do {
-    asm volatile(
-        "{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
-        : "=r"(complete)
-        : "r"(barrier), "r"(parity)
-        : "memory");
+    asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
+                 : "=r"(complete)
+                 : "r"(barrier), "r"(parity)
+                 : "memory");
   } while (complete == 0);
 }
 // Makes initialised barriers visible to the copy engine (and to a cluster's other blocks).
@@ -220,22 +227,23 @@ DEVICE void prefetch_tensor_map(const TensorMap& map) {
 }
 DEVICE void tma_load_3d(uint32_t destination, const TensorMap& map, uint32_t barrier, int c0, int c1, int c2) {
   asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(
-          destination),
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], "
+      "[%2];" ::"r"(destination),
       "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2)
       : "memory");
 }
 DEVICE void tma_load_4d(uint32_t destination, const TensorMap& map, uint32_t barrier, int c0, int c1, int c2, int c3) {
   asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];" ::
-          "r"(destination),
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], "
+      "[%2];" ::"r"(destination),
       "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
       : "memory");
 }
 DEVICE void tma_load_5d(uint32_t destination, const TensorMap& map, uint32_t barrier, int c0, int c1, int c2, int c3,
                         int c4) {
   asm volatile(
-      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6, %7}], "
+      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6, "
+      "%7}], "
       "[%2];" ::"r"(destination),
       "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
       : "memory");
@@ -252,12 +260,14 @@ DEVICE void tma_store_4d(const TensorMap& map, uint32_t source, int c0, int c1, 
                : "memory");
 }
 DEVICE void tma_store_5d(const TensorMap& map, uint32_t source, int c0, int c1, int c2, int c3, int c4) {
-  asm volatile("cp.async.bulk.tensor.5d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5, %6}], [%1];" ::"l"(&map),
-               "r"(source), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
-               : "memory");
+  asm volatile(
+      "cp.async.bulk.tensor.5d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5, %6}], [%1];" ::"l"(&map),
+      "r"(source), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
+      : "memory");
 }
 DEVICE void tma_store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
-// Until at most `kPending` of this thread's groups of stores are under way; _read: until shared memory may be written again.
+// Until at most `kPending` of this thread's groups of stores are under way; _read: until shared memory may be written
+// again.
 template <int kPending>
 DEVICE void tma_store_wait() {
   asm volatile("cp.async.bulk.wait_group %0;" ::"n"(kPending) : "memory");
@@ -269,9 +279,9 @@ DEVICE void tma_store_wait_read() {
 
 // ---- Matrix product of a warpgroup, asynchronous: d[64, N] (+)= a[64, 16] · b[16, N] ----
 //
-// Warp w of the four holds rows 16·w to 16·w + 15 of d, for each group j of 8 columns the four elements that mma_m16n8k16
-// would: d[4·j ..]; likewise a in registers. Descriptors: indexing.h. A transposed operand lies with its row (a) or column (b)
-// index contiguous instead of the 16 that are summed over.
+// Warp w of the four holds rows 16·w to 16·w + 15 of d, for each group j of 8 columns the four elements that
+// mma_m16n8k16 would: d[4·j ..]; likewise a in registers. Descriptors: indexing.h. A transposed operand lies with its
+// row (a) or column (b) index contiguous instead of the 16 that are summed over.
 
 DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -287,10 +297,11 @@ DEVICE void fence_registers(float (&d)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-// Inline assembly numbers its operands: %0 to %(N/2 - 1) are the accumulator, then come a (a descriptor or four registers),
-// b and the flags. D<count>: the accumulator's constraints; R<count>: its registers.
-#define TEN(tens) \
-  "%" #tens "0,%" #tens "1,%" #tens "2,%" #tens "3,%" #tens "4,%" #tens "5,%" #tens "6,%" #tens "7,%" #tens "8,%" #tens "9"
+// Inline assembly numbers its operands: %0 to %(N/2 - 1) are the accumulator, then come a (a descriptor or four
+// registers), b and the flags. D<count>: the accumulator's constraints; R<count>: its registers.
+#define TEN(tens)                                                                                           \
+  "%" #tens "0,%" #tens "1,%" #tens "2,%" #tens "3,%" #tens "4,%" #tens "5,%" #tens "6,%" #tens "7,%" #tens \
+  "8,%" #tens "9"
 #define D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define D8(i) D4(i), D4(i + 4)
 #define D16(i) D8(i), D8(i + 8)
@@ -333,35 +344,37 @@ DEVICE void fence_registers(float (&d)[kCount]) {
 #define R120 R110 "," TEN(11)
 #define R128 R120 ",%120,%121,%122,%123,%124,%125,%126,%127"
 
-#define WGMMA_ASM(n, count, type, a_text, b, accumulate_text, flags, ...)                                                \
-  asm volatile("{.reg .pred p; setp.ne.b32 p, " accumulate_text ", 0; wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." \
-               type "." type " {" R##count "}, " a_text ", " b ", p, 1, 1, " flags ";}"                                  \
-               : D##count(0)                                                                                             \
-               : __VA_ARGS__                                                                                             \
+#define WGMMA_ASM(n, count, type, a_text, b, accumulate_text, flags, ...)                                   \
+  asm volatile("{.reg .pred p; setp.ne.b32 p, " accumulate_text ", 0; wgmma.mma_async.sync.aligned.m64n" #n \
+               "k16.f32." type "." type " {" R##count "}, " a_text ", " b ", p, 1, 1, " flags ";}"          \
+               : D##count(0)                                                                                \
+               : __VA_ARGS__                                                                                \
                : "memory")
 
 // One N: `count` = N / 2 accumulators a thread; p0 to p6 are the numbers of the operands after them.
-#define WGMMA(n, count, p0, p1, p2, p3, p4, p5, p6)                                                                     \
-  template <>                                                                                                           \
-  struct Wgmma<n> {                                                                                                     \
-    template <class T, int kTransA, int kTransB>                                                                        \
-    static DEVICE void multiply(float (&d)[count], uint64_t a, uint64_t b, int accumulate) {                            \
-      if constexpr (std::is_same_v<T, BFloat16>) {                                                                      \
-        WGMMA_ASM(n, count, "bf16", p0, p1, p2, p3 ", " p4, "l"(a), "l"(b), "r"(accumulate), "n"(kTransA), "n"(kTransB)); \
-      } else {                                                                                                          \
-        WGMMA_ASM(n, count, "f16", p0, p1, p2, p3 ", " p4, "l"(a), "l"(b), "r"(accumulate), "n"(kTransA), "n"(kTransB)); \
-      }                                                                                                                 \
-    }                                                                                                                   \
-    template <class T, int kTransB>                                                                                     \
-    static DEVICE void multiply(float (&d)[count], const uint32_t (&a)[4], uint64_t b, int accumulate) {                \
-      if constexpr (std::is_same_v<T, BFloat16>) {                                                                      \
-        WGMMA_ASM(n, count, "bf16", "{" p0 "," p1 "," p2 "," p3 "}", p4, p5, p6, "r"(a[0]), "r"(a[1]), "r"(a[2]),         \
-                  "r"(a[3]), "l"(b), "r"(accumulate), "n"(kTransB));                                                    \
-      } else {                                                                                                          \
-        WGMMA_ASM(n, count, "f16", "{" p0 "," p1 "," p2 "," p3 "}", p4, p5, p6, "r"(a[0]), "r"(a[1]), "r"(a[2]),          \
-                  "r"(a[3]), "l"(b), "r"(accumulate), "n"(kTransB));                                                    \
-      }                                                                                                                 \
-    }                                                                                                                   \
+#define WGMMA(n, count, p0, p1, p2, p3, p4, p5, p6)                                                               \
+  template <>                                                                                                     \
+  struct Wgmma<n> {                                                                                               \
+    template <class T, int kTransA, int kTransB>                                                                  \
+    static DEVICE void multiply(float (&d)[count], uint64_t a, uint64_t b, int accumulate) {                      \
+      if constexpr (std::is_same_v<T, BFloat16>) {                                                                \
+        WGMMA_ASM(n, count, "bf16", p0, p1, p2, p3 ", " p4, "l"(a), "l"(b), "r"(accumulate), "n"(kTransA),        \
+                  "n"(kTransB));                                                                                  \
+      } else {                                                                                                    \
+        WGMMA_ASM(n, count, "f16", p0, p1, p2, p3 ", " p4, "l"(a), "l"(b), "r"(accumulate), "n"(kTransA),         \
+                  "n"(kTransB));                                                                                  \
+      }                                                                                                           \
+    }                                                                                                             \
+    template <class T, int kTransB>                                                                               \
+    static DEVICE void multiply(float (&d)[count], const uint32_t (&a)[4], uint64_t b, int accumulate) {          \
+      if constexpr (std::is_same_v<T, BFloat16>) {                                                                \
+        WGMMA_ASM(n, count, "bf16", "{" p0 "," p1 "," p2 "," p3 "}", p4, p5, p6, "r"(a[0]), "r"(a[1]), "r"(a[2]), \
+                  "r"(a[3]), "l"(b), "r"(accumulate), "n"(kTransB));                                              \
+      } else {                                                                                                    \
+        WGMMA_ASM(n, count, "f16", "{" p0 "," p1 "," p2 "," p3 "}", p4, p5, p6, "r"(a[0]), "r"(a[1]), "r"(a[2]),  \
+                  "r"(a[3]), "l"(b), "r"(accumulate), "n"(kTransB));                                              \
+      }                                                                                                           \
+    }                                                                                                             \
   }
 
 template <int kN>

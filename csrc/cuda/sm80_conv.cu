@@ -1,16 +1,17 @@
-// 3×3 convolution by mma.sync, with everything that follows it, and the transposed convolution's data gradient, a convolution
-// of stride 2. README.md explains the tile and the pipeline.
+// 3×3 convolution by mma.sync, with everything that follows it, and the transposed convolution's data gradient, a
+// convolution of stride 2. README.md explains the tile and the pipeline.
 //
-// A thread block of 8 warps keeps to 64 output channels and walks over tiles of 4·kRows × 16 pixels. Shared memory holds two
-// slices of 32 input channels: of all nine matrices (36,864 B) and of the tile's halo (20,736 B for 16 rows, 11,520 B for 8).
-// While one is multiplied the next is copied, be it of this tile or the first of the next one. With 64 input channels the two
-// slices of the matrices are all there are: they stay, and only pixels move.
+// A thread block of 8 warps keeps to 64 output channels and walks over tiles of 4·kRows × 16 pixels. Shared memory
+// holds two slices of 32 input channels: of all nine matrices (36,864 B) and of the tile's halo (20,736 B for 16 rows,
+// 11,520 B for 8). While one is multiplied the next is copied, be it of this tile or the first of the next one. With 64
+// input channels the two slices of the matrices are all there are: they stay, and only pixels move.
 //
-// For 64 → 64 channels and a tile of 16×16 pixels: 18.9 MFLOP, 9,216 clocks of an A100's multiprocessor (2,048 FLOP a clock) and
-// 18,432 of an A6000's. Copied from L2: 41.5 KB, 4.5 and 2.3 B a clock, a small part of what it delivers. A warp takes 4 rows × 16 pixels
-// × 32 channels: for a column of taps and 16 input channels it loads 3 matrices and 6 rows of pixels once each, 12 ldmatrix of
-// 512 B, and each row meets up to three taps, 48 mma: 64 B a clock and multiprocessor, half of what shared memory delivers (loading
-// pixels for every tap would ask for 96). With 2 rows a warp it is 10 ldmatrix for 24 mma, 107 B; on an A6000 both are half that.
+// For 64 → 64 channels and a tile of 16×16 pixels: 18.9 MFLOP, 9,216 clocks of an A100's multiprocessor (2,048 FLOP a
+// clock) and 18,432 of an A6000's. Copied from L2: 41.5 KB, 4.5 and 2.3 B a clock, a small part of what it delivers. A
+// warp takes 4 rows × 16 pixels × 32 channels: for a column of taps and 16 input channels it loads 3 matrices and 6
+// rows of pixels once each, 12 ldmatrix of 512 B, and each row meets up to three taps, 48 mma: 64 B a clock and
+// multiprocessor, half of what shared memory delivers (loading pixels for every tap would ask for 96). With 2 rows a
+// warp it is 10 ldmatrix for 24 mma, 107 B; on an A6000 both are half that.
 #include <algorithm>
 
 #include "implementations.h"
@@ -49,9 +50,9 @@ struct Step {
   }
 };
 
-// Adds the products of a halo tile under the window's taps, for 16·kHalves input channels. The copies of the next halo are issued
-// between the first half of the products: their addresses cost nothing while the tensor cores work, and they have the other half
-// of the time to arrive.
+// Adds the products of a halo tile under the window's taps, for 16·kHalves input channels. The copies of the next halo
+// are issued between the first half of the products: their addresses cost nothing while the tensor cores work, and they
+// have the other half of the time to arrive.
 template <class T, int kRows, int kHeight, int kWidth, int kHalves, class Copy>
 DEVICE void multiply(uint32_t halo, uint32_t matrices, const Window& window, const Place& place, const Copy& copy,
                      float (&sums)[kRows][4][4]) {
@@ -80,8 +81,8 @@ DEVICE void multiply(uint32_t halo, uint32_t matrices, const Window& window, con
 }
 
 template <class T, int kRows, int kHeight, int kWidth, class Copy>
-DEVICE void multiply(uint32_t halo, uint32_t matrices, const Window& window, const Place& place, int channels, const Copy& copy,
-                     float (&sums)[kRows][4][4]) {
+DEVICE void multiply(uint32_t halo, uint32_t matrices, const Window& window, const Place& place, int channels,
+                     const Copy& copy, float (&sums)[kRows][4][4]) {
   if (channels > 16)
     multiply<T, kRows, kHeight, kWidth, 2>(halo, matrices, window, place, copy, sums);
   else
@@ -89,8 +90,8 @@ DEVICE void multiply(uint32_t halo, uint32_t matrices, const Window& window, con
 }
 
 template <class T, int kRows, int kStride, class Copy>
-DEVICE void multiply_phase(int phase, uint32_t halo, uint32_t matrices, const Place& place, int channels, const Copy& copy,
-                           float (&sums)[kRows][4][4]) {
+DEVICE void multiply_phase(int phase, uint32_t halo, uint32_t matrices, const Place& place, int channels,
+                           const Copy& copy, float (&sums)[kRows][4][4]) {
   if constexpr (kStride == 1) {
     multiply<T, kRows, 3, 3>(halo, matrices, whole_window(), place, channels, copy, sums);
   } else {
@@ -115,7 +116,9 @@ struct Results {
         p(p) {
     first = ((int64_t{tile.image} * p.height + row) * p.width + column) * p.out + channel;
   }
-  DEVICE bool inside(int r, int half) const { return row + r < p.height && column + 8 * half < p.width && channel < p.out; }
+  DEVICE bool inside(int r, int half) const {
+    return row + r < p.height && column + 8 * half < p.width && channel < p.out;
+  }
   DEVICE int64_t element(int r, int half) const { return first + (r * p.width + 8 * half) * p.out; }
 
   DEVICE void load(const uint16_t* map, uint4 (&values)[kRows][2]) const {
@@ -134,8 +137,8 @@ DEVICE void apply_slope(float (&values)[8], const float (&signs)[8], float slope
     if (!(signs[c] > 0.0f)) values[c] *= slope;
 }
 
-// Everything that follows the products. The sums have begun with the bias; `operand` is `saved` where there is one, otherwise
-// `skip`.
+// Everything that follows the products. The sums have begun with the bias; `operand` is `saved` where there is one,
+// otherwise `skip`.
 template <class T, int kRows>
 DEVICE void finish(const ConvParameters& p, const Results<kRows>& results, const uint4 (&operand)[kRows][2],
                    const float (&sums)[kRows][4][4], float (&column_sums)[8]) {
@@ -173,7 +176,8 @@ DEVICE void finish(const ConvParameters& p, const Results<kRows>& results, const
   }
 }
 
-// Adds what the block's threads summed for the same channels, always in the same order, and writes the block's row of sums.
+// Adds what the block's threads summed for the same channels, always in the same order, and writes the block's row of
+// sums.
 DEVICE void write_sums(const ConvParameters& p, float (&column_sums)[8], const Place& place, float* shared) {
   const int lane = threadIdx.x % 32, group = threadIdx.x / 64;
 #pragma unroll
@@ -183,7 +187,8 @@ DEVICE void write_sums(const ConvParameters& p, float (&column_sums)[8], const P
   __syncthreads();  // the last products may still read
   if (lane < 4) {
 #pragma unroll
-    for (int c = 0; c < 8; ++c) shared[group * kBlockChannels + place.channel + eight_of_lane(lane) + c] = column_sums[c];
+    for (int c = 0; c < 8; ++c)
+      shared[group * kBlockChannels + place.channel + eight_of_lane(lane) + c] = column_sums[c];
   }
   __syncthreads();
   const int channel = blockIdx.y * kBlockChannels + threadIdx.x;
@@ -208,8 +213,8 @@ __global__ void __launch_bounds__(kThreads, 1) conv_kernel(const __grid_constant
   const auto copy_slice = [&](const Step<kPhases>& step, int turn) {
     const int slice_number = turn / kPhases;
     if (step.phase == 0 && (slices > 2 || slice_number < 2))
-      copy_matrices(matrices + slice_number % 2 * kMatricesBytes, p.matrices, p.out, p.x.channels, p.flipped, block_channel,
-                    step.slice * kSliceChannels);
+      copy_matrices(matrices + slice_number % 2 * kMatricesBytes, p.matrices, p.out, p.x.channels, p.flipped,
+                    block_channel, step.slice * kSliceChannels);
   };
   const auto halo_copy = [&](const Step<kPhases>& step, int turn) {
     const Window window = kStride == 1 ? whole_window() : phase_window(step.phase);
@@ -265,8 +270,8 @@ struct Cut {
   int rows, blocks;
 };
 
-// Taller tiles load less for a product, but may leave multiprocessors idle at the end of a small map, and need more shared
-// memory than some devices give a block.
+// Taller tiles load less for a product, but may leave multiprocessors idle at the end of a small map, and need more
+// shared memory than some devices give a block.
 static Cut cut(Size size, int out) {
   const int channel_blocks = int(ceil_div(out, kBlockChannels));
   const int room = std::max(1, device_attribute(cudaDevAttrMultiProcessorCount) / channel_blocks);
@@ -291,8 +296,9 @@ template <int kStride>
 static void launch_conv(Type type, const ConvParameters& p, Size size, cudaStream_t stream) {
   const Cut launched = cut(size, p.out);
   const bool bfloat16 = type == Type::kBFloat16;
-  const auto run = launched.rows == 4 ? (bfloat16 ? launch_conv<BFloat16, 4, kStride> : launch_conv<Float16, 4, kStride>)
-                                      : (bfloat16 ? launch_conv<BFloat16, 2, kStride> : launch_conv<Float16, 2, kStride>);
+  const auto run = launched.rows == 4
+                       ? (bfloat16 ? launch_conv<BFloat16, 4, kStride> : launch_conv<Float16, 4, kStride>)
+                       : (bfloat16 ? launch_conv<BFloat16, 2, kStride> : launch_conv<Float16, 2, kStride>);
   run(p, size, launched.blocks, stream);
 }
 

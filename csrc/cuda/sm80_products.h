@@ -1,4 +1,5 @@
-// What the mma.sync convolutions share: copies of a halo tile and of the matrices into shared memory, and their products.
+// What the mma.sync convolutions share: copies of a halo tile and of the matrices into shared memory, and their
+// products.
 #pragma once
 
 #include "indexing_sm80.h"
@@ -15,16 +16,17 @@ struct Map {  // of the input
   int height, width, channels;
 };
 
-// Copies the pixels that `window` reads for a tile of kRows × 16 output pixels, 32 channels from `channel`; zeros stand outside the
-// image and beyond its channels. In parts, to be issued between products: each thread copies the same piece of a pixel a part.
+// Copies the pixels that `window` reads for a tile of kRows × 16 output pixels, 32 channels from `channel`; zeros stand
+// outside the image and beyond its channels. In parts, to be issued between products: each thread copies the same piece
+// of a pixel a part.
 template <int kRows>
 struct HaloCopy {
   static constexpr int kPixels = kThreads / kPieces;  // of a part
   uint32_t to;
   const Map& map;
   const uint16_t* image;
-  int top, left, step;        // of the first pixel in the image; between pixels
-  int width, pixels;          // to copy; none if this is one copy too many
+  int top, left, step;  // of the first pixel in the image; between pixels
+  int width, pixels;    // to copy; none if this is one copy too many
   bool channels_inside;
 
   DEVICE HaloCopy(uint32_t to, const Map& map, const Tile& tile, const Window& window, int channel, bool wanted)
@@ -45,7 +47,10 @@ struct HaloCopy {
   DEVICE void part(int number) const {
     const int pixel = number * kPixels + threadIdx.x / kPieces;
     // of the widths there are, so that no division is left
-    const int i = width == kTileWidth ? pixel / kTileWidth : width == 17 ? pixel / 17 : pixel / 18, j = pixel - i * width;
+    const int i = width == kTileWidth ? pixel / kTileWidth
+                  : width == 17       ? pixel / 17
+                                      : pixel / 18,
+              j = pixel - i * width;
     const int y = top + step * i, x = left + step * j;
     const bool valid = y >= 0 && y < map.height && x >= 0 && x < map.width && channels_inside;
     const int place = y * map.width + x;
@@ -72,11 +77,12 @@ DEVICE void copy_matrices(uint32_t to, const uint16_t* matrices, int out, int in
 }
 static_assert(kThreads == kBlockChannels * kPieces);
 
-// Where a thread is among the operands: what ldmatrix needs, in bytes from the start of a halo tile and of a tap's matrix.
+// Where a thread is among the operands: what ldmatrix needs, in bytes from the start of a halo tile and of a tap's
+// matrix.
 struct Place {
-  int row;              // its warp's first in the tile
-  int channel;          // its warp's first in the block
-  uint32_t pixels[3];   // of the tap columns
+  int row;             // its warp's first in the tile
+  int channel;         // its warp's first in the block
+  uint32_t pixels[3];  // of the tap columns
   uint32_t matrix;
 
   DEVICE explicit Place(int rows_of_warp) {

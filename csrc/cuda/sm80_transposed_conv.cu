@@ -1,12 +1,15 @@
-// Transposed convolution of stride 2 by mma.sync: all four phases of a tile in one pass over its pixels. README.md explains it.
+// Transposed convolution of stride 2 by mma.sync: all four phases of a tile in one pass over its pixels. README.md
+// explains it.
 //
-// The pipeline and shared memory are sm80_conv.cu's, with tiles of 8 × 16 input pixels and one more row above and column to the
-// left. A warp takes 2 rows × 16 pixels × 32 channels and keeps the sums of all four phases, 128 registers: tap (k, l) adds to phase
-// (k % 2, l % 2), from the pixel itself or, for k or l of 2, from the one above or to the left.
+// The pipeline and shared memory are sm80_conv.cu's, with tiles of 8 × 16 input pixels and one more row above and
+// column to the left. A warp takes 2 rows × 16 pixels × 32 channels and keeps the sums of all four phases, 128
+// registers: tap (k, l) adds to phase (k % 2, l % 2), from the pixel itself or, for k or l of 2, from the one above or
+// to the left.
 //
-// For 64 → 64 channels an input pixel costs 73,728 FLOP and at least 640 B, 128 read and 512 written: at an A100's 2,048 FLOP a
-// clock and multiprocessor 36 clocks against 63 for its share of 1.56 TB/s, so memory decides, and every output is written once, 16 bytes
-// a lane. Shared memory delivers per 16 input channels 6 fragments of pixels and 18 of matrices for 72 mma, 85 B a clock.
+// For 64 → 64 channels an input pixel costs 73,728 FLOP and at least 640 B, 128 read and 512 written: at an A100's
+// 2,048 FLOP a clock and multiprocessor 36 clocks against 63 for its share of 1.56 TB/s, so memory decides, and every
+// output is written once, 16 bytes a lane. Shared memory delivers per 16 input channels 6 fragments of pixels and 18 of
+// matrices for 72 mma, 85 B a clock.
 #include <algorithm>
 
 #include "implementations.h"
@@ -31,7 +34,8 @@ using PhaseSums = float[4][kUpRows][4][4];
 
 using UpCopy = HaloCopy<kRowGroups * kUpRows>;
 
-// Adds the products of a halo tile, for 16·kHalves input channels; the next halo's copies are issued between the first of them.
+// Adds the products of a halo tile, for 16·kHalves input channels; the next halo's copies are issued between the first
+// of them.
 template <class T, int kHalves>
 DEVICE void multiply_phases(uint32_t halo, uint32_t matrices, const Place& place, const UpCopy& copy, PhaseSums& sums) {
 #pragma unroll
@@ -77,7 +81,8 @@ DEVICE void store_phases(const TransposedConvParameters& p, const Tile& tile, co
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 1) transposed_conv_kernel(const __grid_constant__ TransposedConvParameters p) {
+__global__ void __launch_bounds__(kThreads, 1)
+    transposed_conv_kernel(const __grid_constant__ TransposedConvParameters p) {
   SHARED_MEMORY(smem);
   const uint32_t matrices = shared_address(smem), halos = matrices + 2 * kMatricesBytes;
   const int block_channel = blockIdx.y * kBlockChannels;
@@ -135,8 +140,8 @@ void transposed_conv(const TransposedConv& c, cudaStream_t stream) {
   const int channel_blocks = int(ceil_div(c.out, kBlockChannels));
   const int room = std::max(1, device_attribute(cudaDevAttrMultiProcessorCount) / channel_blocks);
   const dim3 grid(std::min(tiles.count, room), channel_blocks);
-  launch(c.type == Type::kBFloat16 ? transposed_conv_kernel<BFloat16> : transposed_conv_kernel<Float16>, grid, dim3(kThreads),
-         conv_shared_bytes(kUpRows, 1), stream, p);
+  launch(c.type == Type::kBFloat16 ? transposed_conv_kernel<BFloat16> : transposed_conv_kernel<Float16>, grid,
+         dim3(kThreads), conv_shared_bytes(kUpRows, 1), stream, p);
 }
 
 }  // namespace cmslap::cuda::sm80

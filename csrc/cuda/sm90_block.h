@@ -1,5 +1,5 @@
-// What the sm_90a kernels have in common: a block is one warpgroup whose first warp asks the copy engine for boxes of pixels
-// (the producer), and warpgroups that multiply them (the consumers). They meet at barriers in shared memory.
+// What the sm_90a kernels have in common: a block is one warpgroup whose first warp asks the copy engine for boxes of
+// pixels (the producer), and warpgroups that multiply them (the consumers). They meet at barriers in shared memory.
 #pragma once
 
 #include <algorithm>
@@ -13,15 +13,16 @@
 
 namespace cmslap::cuda::sm90 {
 
-// Whether kernels have bodies: those of other devices' machine code and of PTX do not, and serves() keeps callers from them.
+// Whether kernels have bodies: those of other devices' machine code and of PTX do not, and serves() keeps callers from
+// them.
 #if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
 constexpr bool kHopper = false;
 #else
 constexpr bool kHopper = true;
 #endif
 
-// Shapes of one kernel to be measured against each other on a device: the first is used, unless the build says otherwise. The
-// last starts no operand in the middle of a swizzle's pattern.
+// Shapes of one kernel to be measured against each other on a device: the first is used, unless the build says
+// otherwise. The last starts no operand in the middle of a swizzle's pattern.
 #ifndef CMSLAP_SM90_VARIANT
 #define CMSLAP_SM90_VARIANT 0
 #endif
@@ -31,9 +32,9 @@ using Chosen = std::tuple_element_t<CMSLAP_SM90_VARIANT, std::tuple<Shapes...>>;
 constexpr int kWarpgroup = 128;
 constexpr int kBarrierBytes = 8;
 
-// Warpgroups are whole, also the producer's, because a multiprocessor's four partitions each hold every fourth warp and a
-// quarter of the registers: a ninth warp would leave all of them 168 registers where a third warpgroup, which setmaxnreg can
-// take registers from, leaves the others 240.
+// Warpgroups are whole, also the producer's, because a multiprocessor's four partitions each hold every fourth warp and
+// a quarter of the registers: a ninth warp would leave all of them 168 registers where a third warpgroup, which
+// setmaxnreg can take registers from, leaves the others 240.
 template <int kConsumers>
 struct Registers {
   static_assert(kConsumers == 2 || kConsumers == 3);
@@ -49,8 +50,8 @@ DEVICE bool leads_warp() { return threadIdx.x % 32 == 0; }
 // Waits for the other threads of a consumer.
 DEVICE void consumer_sync(int consumer) { named_barrier_sync(1 + consumer, kWarpgroup); }
 
-// Stages of shared memory that boxes, numbered from 0, pass through in order. A box's stage is full when the copy engine has
-// brought it and empty when `kReaders` warps have released it.
+// Stages of shared memory that boxes, numbered from 0, pass through in order. A box's stage is full when the copy
+// engine has brought it and empty when `kReaders` warps have released it.
 template <int kStages, int kBytes, int kReaders>
 struct Pipeline {
   static constexpr int kRoom = kStages * kBytes;
@@ -101,7 +102,8 @@ inline TensorMap matrices_map(const void* matrices) {  // [9, 64, 64]
 }
 
 // A map [N, H, W, channels], channels a multiple of 64, and its boxes of rows × columns × 64.
-inline TensorMap pixels_map(const void* map, int64_t batch, int64_t height, int64_t width, int channels, int rows, int columns) {
+inline TensorMap pixels_map(const void* map, int64_t batch, int64_t height, int64_t width, int channels, int rows,
+                            int columns) {
   const uint64_t pixel = channels * 2, row = pixel * width, image = row * height;
   return make_tensor_map(Tensor<4>{map,
                                    {static_cast<uint64_t>(channels), static_cast<uint64_t>(width),

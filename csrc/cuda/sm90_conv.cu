@@ -1,9 +1,9 @@
-// 3×3 convolutions of 64 channels with everything that follows them, for Hopper: stride 1 (forward and data gradient) and
-// stride 2 (data gradient of the transposed convolution).
+// 3×3 convolutions of 64 channels with everything that follows them, for Hopper: stride 1 (forward and data gradient)
+// and stride 2 (data gradient of the transposed convolution).
 //
-// sum[64 channels, pixels] of a tile of 32 × 8 pixels is 9 taps × 4 steps of wgmma m64n256k16, weights on the left. All weights
-// (72 KiB) stay in shared memory for the block's life; a tile's pixels come as one box of 34 × 10 that serves all nine taps.
-// Two consumers take turns: one multiplies while the other finishes its tile.
+// sum[64 channels, pixels] of a tile of 32 × 8 pixels is 9 taps × 4 steps of wgmma m64n256k16, weights on the left. All
+// weights (72 KiB) stay in shared memory for the block's life; a tile's pixels come as one box of 34 × 10 that serves
+// all nine taps. Two consumers take turns: one multiplies while the other finishes its tile.
 //
 // A tile, in cycles of a multiprocessor (stride 1; 4096 FLOP and 128 bytes of shared memory a cycle):
 //   tensor cores        256 · 73,728 FLOP / 4096                                       4608
@@ -37,8 +37,8 @@ struct Parameters {
   float* sums;        // [blocks · consumers, 64], optional
 };
 
-// How a kernel is cut: the windows of its tiles, how many of their boxes are on their way, and how many of the block's tiles
-// ahead of those the L2 cache is told of.
+// How a kernel is cut: the windows of its tiles, how many of their boxes are on their way, and how many of the block's
+// tiles ahead of those the L2 cache is told of.
 template <class W_, int kConsumers_, int kStages_, int kAhead_>
 struct Shape {
   using W = W_;
@@ -175,7 +175,8 @@ DEVICE void add_skip(const Parameters& p, const uint8_t* result, const Tile& til
   const int column = thread / kPieces % W::kColumns, piece = thread % kPieces;
   const bool inside = tile.left + column < p.width;
   for (int first = thread / kPieces / W::kColumns; first < W::kRows; first += kBatch * kRowsAtOnce) {
-    const int64_t at = ((int64_t{tile.image} * p.height + tile.top + first) * p.width + tile.left + column) * kPieces + piece;
+    const int64_t at =
+        ((int64_t{tile.image} * p.height + tile.top + first) * p.width + tile.left + column) * kPieces + piece;
     const int64_t step = int64_t{kRowsAtOnce} * p.width * kPieces;
     uint4 skip[kBatch];
 #pragma unroll
@@ -312,7 +313,8 @@ void start(const Parameters& p, Size size, cudaStream_t stream) {
 }
 template <class S, Epilogue kEpilogue>
 void start(Type type, const Parameters& p, Size size, cudaStream_t stream) {
-  type == Type::kBFloat16 ? start<BFloat16, S, kEpilogue>(p, size, stream) : start<Float16, S, kEpilogue>(p, size, stream);
+  type == Type::kBFloat16 ? start<BFloat16, S, kEpilogue>(p, size, stream)
+                          : start<Float16, S, kEpilogue>(p, size, stream);
 }
 
 template <class S>
@@ -321,8 +323,20 @@ Parameters parameters(const void* pixels, const void* matrices, const void* aux,
   const auto tiles = [size](const void* map) {
     return pixels_map(map, size.batch, size.height, size.width, kChannels, W::kRows, W::kColumns);
   };
-  Parameters p{window_map<W>(pixels, size), matrices_map(matrices), {}, {}, grid_of<S>(size), size.height, size.width,
-               false, result != nullptr, 1, nullptr, nullptr, nullptr, nullptr};
+  Parameters p{window_map<W>(pixels, size),
+               matrices_map(matrices),
+               {},
+               {},
+               grid_of<S>(size),
+               size.height,
+               size.width,
+               false,
+               result != nullptr,
+               1,
+               nullptr,
+               nullptr,
+               nullptr,
+               nullptr};
   if (aux != nullptr) p.aux = tiles(aux);
   if (result != nullptr) p.result = tiles(result);
   return p;
@@ -332,8 +346,8 @@ using Conv1 = Chosen<Shape<Window<1, 32, 8>, 2, 2, 1>,         // m64n256k16
                      Shape<Window<1, 32, 8>, 2, 2, 0>,         // without telling L2
                      Shape<Window<1, 16, 8>, 2, 4, 0>,         // m64n128k16, smaller tiles, more of them on their way
                      Shape<Window<1, 16, 8, true>, 2, 5, 0>>;  // three boxes a tile
-using Conv2 = Chosen<Shape<Window<2, 16, 8>, 2, 3, 1>, Shape<Window<2, 16, 8>, 2, 3, 0>, Shape<Window<2, 8, 8>, 2, 6, 0>,
-                     Shape<Window<2, 16, 8, true>, 2, 3, 0>>;
+using Conv2 = Chosen<Shape<Window<2, 16, 8>, 2, 3, 1>, Shape<Window<2, 16, 8>, 2, 3, 0>,
+                     Shape<Window<2, 8, 8>, 2, 6, 0>, Shape<Window<2, 16, 8, true>, 2, 3, 0>>;
 
 // Whether this file was compiled for compute capability 9.0; then it was for 9.0a (setup.py).
 constexpr bool compiled() {
@@ -349,7 +363,8 @@ constexpr bool compiled() {
 }  // namespace
 
 bool serves(int in, int out) {
-  return compiled() && in == kChannels && out == kChannels && device_attribute(cudaDevAttrComputeCapabilityMajor) == 9 &&
+  return compiled() && in == kChannels && out == kChannels &&
+         device_attribute(cudaDevAttrComputeCapabilityMajor) == 9 &&
          device_attribute(cudaDevAttrComputeCapabilityMinor) == 0;
 }
 
@@ -379,6 +394,8 @@ void transposed_conv_gradient(const TransposedConvGradient& c, cudaStream_t stre
   }
 }
 
-int transposed_conv_gradient_sum_rows(const TransposedConvGradient& c) { return blocks_of<Conv2>(c.size) * Conv2::kConsumers; }
+int transposed_conv_gradient_sum_rows(const TransposedConvGradient& c) {
+  return blocks_of<Conv2>(c.size) * Conv2::kConsumers;
+}
 
 }  // namespace cmslap::cuda::sm90

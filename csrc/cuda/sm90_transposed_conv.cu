@@ -1,14 +1,16 @@
-// The tied transposed convolution of 64 channels for Hopper. (Its data gradient is a convolution of stride 2: sm90_conv.cu.)
+// The tied transposed convolution of 64 channels for Hopper. (Its data gradient is a convolution of stride 2:
+// sm90_conv.cu.)
 //
-// One box of 17 × 9 pixels of the small map serves all nine taps and so all four phases of a tile of 16 × 8: for each phase 4,
-// 2, 2 or 1 taps × 4 steps of wgmma m64n128k16, weights on the left and resident. Consumers work on tiles of their own; each
-// stores a phase from one of two buffers while it multiplies the next.
+// One box of 17 × 9 pixels of the small map serves all nine taps and so all four phases of a tile of 16 × 8: for each
+// phase 4, 2, 2 or 1 taps × 4 steps of wgmma m64n128k16, weights on the left and resident. Consumers work on tiles of
+// their own; each stores a phase from one of two buffers while it multiplies the next.
 //
 // A tile, in cycles of a multiprocessor:
 //   device memory, 18 bytes a cycle: 128 · (128 + 4 · 128) bytes      4550
 //   tensor cores   128 · 73,728 FLOP / 4096                           2304
 //   shared memory  36 · (2 + 4 KiB) + 19.1 KiB + 2 · 64 KiB           2900
-// Bound by memory, by what it writes; nothing is read or written twice but the box's edge, 20 % of the small map from L2.
+// Bound by memory, by what it writes; nothing is read or written twice but the box's edge, 20 % of the small map from
+// L2.
 #include "implementations.h"
 #include "sm90_block.h"
 
@@ -20,7 +22,8 @@ struct Shape {
   using P = Phases;
   using Boxes = Pipeline<kStages, P::kParts * P::kBoxRoom, 4>;
 };
-using Up = Chosen<Shape<Phases<16, 8>, 4>, Shape<Phases<16, 8>, 2>, Shape<Phases<8, 8>, 8>, Shape<Phases<16, 8, true>, 2>>;
+using Up =
+    Chosen<Shape<Phases<16, 8>, 4>, Shape<Phases<16, 8>, 2>, Shape<Phases<8, 8>, 8>, Shape<Phases<16, 8, true>, 2>>;
 using P = Up::P;
 using Boxes = Up::Boxes;  // a tile's in one stage
 constexpr int kConsumers = 2, kBuffers = 2;
@@ -69,7 +72,8 @@ DEVICE void multiply(float (&sum)[P::kPixels / 2], uint64_t matrices, uint64_t p
 #pragma unroll
     for (int step = 0; step < kPixelBytes / kStepBytes; ++step) {
       wgmma<T, P::kPixels>(sum, advanced(matrices, tap * kMatrixBytes + step * kStepBytes),
-                           advanced(pixels, P::part(tap) * P::kBoxRoom + P::offset(tap) + step * kStepBytes), accumulate);
+                           advanced(pixels, P::part(tap) * P::kBoxRoom + P::offset(tap) + step * kStepBytes),
+                           accumulate);
       accumulate = true;
     }
   }
@@ -146,8 +150,8 @@ __global__ void __launch_bounds__(kThreads, 1) transposed_conv_kernel(const __gr
 TensorMap phases_map(const void* map, Size size) {
   const uint64_t pair = 2 * kPixelBytes, row = pair * size.width;
   return make_tensor_map(Tensor<5>{map,
-                                   {2 * kChannels, static_cast<uint64_t>(size.width), 2, static_cast<uint64_t>(size.height),
-                                    static_cast<uint64_t>(size.batch)},
+                                   {2 * kChannels, static_cast<uint64_t>(size.width), 2,
+                                    static_cast<uint64_t>(size.height), static_cast<uint64_t>(size.batch)},
                                    {pair, row, 2 * row, 2 * row * size.height},
                                    {kChannels, P::kColumns, 1, P::kRows, 1},
                                    {1, 1, 1, 1, 1},

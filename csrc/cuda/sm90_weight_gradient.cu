@@ -1,19 +1,20 @@
 // Weight gradients of 3×3 convolutions of 64 channels, of stride 1 and of stride 2, for Hopper.
 //
-// Pixels are what is summed over: a row of 16 pixels of a tile is one step of wgmma m64n192k16, both operands as they lie in
-// memory, channels contiguous. Its 192 columns are the 64 channels of `right` under the three taps of one column of the
-// window, whose pixels lie a row of the box apart: that distance is the descriptor's leading offset. A block's three consumers
-// take a column of the window each and keep its three taps' sums, 96 registers a thread, until their share of the tiles ends.
+// Pixels are what is summed over: a row of 16 pixels of a tile is one step of wgmma m64n192k16, both operands as they
+// lie in memory, channels contiguous. Its 192 columns are the 64 channels of `right` under the three taps of one column
+// of the window, whose pixels lie a row of the box apart: that distance is the descriptor's leading offset. A block's
+// three consumers take a column of the window each and keep its three taps' sums, 96 registers a thread, until their
+// share of the tiles ends.
 //
 // A tile of 8 × 16 pixels, in cycles of a multiprocessor (stride 1; 4096 FLOP and 128 bytes of shared memory a cycle):
 //   tensor cores   128 · 73,728 FLOP / 4096                                             2304
 //   shared memory  3 · 8 · (2 KiB left + 6 KiB right) + boxes 38.5 KiB                  1844 (80 %)
 //   L2, about 40 bytes a cycle: 38.5 KiB                                                 990
 //   device memory, 18 bytes a cycle: 32 KiB                                             1820
-// m64n64k16, a tap at a time, would read left three times as often: 3 · 24 · 4 KiB, all of the cycles that there are. Holding
-// left in registers would save less than a tenth and cost the transposing loads.
-// Of stride 2, 4 × 16 pixels: tensor cores 1152, device memory 64 · 640 bytes / 18 = 2280: bound by memory.
-// A share ends with 144 KiB written (and read, if it accumulates), once a launch.
+// m64n64k16, a tap at a time, would read left three times as often: 3 · 24 · 4 KiB, all of the cycles that there are.
+// Holding left in registers would save less than a tenth and cost the transposing loads. Of stride 2, 4 × 16 pixels:
+// tensor cores 1152, device memory 64 · 640 bytes / 18 = 2280: bound by memory. A share ends with 144 KiB written (and
+// read, if it accumulates), once a launch.
 #include "implementations.h"
 #include "sm90_block.h"
 
@@ -48,7 +49,8 @@ struct Share {
   int first, last;
 
   DEVICE explicit Share(const Parameters& p)
-      : first(first_tile(p.grid.count, blockIdx.x, p.splits)), last(first_tile(p.grid.count, blockIdx.x + 1, p.splits)) {}
+      : first(first_tile(p.grid.count, blockIdx.x, p.splits)),
+        last(first_tile(p.grid.count, blockIdx.x + 1, p.splits)) {}
 };
 
 template <class S>
@@ -84,7 +86,8 @@ DEVICE void consume(const Parameters& p, const typename S::Tiles& tiles, int win
     wgmma_fence();
 #pragma unroll
     for (int row = 0; row < W::kRows; ++row) {
-      wgmma<T, kColumns, 1, 1>(sum, advanced(left, row * W::kColumns * kPixelBytes), advanced(right, row * W::kRowBytes));
+      wgmma<T, kColumns, 1, 1>(sum, advanced(left, row * W::kColumns * kPixelBytes),
+                               advanced(right, row * W::kRowBytes));
     }
     wgmma_commit();
     wgmma_wait<1>();  // the tile before this one
@@ -96,7 +99,8 @@ DEVICE void consume(const Parameters& p, const typename S::Tiles& tiles, int win
 
   const int warp = threadIdx.x % kWarpgroup / 32, lane = threadIdx.x % 32;
   const int row = 16 * warp + lane / 4;
-  const int64_t matrix = (int64_t{static_cast<int>(blockIdx.x)} * p.maps + static_cast<int>(blockIdx.y)) * kTaps + window_column;
+  const int64_t matrix =
+      (int64_t{static_cast<int>(blockIdx.x)} * p.maps + static_cast<int>(blockIdx.y)) * kTaps + window_column;
   float* partials = p.partials + matrix * kChannels * kChannels + row * kChannels + 2 * (lane % 4);
 #pragma unroll
   for (int k = 0; k < 3; ++k, partials += 3 * kChannels * kChannels) {
@@ -148,8 +152,15 @@ void start(const WeightGradient& g, cudaStream_t stream) {
   using W = typename S::W;
   const Size all = {g.size.batch * g.maps, g.size.height, g.size.width};
   const Parameters p{pixels_map(g.left, all.batch, all.height, all.width, kChannels, W::kRows, W::kColumns),
-                     window_map<W>(g.right, all), grid_of<S>(g), g.size.batch, g.maps, g.splits, g.accumulate, g.partials};
-  const auto kernel = g.type == Type::kBFloat16 ? weight_gradient_kernel<BFloat16, S> : weight_gradient_kernel<Float16, S>;
+                     window_map<W>(g.right, all),
+                     grid_of<S>(g),
+                     g.size.batch,
+                     g.maps,
+                     g.splits,
+                     g.accumulate,
+                     g.partials};
+  const auto kernel =
+      g.type == Type::kBFloat16 ? weight_gradient_kernel<BFloat16, S> : weight_gradient_kernel<Float16, S>;
   launch(kernel, dim3(g.splits, g.maps), kThreads, S::kBytes, stream, p);
 }
 
@@ -170,6 +181,8 @@ void weight_gradient(const WeightGradient& g, cudaStream_t stream) {
   g.stride == 1 ? start<Gradient1>(g, stream) : start<Gradient2>(g, stream);
 }
 
-int weight_gradient_splits(const WeightGradient& g) { return g.stride == 1 ? splits<Gradient1>(g) : splits<Gradient2>(g); }
+int weight_gradient_splits(const WeightGradient& g) {
+  return g.stride == 1 ? splits<Gradient1>(g) : splits<Gradient2>(g);
+}
 
 }  // namespace cmslap::cuda::sm90

@@ -39,7 +39,8 @@ TEST(packing) {
       },
       [&] {
         if (with_rows && !std::equal(want_rows.begin(), want_rows.end(), rows)) throw std::runtime_error("rows");
-        if (with_columns && !std::equal(want_columns.begin(), want_columns.end(), columns)) throw std::runtime_error("columns");
+        if (with_columns && !std::equal(want_columns.begin(), want_columns.end(), columns))
+          throw std::runtime_error("columns");
       });
 }
 
@@ -181,9 +182,8 @@ TEST(image_convolution_weight_gradient) {
         slack[10 * o + place] += std::fabs(value);
       };
       add(9, g);
-      for_taps(p.size, i, j, 1, 1, [&](int tap, int row, int column) {
-        add(tap, g * x[pixel(p.size, n, row, column)]);
-      });
+      for_taps(p.size, i, j, 1, 1,
+               [&](int tap, int row, int column) { add(tap, g * x[pixel(p.size, n, row, column)]); });
     }
   });
   const int64_t count = int64_t{image_sum_rows(p.size)} * 10 * p.out;
@@ -223,7 +223,8 @@ TEST(residual_head_of_a_level) {
     const int64_t at = pixel(large, n, i, j);
     for_taps(large, i, j, 1, 1, [&](int tap, int row, int column) {
       for (int c = 0; c < p.out; ++c) {
-        const double product = double{weight[9 * c + tap]} * decode(p.type, f[pixel(large, n, row, column) * p.out + c]);
+        const double product =
+            double{weight[9 * c + tap]} * decode(p.type, f[pixel(large, n, row, column) * p.out + c]);
         want[at] += product;
         slack[at] += product * product;
       }
@@ -292,7 +293,8 @@ TEST(residual_head_gradients) {
         grad_f = outputs.words(features, with_f);
         grad_image = outputs.floats(p.size.pixels(), with_image);
         sums = outputs.floats(count, with_sums);
-        residual_head_gradient({p.type, p.size, p.out, f, image, grad, weight, image_weight, grad_f, grad_image, sums}, nullptr);
+        residual_head_gradient({p.type, p.size, p.out, f, image, grad, weight, image_weight, grad_f, grad_image, sums},
+                               nullptr);
       },
       [&] {
         if (with_f) check_close("grad_f", values(p.type, grad_f, features), want_f, unit(p.type));

@@ -1,5 +1,6 @@
-// The index maths of the mma.sync and the image kernels (csrc/cuda/indexing_sm80.h, indexing_image.h) on whole small problems:
-// every output has one writer, every tap is read where the definition reads it, no two rows of ldmatrix share banks.
+// The index maths of the mma.sync and the image kernels (csrc/cuda/indexing_sm80.h, indexing_image.h) on whole small
+// problems: every output has one writer, every tap is read where the definition reads it, no two rows of ldmatrix share
+// banks.
 #include "cuda/indexing_sm80.h"
 
 #include <map>
@@ -47,7 +48,8 @@ void test_tiling(int batch, int height, int width, int tile_height) {
     const Tile tile = tiles[number];
     require(tile.top < height && tile.left < width, "a tile begins inside its map");
     for (int y = tile.top; y < std::min(tile.top + tile_height, height); ++y)
-      for (int x = tile.left; x < std::min(tile.left + kTileWidth, width); ++x) ++covered[(tile.image * height + y) * width + x];
+      for (int x = tile.left; x < std::min(tile.left + kTileWidth, width); ++x)
+        ++covered[(tile.image * height + y) * width + x];
   }
   for (int times : covered) require(times == 1, "every pixel is in one tile");
 }
@@ -62,7 +64,8 @@ Memory halo_tile(const Window& window, int rows, int bytes) {
   for (int i = 0; i < kRowGroups * rows + window.height - 1; ++i)
     for (int j = 0; j < kTileWidth + window.width - 1; ++j)
       for (int piece = 0; piece < kPieces; ++piece)
-        put(memory, halo_offset(i, j, piece), {window.step * i + window.offset_y, window.step * j + window.offset_x, piece}, bytes);
+        put(memory, halo_offset(i, j, piece),
+            {window.step * i + window.offset_y, window.step * j + window.offset_x, piece}, bytes);
   return memory;
 }
 
@@ -112,15 +115,18 @@ TEST(sm80_index_matrices) {
     for (int pair = 0; pair < 2; ++pair)
       for (int half = 0; half < 2; ++half) {
         const auto address = [&](int lane) {
-          return (swizzled(first + row_of_lane(lane), row_piece_of_lane(lane)) ^ half * kSecondHalf) + pair * 16 * kRowBytes;
+          return (swizzled(first + row_of_lane(lane), row_piece_of_lane(lane)) ^ half * kSecondHalf) +
+                 pair * 16 * kRowBytes;
         };
         require_no_conflicts(address);
-        // Matrices 0 and 1 are columns 0-7 of the sum's 16 channels and 8-15 of product 2·pair, matrices 2 and 3 of the next.
+        // Matrices 0 and 1 are columns 0-7 of the sum's 16 channels and 8-15 of product 2·pair, matrices 2 and 3 of the
+        // next.
         for (int lane = 0; lane < 32; ++lane) {
           const Source source = memory.at(address(lane));
           const int product = 2 * pair + lane / 16, column = lane % 8;
           // Lane column / 2 of each quad gets this column, as element column % 2.
-          require(source.y == first + eight_of_lane(column / 2) + 2 * product + column % 2, "lanes get successive channels");
+          require(source.y == first + eight_of_lane(column / 2) + 2 * product + column % 2,
+                  "lanes get successive channels");
           require(source.piece == 2 * half + lane / 8 % 2, "pieces follow the sum");
         }
       }
@@ -150,7 +156,8 @@ TEST(sm80_index_transposed_conv) {
       for (int lane = 0; lane < 32; ++lane) {
         const Source read = memory.at(halo_offset(i, pixel_of_lane(lane) + j, pixel_piece_of_lane(lane)));
         const int y = 2 * row + phase_of(tap) / 2, x = 2 * pixel_of_lane(lane) + phase_of(tap) % 2;
-        require(y == 2 * read.y + tap / 3 && x == 2 * read.x + tap % 3, "a tap reaches the output that the definition names");
+        require(y == 2 * read.y + tap / 3 && x == 2 * read.x + tap % 3,
+                "a tap reaches the output that the definition names");
       }
     }
 }
@@ -159,7 +166,8 @@ TEST(sm80_index_shared_memory) {
   constexpr int kKilobyte = 1024;
   require(conv_shared_bytes(4, 2) <= 163 * kKilobyte, "tall tiles fit compute capability 8.0");
   require(conv_shared_bytes(2, 2) <= 99 * kKilobyte, "short tiles fit 8.6 and 8.9");
-  require(RightHalo<1>::kSharedBytes <= 99 * kKilobyte && RightHalo<2>::kSharedBytes <= 99 * kKilobyte, "so do gradients");
+  require(RightHalo<1>::kSharedBytes <= 99 * kKilobyte && RightHalo<2>::kSharedBytes <= 99 * kKilobyte,
+          "so do gradients");
 }
 
 // ---- Weight gradient ----
@@ -188,11 +196,13 @@ void test_gradient_tile() {
         const auto right_address = [&](int lane) {
           const int x = kStride * right_pixel_of_lane(lane) + tap % 3;
           const int address = Halo::offset(0, x, channel / 32 * 4 + right_piece_of_lane(lane));
-          return (address ^ channel / 16 % 2 * kSecondHalf) + (kStride * row + tap / 3) * Halo::kRowPlaces * kGradientRowBytes;
+          return (address ^ channel / 16 % 2 * kSecondHalf) +
+                 (kStride * row + tap / 3) * Halo::kRowPlaces * kGradientRowBytes;
         };
         require_no_conflicts(right_address);
         for (int lane = 0; lane < 32; ++lane)
-          require(right.at(right_address(lane)) == Source{kStride * row + tap / 3, kStride * right_pixel_of_lane(lane) + tap % 3,
+          require(right.at(right_address(lane)) == Source{kStride * row + tap / 3,
+                                                          kStride * right_pixel_of_lane(lane) + tap % 3,
                                                           channel / 8 + lane / 16},
                   "the right map's pixels under a tap");
       }
@@ -218,19 +228,22 @@ TEST(image_index_strips) {
   for (int64_t number = 0; number < strips.count; ++number)
     for (int lane = 0; lane < strips.lanes; ++lane) {
       const image_indexing::Strip strip = strips.at(number, lane);
-      for (int y = strip.y; y < strip.end && strip.x < width; ++y) ++covered[(strip.image * height + y) * width + strip.x];
+      for (int y = strip.y; y < strip.end && strip.x < width; ++y)
+        ++covered[(strip.image * height + y) * width + strip.x];
     }
   for (int times : covered) require(times == 1, "every pixel is in one strip");
 }
 
 TEST(residual_index) {
   using namespace image_indexing;
-  // Fragments of b: register b of step s of lane 4·n + q is tap n, or 8 + n, of channels that the lane's words 2·s + b are of.
+  // Fragments of b: register b of step s of lane 4·n + q is tap n, or 8 + n, of channels that the lane's words 2·s + b
+  // are of.
   std::set<std::pair<int, int>> met;
   for (int i = 0; i < 2 * 256; ++i) {
     const HeadWord word(i);
     const int group = i / 256, lane = i / 8 % 32, step = i / 4 % 2, n = i / 2 % 2, b = i % 2;
-    require(word.channel == 32 * group + lane % 4 * 8 + 2 * (2 * step + b) && word.tap == 8 * n + lane / 4, "a word of b");
+    require(word.channel == 32 * group + lane % 4 * 8 + 2 * (2 * step + b) && word.tap == 8 * n + lane / 4,
+            "a word of b");
     met.insert({word.channel, word.tap});
   }
   require(met.size() == 32 * 16, "every pair of channels meets every tap");

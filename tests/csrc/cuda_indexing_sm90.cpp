@@ -1,5 +1,5 @@
-// The index maths of the sm_90a kernels (csrc/cuda/indexing_sm90.h) on whole small problems: every pixel in one tile, every
-// tap where the definition reads it, descriptors' fields read back as the tensor cores do.
+// The index maths of the sm_90a kernels (csrc/cuda/indexing_sm90.h) on whole small problems: every pixel in one tile,
+// every tap where the definition reads it, descriptors' fields read back as the tensor cores do.
 #include "cuda/indexing_sm90.h"
 
 #include <algorithm>
@@ -23,7 +23,8 @@ void test_tiles(int batch, int height, int width, int rows, int columns) {
     const Tile tile = grid.at(number, rows, columns);
     require(tile.top < height && tile.left < width, "a tile begins inside its map");
     for (int i = tile.top; i < std::min(tile.top + rows, height); ++i)
-      for (int j = tile.left; j < std::min(tile.left + columns, width); ++j) ++covered[(tile.image * height + i) * width + j];
+      for (int j = tile.left; j < std::min(tile.left + columns, width); ++j)
+        ++covered[(tile.image * height + i) * width + j];
   }
   for (int times : covered) require(times == 1, "every pixel is in one tile");
 }
@@ -36,8 +37,8 @@ void test_shares(int tiles, int shares) {
   }
 }
 
-// Where element (row, step) of an operand lies, as PTX's tables of the 128-byte swizzle say: `row` counts the rows of a or the
-// columns of b, `step` the 16 that are summed over.
+// Where element (row, step) of an operand lies, as PTX's tables of the 128-byte swizzle say: `row` counts the rows of a
+// or the columns of b, `step` the 16 that are summed over.
 uint32_t address_of(uint64_t descriptor, bool transposed, int row, int step) {
   require(descriptor >> 62 == 1, "128-byte swizzle");
   require((descriptor >> 46 & 0x3fff) == 0, "no base offset");
@@ -74,24 +75,29 @@ void test_window() {
       // Summed over channels: pixels of a tile of 8 columns are columns of b.
       if (W::kColumns == 8) {
         for (int step = 0; step < 4; ++step) {
-          const uint64_t b = advanced(descriptor(room, kLeadingUnread, W::kRowBytes), W::offset(tap) + step * kStepBytes);
+          const uint64_t b =
+              advanced(descriptor(room, kLeadingUnread, W::kRowBytes), W::offset(tap) + step * kStepBytes);
           for (int pixel = 0; pixel < W::kPixels; ++pixel) {
             const int y = pixel / 8 * W::kStride + tap / 3;
             int x = -1;  // the column of the box that the definition asks for
             for (int column = 0; column < W::kWidth; ++column)
-              if (met<W>(tile, part, 0, column).second == W::kStride * (tile.left + pixel % 8) + tap % 3 - pad) x = column;
+              if (met<W>(tile, part, 0, column).second == W::kStride * (tile.left + pixel % 8) + tap % 3 - pad)
+                x = column;
             require(x >= 0 && y < W::kHeight, "what a tap reads is in its box");
-            require(met<W>(tile, part, y, x).first == W::kStride * (tile.top + pixel / 8) + tap / 3 - pad, "row of a tap");
+            require(met<W>(tile, part, y, x).first == W::kStride * (tile.top + pixel / 8) + tap / 3 - pad,
+                    "row of a tap");
             for (int k = 0; k < 16; ++k)
               require(address_of(b, false, pixel, k) == brought(room, W::kWidth, y, x, 16 * step + k),
                       "a convolution's descriptors read what the copy engine brought");
-            }
+          }
         }
       }
-      // Summed over pixels: 16 columns of a row of the tile are a step; the three taps above each other, 64 columns each.
+      // Summed over pixels: 16 columns of a row of the tile are a step; the three taps above each other, 64 columns
+      // each.
       if (W::kColumns == 16 && tap < 3) {
         for (int row = 0; row < W::kRows; ++row) {
-          const uint64_t b = advanced(descriptor(room, W::kWidth * kPixelBytes, kPatternBytes), W::offset(tap) + row * W::kRowBytes);
+          const uint64_t b =
+              advanced(descriptor(room, W::kWidth * kPixelBytes, kPatternBytes), W::offset(tap) + row * W::kRowBytes);
           for (int n = 0; n < 192; ++n)
             for (int k = 0; k < 16; ++k) {
               const int y = row * W::kStride + n / 64;
@@ -138,7 +144,8 @@ TEST(sm90_index_accumulators) {
       for (int r = 0; r < 8; ++r) {
         const uint32_t row = matrix_row(warp, 8 * matrix + r);
         const int pixel = matrix / 2 * 8 + r, channel = 16 * warp + 8 * (matrix % 2);
-        require(row == brought(0, 16, 0, pixel, channel), "an accumulator's matrix lies where the copy engine takes it");
+        require(row == brought(0, 16, 0, pixel, channel),
+                "an accumulator's matrix lies where the copy engine takes it");
         rows.insert(row);
         banks.insert(row / 16 % 8);
       }
@@ -164,7 +171,7 @@ TEST(sm90_index_windows) {
   test_window<Window<2, 4, 16, true>>();
 }
 
-TEST(sm90_index_phases) { 
+TEST(sm90_index_phases) {
   test_phases<Phases<16, 8>>();
   test_phases<Phases<16, 8, true>>();
 }

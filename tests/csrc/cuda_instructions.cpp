@@ -1,5 +1,5 @@
-// What ptx.h's helpers for compute capability 8.0 do, against plain definitions: in the model this tests the model, compiled by
-// nvcc it tests what the model assumes about the machine.
+// What ptx.h's helpers for compute capability 8.0 do, against plain definitions: in the model this tests the model,
+// compiled by nvcc it tests what the model assumes about the machine.
 #include <algorithm>
 
 #include "cuda/ptx.h"
@@ -45,7 +45,8 @@ TEST(instructions_numbers) {
       const float value = static_cast<float>(low + (high - low) * between(0, 16) / 16);
       const double to_low = value - low, to_high = high - value;
       const int want = to_low < to_high || (to_low == to_high && word % 2 == 0) ? word : word + 1;
-      if (encode(type, value) != want) throw std::runtime_error(format("encode(%g) is %04x", value, encode(type, value)));
+      if (encode(type, value) != want)
+        throw std::runtime_error(format("encode(%g) is %04x", value, encode(type, value)));
     }
   }
 }
@@ -71,8 +72,8 @@ TEST(instructions_pack) {
   }
   Buffer<uint32_t> packed(kCount / 2);
   Buffer<float> unpacked(kCount);
-  launch(type == Type::kBFloat16 ? number_kernel<BFloat16> : number_kernel<Float16>, dim3(kCount / 512), dim3(256), 0, nullptr,
-         numbers, unpacked.data(), packed.data());
+  launch(type == Type::kBFloat16 ? number_kernel<BFloat16> : number_kernel<Float16>, dim3(kCount / 512), dim3(256), 0,
+         nullptr, numbers, unpacked.data(), packed.data());
   finish_run();
   expect_equal("packed", Values(packed.data(), packed.data() + kCount / 2), want_words);
   expect_equal("unpacked", values(unpacked.data(), kCount), want);
@@ -141,7 +142,8 @@ __global__ void copy_kernel(const uint4* from, uint4* to, int count) {
   const auto stage = [&](int i) { return (i % 3 * blockDim.x + thread) * 16; };
   const auto start = [&](int i) {
     const bool exists = i < count && i % 3 != 2;
-    if (i < count) cp_async_16(shared_address(shared + stage(i)), exists ? from + i * blockDim.x + thread : nullptr, exists);
+    if (i < count)
+      cp_async_16(shared_address(shared + stage(i)), exists ? from + i * blockDim.x + thread : nullptr, exists);
     cp_async_commit();
   };
   start(0);
@@ -248,8 +250,8 @@ TEST(instructions_mma) {
       b_transposed[n * 16 + k] = b[k * 8 + n];
       for (int m = 0; m < 16; ++m) want[m * 8 + n] += 2 * decode(type, a[m * 16 + k]) * decode(type, b[k * 8 + n]);
     }
-  launch(type == Type::kBFloat16 ? mma_kernel<BFloat16> : mma_kernel<Float16>, dim3(1), dim3(32), 1024, nullptr, a.data(), b.data(),
-         b_transposed.data(), d.data());
+  launch(type == Type::kBFloat16 ? mma_kernel<BFloat16> : mma_kernel<Float16>, dim3(1), dim3(32), 1024, nullptr,
+         a.data(), b.data(), b_transposed.data(), d.data());
   finish_run();
   expect_equal("d", values(d.data(), 128), want);
 }

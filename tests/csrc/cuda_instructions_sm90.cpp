@@ -1,8 +1,8 @@
-// What ptx.h's helpers for compute capability 9.0 do, against plain definitions: in the model this tests the model, compiled by
-// nvcc it tests what the model assumes about the machine.
+// What ptx.h's helpers for compute capability 9.0 do, against plain definitions: in the model this tests the model,
+// compiled by nvcc it tests what the model assumes about the machine.
 //
-// Layouts of shared memory are written here as the PTX ISA draws them: lines of 16-byte pieces, where piece c of a line stands
-// at c xor (a number that the line's place in the repeating pattern gives).
+// Layouts of shared memory are written here as the PTX ISA draws them: lines of 16-byte pieces, where piece c of a line
+// stands at c xor (a number that the line's place in the repeating pattern gives).
 #include <algorithm>
 
 #include "cuda/ptx.h"
@@ -15,7 +15,8 @@ namespace {
 void expect_equal(const std::string& what, const Values& got, const Values& want) {
   if (got != want) {
     const auto at = std::mismatch(got.begin(), got.end(), want.begin());
-    throw std::runtime_error(format("%s[%td] is %g, not %g", what.c_str(), at.first - got.begin(), *at.first, *at.second));
+    throw std::runtime_error(
+        format("%s[%td] is %g, not %g", what.c_str(), at.first - got.begin(), *at.first, *at.second));
   }
 }
 
@@ -153,20 +154,21 @@ __global__ void store_kernel(const __grid_constant__ Transfer t) {
     tma_store_wait_read<0>();
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < t.bytes / 2; i += blockDim.x) *reinterpret_cast<uint16_t*>(shared + t.offset + 2 * i) = 0;
+  for (int i = threadIdx.x; i < t.bytes / 2; i += blockDim.x)
+    *reinterpret_cast<uint16_t*>(shared + t.offset + 2 * i) = 0;
   if (threadIdx.x == 0) tma_store_wait<0>();
 }
 
-// A random tensor of up to five dimensions, a box on it that may lie partly outside, and where each of the box's elements is in
-// the tensor (-1: outside) and, in words, in shared memory.
+// A random tensor of up to five dimensions, a box on it that may lie partly outside, and where each of the box's
+// elements is in the tensor (-1: outside) and, in words, in shared memory.
 template <size_t kRank>
 struct Placement {
   std::array<uint64_t, kRank> extents, strides{};  // elements
   std::array<uint32_t, kRank> box, steps;
   std::array<int, kRank> corner;
   Swizzle swizzle;
-  int64_t elements = 1;                      // of the tensor
-  int count = 1, offset;                     // of the box; bytes from a multiple of 1024
+  int64_t elements = 1;   // of the tensor
+  int count = 1, offset;  // of the box; bytes from a multiple of 1024
   std::vector<int64_t> in_tensor;
   std::vector<int> in_shared;
 
@@ -241,7 +243,8 @@ void test_store() {
   run_and_check(
       [&](Outputs& outputs) {
         tensor = outputs.words(p.elements);
-        launch(store_kernel, dim3(1), dim3(64), p.shared_bytes(), nullptr, p.transfer(tensor, const_cast<uint16_t*>(box)));
+        launch(store_kernel, dim3(1), dim3(64), p.shared_bytes(), nullptr,
+               p.transfer(tensor, const_cast<uint16_t*>(box)));
       },
       [&] { expect_equal("tensor", Values(tensor, tensor + p.elements), want); });
 }
@@ -272,8 +275,8 @@ struct Layout {
   }
 };
 
-// Lines of consecutive k, a line a row: row r is line first + r; groups of eight rows may have other lines between them.
-// A pattern that does not begin at a multiple of 1024 begins with line `pattern` of those that do.
+// Lines of consecutive k, a line a row: row r is line first + r; groups of eight rows may have other lines between
+// them. A pattern that does not begin at a multiple of 1024 begins with line `pattern` of those that do.
 Layout lines_of_k(Swizzle swizzle, int first, int lines_a_group, int pattern) {
   const int bytes = span(swizzle);
   return {swizzle, false, (pattern * 128 + first * bytes), 16, lines_a_group * bytes, pattern, 32, [=](int row, int k) {
@@ -361,8 +364,8 @@ void test_wgmma(const Layout& a, const Layout& b, int steps) {
   const int depth = 16 * steps;
   const bool accumulate = coin();
   describe(format("wgmma N %d, depth %d, a %s %d %s, b %d %s, starts %d %d, base offsets %d %d", kN, depth,
-                  kRegisters ? "registers" : "shared", span(a.swizzle), a.transposed ? "transposed" : "", span(b.swizzle),
-                  b.transposed ? "transposed" : "", a.start, b.start, a.base_offset, b.base_offset));
+                  kRegisters ? "registers" : "shared", span(a.swizzle), a.transposed ? "transposed" : "",
+                  span(b.swizzle), b.transposed ? "transposed" : "", a.start, b.start, a.base_offset, b.base_offset));
   Values left(64 * depth), right(depth * kN), before(64 * kN);
   for (double& value : left) value = between(-4, 4);
   for (double& value : right) value = between(-4, 4);
@@ -400,8 +403,9 @@ void test_wgmma(const Layout& a, const Layout& b, int steps) {
       [&](Outputs& outputs) {
         d = outputs.floats(64 * kN);
         std::copy(before.begin(), before.end(), d);
-        const Multiplication p{a_words->data(), b_words->data(), size(a_words), size(b_words), a.start, b.start, a.step, b.step,
-                               steps, a.fields(), b.fields(), left_words->data(), accumulate, d};
+        const Multiplication p{
+            a_words->data(), b_words->data(), size(a_words), size(b_words),      a.start,    b.start, a.step, b.step,
+            steps,           a.fields(),      b.fields(),    left_words->data(), accumulate, d};
         const size_t bytes = 2 * (a_words->size() + b_words->size()) + 2048;
         launch(wgmma_kernel<T, kN, kRegisters, kTransA, kTransB>, dim3(1), dim3(128), bytes, nullptr, p);
       },
@@ -425,8 +429,8 @@ TEST(sm90_instructions_wgmma_shapes) {
   test_wgmma_shapes<BFloat16, 256>();
 }
 
-// Operands that begin in the middle of a pattern, at any line, and whose groups of eight lines are apart: what reading a box
-// of pixels from another pixel on makes of them.
+// Operands that begin in the middle of a pattern, at any line, and whose groups of eight lines are apart: what reading
+// a box of pixels from another pixel on makes of them.
 TEST(sm90_instructions_wgmma_windows) {
   needs_sm90();
   const Layout weights = lines_of_k(Swizzle::k128, 0, 8, 0);

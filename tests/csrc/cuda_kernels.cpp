@@ -1,5 +1,5 @@
-// The matrix kernels of csrc/cuda, both implementations, on small random problems against their definitions in float64. What they
-// promise about order is tested with it: every run must give the same bits.
+// The matrix kernels of csrc/cuda, both implementations, on small random problems against their definitions in float64.
+// What they promise about order is tested with it: every run must give the same bits.
 #include "cuda/implementations.h"
 #include "cuda_problems.h"
 
@@ -23,13 +23,13 @@ void add_product(const double* matrix, const double* from, int in, int out, doub
 // ---- 3×3 convolutions ----
 
 // y[n, i, j] = Σ matrices[tap] · x[n, stride·i + k - pad, stride·j + l - pad]; matrices [9, out, in]
-Values correlate(const Values& x, Size x_size, const Values& matrices, Size y_size, int in, int out, int stride, int pad,
-                 bool flipped) {
+Values correlate(const Values& x, Size x_size, const Values& matrices, Size y_size, int in, int out, int stride,
+                 int pad, bool flipped) {
   Values y(y_size.pixels() * out, 0.0);
   for_pixels(y_size, [&](int n, int i, int j) {
     for_taps(x_size, i, j, stride, pad, [&](int tap, int row, int column) {
-      add_product(&matrices[int64_t{flipped ? 8 - tap : tap} * out * in], &x[pixel(x_size, n, row, column) * in], in, out,
-                  &y[pixel(y_size, n, i, j) * out]);
+      add_product(&matrices[int64_t{flipped ? 8 - tap : tap} * out * in], &x[pixel(x_size, n, row, column) * in], in,
+                  out, &y[pixel(y_size, n, i, j) * out]);
     });
   });
   return y;
@@ -38,10 +38,12 @@ Values correlate(const Values& x, Size x_size, const Values& matrices, Size y_si
 template <class Run, class Rows>
 void test_conv(const char* name, const std::vector<int>& channels, Run run, Rows sum_rows) {
   const Problem p = random_problem(channels);
-  const bool gradient = coin(), with_bias = !gradient && coin(), with_skip = coin(), with_sums = coin(), flipped = coin();
+  const bool gradient = coin(), with_bias = !gradient && coin(), with_skip = coin(), with_sums = coin(),
+             flipped = coin();
   const bool with_total = gradient && with_skip, with_y = !with_total || coin();
-  describe(name, p, std::string(gradient ? "gradient" : "forward") + (with_bias ? ", bias" : "") + (with_skip ? ", skip" : "") +
-                        (with_sums ? ", sums" : "") + (flipped ? ", flipped" : "") + (with_y ? "" : ", no y"));
+  describe(name, p,
+           std::string(gradient ? "gradient" : "forward") + (with_bias ? ", bias" : "") + (with_skip ? ", skip" : "") +
+               (with_sums ? ", sums" : "") + (flipped ? ", flipped" : "") + (with_y ? "" : ", no y"));
   Inputs inputs(p.type);
   const int64_t xs = p.size.pixels() * p.in, ys = p.size.pixels() * p.out, weights = int64_t{9} * p.out * p.in;
   const uint16_t* const x = inputs.words(xs);
@@ -52,7 +54,8 @@ void test_conv(const char* name, const std::vector<int>& channels, Run run, Rows
   const float slope = static_cast<float>(p.slope);
   Conv c{p.type, p.size, p.in, p.out, x, matrices, flipped, slope, bias, skip, saved, nullptr, nullptr, nullptr};
 
-  Values want = correlate(values(p.type, x, xs), p.size, values(p.type, matrices, weights), p.size, p.in, p.out, 1, 1, flipped);
+  Values want =
+      correlate(values(p.type, x, xs), p.size, values(p.type, matrices, weights), p.size, p.in, p.out, 1, 1, flipped);
   const Values skipped = values(p.type, skip, ys), signs = values(p.type, saved, ys), biases = values(bias, p.out);
   Values want_total(ys), slack(ys);
   for (int64_t i = 0; i < ys; ++i) {
@@ -134,8 +137,8 @@ void test_transposed_conv_gradient(const char* name, const std::vector<int>& cha
   const float slope = static_cast<float>(p.slope);
   TransposedConvGradient g{p.type, p.size, p.in, p.out, grad, matrices, saved, slope, nullptr, nullptr};
 
-  Values want = correlate(values(p.type, grad, grads), scaled(p.size, 2), values(p.type, matrices, weights), p.size, p.out, p.in,
-                          2, 0, false);
+  Values want = correlate(values(p.type, grad, grads), scaled(p.size, 2), values(p.type, matrices, weights), p.size,
+                          p.out, p.in, 2, 0, false);
   for (int64_t i = 0; with_saved && i < ys; ++i) want[i] *= sign_factor(decode(p.type, saved[i]), slope);
 
   uint16_t* y;
@@ -177,10 +180,12 @@ void test_weight_gradient(const char* name, const std::vector<int>& channels, Ru
   const Problem p = random_problem(channels);
   WeightGradient g{p.type, p.size, p.out, p.in, between(1, 3), between(1, 2), nullptr, nullptr, coin(), 0, nullptr};
   g.splits = splits(g);
-  describe(name, p, std::to_string(g.maps) + " maps, stride " + std::to_string(g.stride) + ", " + std::to_string(g.splits) +
-                        " splits" + (g.accumulate ? ", accumulate" : ""));
+  describe(name, p,
+           std::to_string(g.maps) + " maps, stride " + std::to_string(g.stride) + ", " + std::to_string(g.splits) +
+               " splits" + (g.accumulate ? ", accumulate" : ""));
   Inputs inputs(p.type);
-  const int64_t lefts = g.maps * g.size.pixels() * g.rows, rights = g.maps * scaled(g.size, g.stride).pixels() * g.columns;
+  const int64_t lefts = g.maps * g.size.pixels() * g.rows,
+                rights = g.maps * scaled(g.size, g.stride).pixels() * g.columns;
   const int64_t weights = int64_t{g.maps} * 9 * g.rows * g.columns, count = weights * g.splits;
   const uint16_t* const left = inputs.words(lefts);
   const uint16_t* const right = inputs.words(rights);

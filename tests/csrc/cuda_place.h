@@ -14,14 +14,17 @@ inline void set_timing(int, unsigned) {}
 inline void set_multiprocessors(int) {}
 inline void finish_run() { check(cudaDeviceSynchronize(), "cudaDeviceSynchronize"); }
 inline bool runs_sm90() {
-  return device_attribute(cudaDevAttrComputeCapabilityMajor) == 9 && device_attribute(cudaDevAttrComputeCapabilityMinor) == 0;
+  return device_attribute(cudaDevAttrComputeCapabilityMajor) == 9 &&
+         device_attribute(cudaDevAttrComputeCapabilityMinor) == 0;
 }
 
 // Memory with a guard on either side, whose contents a test looks at afterwards.
 class Pages {
  public:
   static constexpr size_t kGuardBytes = 4096;
-  explicit Pages(size_t bytes) : bytes_(bytes) { check(cudaMallocManaged(&pages_, bytes + 2 * kGuardBytes), "cudaMallocManaged"); }
+  explicit Pages(size_t bytes) : bytes_(bytes) {
+    check(cudaMallocManaged(&pages_, bytes + 2 * kGuardBytes), "cudaMallocManaged");
+  }
   Pages(const Pages&) = delete;
   ~Pages() { cudaFree(pages_); }
 

@@ -1,5 +1,5 @@
-// Small random problems for the functions of csrc/cuda/kernels.h: their sizes, their memory, the runs of a case, and the
-// words of geometry in which definitions are written.
+// Small random problems for the functions of csrc/cuda/kernels.h: their sizes, their memory, the runs of a case, and
+// the words of geometry in which definitions are written.
 #pragma once
 
 #include <memory>
@@ -20,18 +20,21 @@ struct Problem {
 };
 
 inline Problem random_problem(const std::vector<int>& channels) {
-  static const std::vector<std::pair<int, int>> kSizes = {{1, 1},   {1, 2},  {3, 5},  {17, 9}, {9, 17},
+  static const std::vector<std::pair<int, int>> kSizes = {{1, 1},   {1, 2},  {3, 5},   {17, 9}, {9, 17},
                                                           {16, 16}, {5, 33}, {35, 18}, {2, 65}};
   const auto [height, width] = one_of(kSizes);
   set_multiprocessors(one_of<int>({1, 1, 2, 3}));  // so that blocks have several tiles
-  return {coin() ? Type::kBFloat16 : Type::kFloat16, {between(1, 3), height, width}, one_of(channels), one_of(channels),
+  return {coin() ? Type::kBFloat16 : Type::kFloat16,
+          {between(1, 3), height, width},
+          one_of(channels),
+          one_of(channels),
           one_of<double>({0.2, 0.0, 1.0, 0.3})};
 }
 
 inline void describe(const std::string& what, const Problem& p, const std::string& more = "") {
   describe(format("%s %s [%d, %d, %d] channels %d to %d slope %g; %s", what.c_str(),
-                  p.type == Type::kBFloat16 ? "bf16" : "fp16", p.size.batch, p.size.height, p.size.width, p.in, p.out, p.slope,
-                  more.c_str()));
+                  p.type == Type::kBFloat16 ? "bf16" : "fp16", p.size.batch, p.size.height, p.size.width, p.in, p.out,
+                  p.slope, more.c_str()));
 }
 
 // ---- Its memory ----
@@ -100,7 +103,8 @@ inline Values values(const float* map, int64_t count) { return map ? Values(map,
 
 // ---- Its runs ----
 
-// Runs twice on fresh outputs, in opposite timings of the model. Both must end with the same bits, which `check` gets to see.
+// Runs twice on fresh outputs, in opposite timings of the model. Both must end with the same bits, which `check` gets
+// to see.
 template <class Run, class Check>
 void run_and_check(Run run, Check check) {
   std::string first;

@@ -39,7 +39,8 @@ inline double decode(Type type, uint16_t word) {
   return type == Type::kBFloat16 ? model::from_bfloat16(word) : model::from_float16(word);
 }
 inline uint16_t encode(Type type, double value) {
-  return type == Type::kBFloat16 ? model::to_bfloat16(static_cast<float>(value)) : model::to_float16(static_cast<float>(value));
+  return type == Type::kBFloat16 ? model::to_bfloat16(static_cast<float>(value))
+                                 : model::to_float16(static_cast<float>(value));
 }
 inline double unit(Type type) { return type == Type::kBFloat16 ? 0x1p-8 : 0x1p-11; }  // of rounding, relative
 
@@ -112,8 +113,8 @@ std::vector<Test>& tests();
 struct Register {
   Register(const char* name, void (*run)()) { tests().push_back({name, run}); }
 };
-#define TEST(name)                                                        \
-  static void name();                                                     \
+#define TEST(name)                                                             \
+  static void name();                                                          \
   static const ::cmslap::cuda::testing::Register register_##name(#name, name); \
   static void name()
 

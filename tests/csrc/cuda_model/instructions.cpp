@@ -77,7 +77,8 @@ void perform(const Copy& copy) {
 }  // namespace
 
 void cp_async(uint32_t destination, const void* source, bool valid) {
-  if (valid && reinterpret_cast<uintptr_t>(source) % 16 != 0) fail("cp.async from a global address that is no multiple of 16");
+  if (valid && reinterpret_cast<uintptr_t>(source) % 16 != 0)
+    fail("cp.async from a global address that is no multiple of 16");
   const Copy copy{at_address(destination, 16, 16), source, valid};
   if (options.late) {
     this_thread().copies.push_back(copy);
@@ -232,9 +233,7 @@ void fence_barrier_init() {
   for (auto& [address, barrier] : mbarriers) barrier.visible = true;
 }
 
-void fence_proxy_async() {
-  std::replace(unfenced.begin(), unfenced.end(), this_thread().index / kLanes, -1);
-}
+void fence_proxy_async() { std::replace(unfenced.begin(), unfenced.end(), this_thread().index / kLanes, -1); }
 
 void mbarrier_arrive(uint32_t address, uint32_t expected_bytes) {
   Mbarrier& barrier = find_mbarrier(address);
@@ -250,7 +249,8 @@ void mbarrier_wait(uint32_t address, int parity) {
   if ((barrier.phase & 1) != static_cast<uint64_t>(parity)) return;
   const uint64_t awaited = barrier.phase;
   wait_for_change(barrier.phase, "mbarrier %llu, phase %llu", address, awaited);
-  if (barrier.phase != awaited + 1) fail("the mbarrier at " + std::to_string(address) + " went on by two phases unseen");
+  if (barrier.phase != awaited + 1)
+    fail("the mbarrier at " + std::to_string(address) + " went on by two phases unseen");
 }
 
 // ---- Copy engine ----
@@ -267,7 +267,9 @@ struct Box {  // one copy
   int64_t corner[kMaxRank] = {};
   uint32_t shared;
 
-  uint32_t size(int i) const { return i < map.rank ? (map.box[i] + map.element_strides[i] - 1) / map.element_strides[i] : 1; }
+  uint32_t size(int i) const {
+    return i < map.rank ? (map.box[i] + map.element_strides[i] - 1) / map.element_strides[i] : 1;
+  }
   uint32_t bytes() const { return size(0) * size(1) * size(2) * size(3) * size(4) * 2; }
 };
 
@@ -302,7 +304,8 @@ Box make_box(const TensorMap& map, uint32_t shared, int rank, const int* corner)
   Box box;
   box.map = map;
   box.shared = shared;
-  if (rank != map.rank) fail("a copy of rank " + std::to_string(rank) + " with a map of rank " + std::to_string(map.rank));
+  if (rank != map.rank)
+    fail("a copy of rank " + std::to_string(rank) + " with a map of rank " + std::to_string(map.rank));
   std::copy(corner, corner + rank, box.corner);
   // Swizzling permutes within whole groups of rows, which may reach beyond the box.
   const uint32_t group = map.swizzle == Swizzle::kNone ? 0 : 128;
@@ -317,10 +320,12 @@ void check(bool holds, const char* what) {
 }  // namespace
 
 void check_tensor_map(const TensorMap& map) {
-  check(reinterpret_cast<uintptr_t>(map.data) % 16 == 0 && map.data != nullptr, "the tensor begins at a multiple of 16 bytes");
+  check(reinterpret_cast<uintptr_t>(map.data) % 16 == 0 && map.data != nullptr,
+        "the tensor begins at a multiple of 16 bytes");
   for (int i = 0; i < map.rank; ++i) {
     check(map.extents[i] >= 1 && map.extents[i] <= uint64_t{1} << 32, "extents are 1 to 2^32");
-    check(i == 0 || (map.strides[i] % 16 == 0 && map.strides[i] < uint64_t{1} << 40), "strides are multiples of 16 below 2^40");
+    check(i == 0 || (map.strides[i] % 16 == 0 && map.strides[i] < uint64_t{1} << 40),
+          "strides are multiples of 16 below 2^40");
     check(map.box[i] >= 1 && map.box[i] <= 256, "a box has 1 to 256 elements in each dimension");
     check(map.element_strides[i] >= 1 && map.element_strides[i] <= 8, "element strides are 1 to 8");
   }
@@ -328,7 +333,8 @@ void check_tensor_map(const TensorMap& map) {
   check(map.element_strides[0] == 1, "the innermost element stride is ignored by the device");
   check(row % 16 == 0, "rows of a box are multiples of 16 bytes");
   // The device takes shorter rows too; nobody here needs to know how it lays them out.
-  check(map.swizzle == Swizzle::kNone || row == 16u << static_cast<int>(map.swizzle), "swizzled rows are as long as the pattern");
+  check(map.swizzle == Swizzle::kNone || row == 16u << static_cast<int>(map.swizzle),
+        "swizzled rows are as long as the pattern");
 }
 
 void tma_load(uint32_t destination, const TensorMap& map, uint32_t barrier, int rank, const int* corner) {
@@ -391,7 +397,8 @@ const uint16_t* piece(uint64_t descriptor, bool transposed, uint32_t row, uint32
 
   uint32_t offset;
   if (swizzle == Swizzle::kNone) {
-    offset = transposed ? row / 8 * stride + k % 8 * 16 + k / 8 * leading : row % 8 * 16 + row / 8 * stride + k / 8 * leading;
+    offset = transposed ? row / 8 * stride + k % 8 * 16 + k / 8 * leading
+                        : row % 8 * 16 + row / 8 * stride + k / 8 * leading;
   } else if (transposed) {
     offset = row * 2 % span + row * 2 / span * leading + k % 8 * span + k / 8 * stride;
   } else {
@@ -484,7 +491,8 @@ void perform(const Product& product) {
 
 bool same(const Operands& x, const Operands& y) {
   return x.convert == y.convert && x.columns == y.columns && x.a_in_registers == y.a_in_registers && x.a == y.a &&
-         x.b == y.b && x.transposed_a == y.transposed_a && x.transposed_b == y.transposed_b && x.accumulate == y.accumulate;
+         x.b == y.b && x.transposed_a == y.transposed_a && x.transposed_b == y.transposed_b &&
+         x.accumulate == y.accumulate;
 }
 
 Warpgroup& warpgroup() { return warpgroups[this_thread().index / kWarpgroup]; }

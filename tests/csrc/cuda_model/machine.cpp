@@ -173,7 +173,8 @@ bool run_warp(int warp) {
 
 bool run_asynchronous_work() {
   if (machine.asynchronous.empty()) return false;
-  const auto which = machine.asynchronous.begin() + static_cast<int64_t>(machine.random() % machine.asynchronous.size());
+  const auto which =
+      machine.asynchronous.begin() + static_cast<int64_t>(machine.random() % machine.asynchronous.size());
   const auto work = std::move(*which);
   machine.asynchronous.erase(which);
   try {
@@ -258,7 +259,8 @@ void run_block(size_t shared_bytes) {
                 machine.failure);
 }
 
-// Memory of which what a block has not asked for cannot be touched: to the byte under AddressSanitizer, else to the page.
+// Memory of which what a block has not asked for cannot be touched: to the byte under AddressSanitizer, else to the
+// page.
 void resize_shared_memory(size_t bytes) {
   const auto pages = [](size_t bytes) { return (bytes + page_bytes() - 1) / page_bytes() * page_bytes(); };
   const size_t all = pages(kMaxSharedBytes) + page_bytes();

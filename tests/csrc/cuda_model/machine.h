@@ -1,8 +1,8 @@
 // A multiprocessor that runs one thread block at a time on the CPU: threads, warps, shared memory, barriers.
 //
 // Threads are fibers. One runs until it has to wait for others; which one goes on next is part of the Options. What a
-// kernel does wrong ends in a Failure, thrown by launch(): misaligned addresses, addresses outside shared memory, lanes of a
-// warp at different instructions, deadlock.
+// kernel does wrong ends in a Failure, thrown by launch(): misaligned addresses, addresses outside shared memory, lanes
+// of a warp at different instructions, deadlock.
 #pragma once
 
 #include <cuda_runtime_api.h>

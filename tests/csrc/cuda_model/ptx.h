@@ -105,7 +105,8 @@ inline uint4 load_16(const void* source) {
   return *static_cast<const uint4*>(source);
 }
 inline void store_16(void* destination, const uint4& value) {
-  model::require(reinterpret_cast<uintptr_t>(destination) % 16 == 0, "st.global.v4 at an address that is no multiple of 16");
+  model::require(reinterpret_cast<uintptr_t>(destination) % 16 == 0,
+                 "st.global.v4 at an address that is no multiple of 16");
   *static_cast<uint4*>(destination) = value;
 }
 inline void cp_async_16(uint32_t destination, const void* source, bool valid) {
@@ -184,7 +185,8 @@ template <int kCount>
 void fence_registers(float (&)[kCount]) {}
 template <class T, int kN, int kTransA = 0, int kTransB = 0>
 void wgmma(float (&d)[kN / 2], uint64_t descriptor_a, uint64_t descriptor_b, bool accumulate = true) {
-  model::wgmma({kConvert<T>, kN, false, kTransA != 0, kTransB != 0, accumulate, descriptor_a, descriptor_b}, d, nullptr);
+  model::wgmma({kConvert<T>, kN, false, kTransA != 0, kTransB != 0, accumulate, descriptor_a, descriptor_b}, d,
+               nullptr);
 }
 template <class T, int kN, int kTransB = 0>
 void wgmma(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t descriptor_b, bool accumulate = true) {

@@ -3,13 +3,14 @@
 
 #include "kernels.h"
 #include "launch.h"
+#include "tiling.h"
 #include "vector_io.h"
 
 namespace cmslap::cuda {
 
 constexpr int kThreads = 256;
 
-static unsigned blocks_for(int64_t threads) { return unsigned((threads + kThreads - 1) / kThreads); }
+static unsigned blocks_for(int64_t threads) { return unsigned(ceil_div(threads, kThreads)); }
 
 // Eight elements a thread: φ(x), or with `grad` φ' at x times grad.
 template <class T>
@@ -76,9 +77,9 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 int pixel_sum_rows(int64_t pixels, int channels) {
-  const int64_t groups = (pixels * (channels / 8) + kThreads - 1) / kThreads;  // of pixels that a block takes at once
-  const int64_t most = 4 * device_attribute(cudaDevAttrMultiProcessorCount);
-  return int(std::clamp<int64_t>(groups / 8, 1, most));
+  const int64_t groups = ceil_div(pixels * (channels / 8), kThreads);  // of pixels that a block takes at once
+  const int64_t max_rows = int64_t{4} * multiprocessors();
+  return int(std::clamp<int64_t>(groups / 8, 1, max_rows));
 }
 
 void sum_pixels(Type type, const void* map, int64_t pixels, int channels, float* sums, cudaStream_t stream) {
@@ -111,7 +112,7 @@ __global__ void __launch_bounds__(kRowLanes* kColumnLanes)
 }
 
 void reduce_rows(const float* sums, int rows, int columns, float* out, cudaStream_t stream) {
-  launch(reduce_rows_kernel, dim3((columns + kColumnLanes - 1) / kColumnLanes), dim3(kRowLanes * kColumnLanes),
+  launch(reduce_rows_kernel, dim3(ceil_div(columns, kColumnLanes)), dim3(kRowLanes * kColumnLanes),
          kRowLanes * kColumnLanes * sizeof(float), stream, sums, rows, columns, out);
 }
 

@@ -4,65 +4,35 @@
 
 #include <cstdint>
 
-#include "elements.h"
+#include "tiling.h"
 
 namespace cmslap::cuda::sm80 {
 
-HOST_DEVICE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// ---- Tiles of a map ----
-
-struct Tile {
-  int image, top, left;
-};
-
-// A batch of maps cut into tiles of height × width pixels, counted along rows, then down, then over images.
-struct Tiling {
-  int height, width;  // of a tile
-  int down, across;   // tiles of an image
-  int count;
-
-  HOST_DEVICE constexpr Tiling(int batch, int map_height, int map_width, int tile_height, int tile_width)
-      : height(tile_height),
-        width(tile_width),
-        down(int(ceil_div(map_height, tile_height))),
-        across(int(ceil_div(map_width, tile_width))),
-        count(batch * down * across) {}
-  HOST_DEVICE constexpr Tile operator[](int number) const {
-    const int row = number / across;
-    return {row / down, row % down * height, (number - row * across) * width};
-  }
-};
-
 // ---- Taps ----
 
-// The rectangle of taps one pass over a halo tile multiplies. Tap (k, l) of the window, first counted from the tile's
-// upper left output pixel, reads input pixel (step · i + offset_y + step · k, step · j + offset_x + step · l) for
-// output pixel (i, j) and is tap number first + stride_y · k + stride_x · l of the 3×3 kernel.
-struct Window {
+// The rectangle of taps one pass over a halo tile multiplies. Its tap (k, l), first counted from the tile's upper left
+// output pixel, reads input pixel (step · i + offset_y + step · k, step · j + offset_x + step · l) for output pixel (i,
+// j) and is tap number first + stride_y · k + stride_x · l of the 3×3 kernel.
+struct Taps {
   int height, width;
   int step, offset_y, offset_x;
   int first, stride_y, stride_x;
 
-  HOST_DEVICE constexpr int tap(int k, int l) const { return first + stride_y * k + stride_x * l; }
+  HOST_DEVICE constexpr int number(int k, int l) const { return first + stride_y * k + stride_x * l; }
 };
 
 // All nine, for a convolution of stride 1 and padding 1.
-HOST_DEVICE constexpr Window whole_window() { return {3, 3, 1, -1, -1, 0, 3, 1}; }
+HOST_DEVICE constexpr Taps all_taps() { return {3, 3, 1, -1, -1, 0, 3, 1}; }
 
 // A convolution of stride 2 reads the input pixels of one parity of row and column as a map of their own, with the taps
 // of that parity: 2×2, 2×1, 1×2 and 1×1 of them.
-HOST_DEVICE constexpr Window phase_window(int phase) {
+HOST_DEVICE constexpr Taps phase_taps(int phase) {
   const int y = phase / 2, x = phase % 2;
   return {2 - y, 2 - x, 2, y, x, 3 * y + x, 6, 2};
 }
 
-// The transposed convolution's: tap (k, l) makes the output pixels of parity (k % 2, l % 2), of input pixels `back` up
-// or left.
-HOST_DEVICE constexpr int phase_of(int tap) { return tap / 3 % 2 * 2 + tap % 3 % 2; }
-HOST_DEVICE constexpr int back(int tap_coordinate) { return tap_coordinate / 2; }
-// Its halo tile: a row above and a column to the left.
-HOST_DEVICE constexpr Window up_window() { return {2, 2, 1, -1, -1, 0, 0, 0}; }
+// The halo tile of a transposed convolution: a row above and a column to the left.
+HOST_DEVICE constexpr Taps upsampling_taps() { return {2, 2, 1, -1, -1, 0, 0, 0}; }
 
 // ---- Shared memory: rows of 64 bytes, 32 channels of a pixel or of a matrix row ----
 

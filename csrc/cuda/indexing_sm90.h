@@ -10,7 +10,7 @@
 
 #include <cstdint>
 
-#include "elements.h"
+#include "tiling.h"
 
 namespace cmslap::cuda::sm90 {
 
@@ -22,7 +22,6 @@ constexpr int kMatrixBytes = kChannels * kPixelBytes;  // the weights of a tap
 constexpr int kKernelBytes = kTaps * kMatrixBytes;
 constexpr int kSharedMemory = 227 * 1024;  // that a block of a Hopper multiprocessor may have
 
-HOST_DEVICE constexpr int ceil_div(int value, int by) { return (value + by - 1) / by; }
 HOST_DEVICE constexpr int round_up(int value, int to) { return ceil_div(value, to) * to; }
 
 // ---- Shared memory and wgmma's descriptors of it ----
@@ -48,27 +47,7 @@ HOST_DEVICE constexpr uint64_t advanced(uint64_t descriptor, uint32_t bytes) { r
 constexpr uint32_t kLeadingUnread = 16;
 constexpr int kStepBytes = 32;  // 16 channels
 
-// ---- Tiles ----
-
-struct Tile {
-  int image, top, left;
-};
-
-// A batch of maps cut into tiles, along rows first.
-struct TileGrid {
-  int across, down, count;
-
-  HOST_DEVICE constexpr TileGrid(int batch, int height, int width, int rows, int columns)
-      : across(ceil_div(width, columns)), down(ceil_div(height, rows)), count(batch * across * down) {}
-  HOST_DEVICE constexpr Tile at(int tile, int rows, int columns) const {
-    return {tile / (across * down), tile / across % down * rows, tile % across * columns};
-  }
-};
-
-// The tiles of share `share` of `shares` are [first_tile(share), first_tile(share + 1)).
-HOST_DEVICE constexpr int first_tile(int tiles, int share, int shares) {
-  return static_cast<int>(int64_t{tiles} * share / shares);
-}
+// ---- Tiles and what they read ----
 
 // What a tile of a map meets in the map it is convolved with, under W[k, l]: pixel (stride·i + k - pad, stride·j + l -
 // pad), pad 1 with stride 1 and 0 with stride 2. It comes in `kParts` boxes, one copy each:
@@ -89,7 +68,7 @@ struct Window {
   static constexpr int kHeight = kStride * (kRows - 1) + 3;
   static constexpr int kWidth = kAligned ? kColumns : kColumns + 3 - kStride;
   static constexpr int kBoxBytes = kHeight * kWidth * kPixelBytes;
-  static constexpr int kBoxRoom = round_up(kBoxBytes, kPatternBytes);
+  static constexpr int kBoxStride = round_up(kBoxBytes, kPatternBytes);
   static constexpr int kRowBytes = kStride * kWidth * kPixelBytes;  // between what two rows of the tile meet
 
   HOST_DEVICE static constexpr int part(int tap) { return kAligned ? tap % 3 : tap % 3 % kStride; }
@@ -120,14 +99,13 @@ struct Phases {
   static constexpr int kHeight = kRows + 1;
   static constexpr int kWidth = kAligned ? kColumns : kColumns + 1;
   static constexpr int kBoxBytes = kHeight * kWidth * kPixelBytes;
-  static constexpr int kBoxRoom = round_up(kBoxBytes, kPatternBytes);
+  static constexpr int kBoxStride = round_up(kBoxBytes, kPatternBytes);
   static constexpr int kRowBytes = kWidth * kPixelBytes;
 
-  HOST_DEVICE static constexpr int phase(int tap) { return tap / 3 % 2 * 2 + tap % 3 % 2; }
-  HOST_DEVICE static constexpr int part(int tap) { return kAligned ? tap % 3 / 2 : 0; }
+  HOST_DEVICE static constexpr int part(int tap) { return kAligned ? back(tap % 3) : 0; }
   // From the start of the tap's box.
   HOST_DEVICE static constexpr int offset(int tap) {
-    return ((1 - tap / 3 / 2) * kWidth + (kAligned ? 0 : 1 - tap % 3 / 2)) * kPixelBytes;
+    return ((1 - back(tap / 3)) * kWidth + (kAligned ? 0 : 1 - back(tap % 3))) * kPixelBytes;
   }
   HOST_DEVICE static constexpr int channel(int) { return 0; }
   HOST_DEVICE static constexpr int left(const Tile& tile, int part) { return tile.left - (kAligned ? part : 1); }

@@ -141,7 +141,11 @@ void embedding_forward(const Embedding& op, const Packed& kernels, const void* u
 class EmbeddingBackward {
  public:
   EmbeddingBackward(const Embedding& op, const Packed& kernels, Queue queue)
-      : op_(op), kernels_(kernels), queue_(queue), grads_(room(op.depth == 1 ? 2 : op.depth)), spare_(room(1)) {}
+      : op_(op),
+        kernels_(kernels),
+        queue_(queue),
+        grads_(allocate(op.depth == 1 ? 2 : op.depth)),
+        spare_(allocate(1)) {}
 
   // Where the gradient of h_R, which φ made the last activation of, is to be written.
   void* start() const { return end(op_.recursions - 1); }
@@ -149,7 +153,7 @@ class EmbeddingBackward {
   // `gradients.biases` has the sum of what start() holds already.
   void run(const void* saved_maps, const EmbeddingGradients& gradients) {
     const Maps saved(saved_maps, op_.elements());
-    const Maps inputs = room(op_.step() == 1 ? 0 : op_.depth);
+    const Maps inputs = allocate(op_.step() == 1 ? 0 : op_.depth);
     const BiasSums sums(op_, conv_sum_rows(conv_of(op_)), queue_);
     WeightSums weights(weight_gradient_of(), queue_);
     void* const totals[2] = {gradients.u, spare_[0]};  // of the gradients of h_r, r falling: the last one is u's
@@ -166,7 +170,9 @@ class EmbeddingBackward {
   }
 
  private:
-  Maps room(int64_t maps) const { return {maps ? queue_.memory.maps(maps * op_.elements()) : nullptr, op_.elements()}; }
+  Maps allocate(int64_t maps) const {
+    return {maps ? queue_.memory.maps(maps * op_.elements()) : nullptr, op_.elements()};
+  }
 
   // Gradients of a recursion's values, those each convolution made. A single one must not overwrite the map it reads.
   Maps maps_of(int r) const { return grads_.from(op_.depth == 1 ? r % 2 : 0); }

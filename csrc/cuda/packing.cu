@@ -2,6 +2,7 @@
 // loads are left to the caches.
 #include "kernels.h"
 #include "launch.h"
+#include "tiling.h"
 #include "vector_io.h"
 
 namespace cmslap::cuda {
@@ -19,7 +20,7 @@ __global__ void __launch_bounds__(256)
 
 void pack_kernels(Type, const void* weights, int count, int out, int in, void* rows, void* columns,
                   cudaStream_t stream) {
-  const dim3 grid(unsigned((int64_t{count} * out * in + 255) / 256));
+  const dim3 grid(unsigned(ceil_div(int64_t{count} * out * in, 256)));
   for (void* matrices : {rows, columns})
     if (matrices != nullptr)
       launch(pack_kernel, grid, dim3(256), 0, stream, halves(weights), count, out, in, matrices == columns,

@@ -50,20 +50,20 @@ struct Step {
   }
 };
 
-// Adds the products of a halo tile under the window's taps, for 16·kHalves input channels. The copies of the next halo
+// Adds the products of a halo tile under the taps, for 16·kHalves input channels. The copies of the next halo
 // are issued between the first half of the products: their addresses cost nothing while the tensor cores work, and they
 // have the other half of the time to arrive.
 template <class T, int kRows, int kHeight, int kWidth, int kHalves, class Copy>
-DEVICE void multiply(uint32_t halo, uint32_t matrices, const Window& window, const Place& place, const Copy& copy,
+DEVICE void multiply(uint32_t halo, uint32_t matrices, const Taps& taps, const Place& place, const Copy& copy,
                      float (&sums)[kRows][4][4]) {
   constexpr int kCopying = (kHalves * kWidth + 1) / 2;
 #pragma unroll
   for (int turn = 0; turn < kHalves * kWidth; ++turn) {
     const int half = turn / kWidth, l = turn % kWidth;
-    MatrixFragments taps[kHeight];
+    MatrixFragments fragments[kHeight];
 #pragma unroll
     for (int k = 0; k < kHeight; ++k)
-      taps[k].load(matrices + window.tap(k, l) * kMatrixBytes + (place.matrix ^ half * kSecondHalf));
+      fragments[k].load(matrices + taps.number(k, l) * kMatrixBytes + (place.matrix ^ half * kSecondHalf));
     const uint32_t column = halo + (place.pixels[l] ^ half * kSecondHalf);
 #pragma unroll
     for (int i = 0; i < kRows + kHeight - 1; ++i) {
@@ -71,34 +71,34 @@ DEVICE void multiply(uint32_t halo, uint32_t matrices, const Window& window, con
       ldmatrix_x4(pixels, column + i * kPitch * kRowBytes);
 #pragma unroll
       for (int k = 0; k < kHeight; ++k)
-        if (i - k >= 0 && i - k < kRows) taps[k].template multiply<T>(pixels, sums[i - k]);
+        if (i - k >= 0 && i - k < kRows) fragments[k].template multiply<T>(pixels, sums[i - k]);
       if (i == 0 && turn < kCopying) {
 #pragma unroll
-        for (int part = turn; part < Copy::parts(whole_window()); part += kCopying) copy.part(part);
+        for (int part = turn; part < Copy::parts(all_taps()); part += kCopying) copy.part(part);
       }
     }
   }
 }
 
 template <class T, int kRows, int kHeight, int kWidth, class Copy>
-DEVICE void multiply(uint32_t halo, uint32_t matrices, const Window& window, const Place& place, int channels,
+DEVICE void multiply(uint32_t halo, uint32_t matrices, const Taps& taps, const Place& place, int channels,
                      const Copy& copy, float (&sums)[kRows][4][4]) {
   if (channels > 16)
-    multiply<T, kRows, kHeight, kWidth, 2>(halo, matrices, window, place, copy, sums);
+    multiply<T, kRows, kHeight, kWidth, 2>(halo, matrices, taps, place, copy, sums);
   else
-    multiply<T, kRows, kHeight, kWidth, 1>(halo, matrices, window, place, copy, sums);
+    multiply<T, kRows, kHeight, kWidth, 1>(halo, matrices, taps, place, copy, sums);
 }
 
 template <class T, int kRows, int kStride, class Copy>
 DEVICE void multiply_phase(int phase, uint32_t halo, uint32_t matrices, const Place& place, int channels,
                            const Copy& copy, float (&sums)[kRows][4][4]) {
   if constexpr (kStride == 1) {
-    multiply<T, kRows, 3, 3>(halo, matrices, whole_window(), place, channels, copy, sums);
+    multiply<T, kRows, 3, 3>(halo, matrices, all_taps(), place, channels, copy, sums);
   } else {
-    if (phase == 0) multiply<T, kRows, 2, 2>(halo, matrices, phase_window(0), place, channels, copy, sums);
-    if (phase == 1) multiply<T, kRows, 2, 1>(halo, matrices, phase_window(1), place, channels, copy, sums);
-    if (phase == 2) multiply<T, kRows, 1, 2>(halo, matrices, phase_window(2), place, channels, copy, sums);
-    if (phase == 3) multiply<T, kRows, 1, 1>(halo, matrices, phase_window(3), place, channels, copy, sums);
+    if (phase == 0) multiply<T, kRows, 2, 2>(halo, matrices, phase_taps(0), place, channels, copy, sums);
+    if (phase == 1) multiply<T, kRows, 2, 1>(halo, matrices, phase_taps(1), place, channels, copy, sums);
+    if (phase == 2) multiply<T, kRows, 1, 2>(halo, matrices, phase_taps(2), place, channels, copy, sums);
+    if (phase == 3) multiply<T, kRows, 1, 1>(halo, matrices, phase_taps(3), place, channels, copy, sums);
   }
 }
 
@@ -140,8 +140,8 @@ DEVICE void apply_slope(float (&values)[8], const float (&signs)[8], float slope
 // Everything that follows the products. The sums have begun with the bias; `operand` is `saved` where there is one,
 // otherwise `skip`.
 template <class T, int kRows>
-DEVICE void finish(const ConvParameters& p, const Results<kRows>& results, const uint4 (&operand)[kRows][2],
-                   const float (&sums)[kRows][4][4], float (&column_sums)[8]) {
+DEVICE void apply_epilogue(const ConvParameters& p, const Results<kRows>& results, const uint4 (&operand)[kRows][2],
+                           const float (&sums)[kRows][4][4], float (&column_sums)[8]) {
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
 #pragma unroll
@@ -204,7 +204,7 @@ __global__ void __launch_bounds__(kThreads, 1) conv_kernel(const __grid_constant
   constexpr int kPhases = kStride * kStride, kHaloBytes = halo_bytes(kRows, 2);
   const uint32_t matrices = shared_address(smem), halos = matrices + 2 * kMatricesBytes;
   const int block_channel = blockIdx.y * kBlockChannels;
-  const int slices = int(ceil_div(p.x.channels, kSliceChannels));
+  const int slices = ceil_div(p.x.channels, kSliceChannels);
   const Place place(kRows);
   const bool busy = block_channel + place.channel < p.out;  // or all 32 output channels are padding
 
@@ -217,17 +217,13 @@ __global__ void __launch_bounds__(kThreads, 1) conv_kernel(const __grid_constant
                     block_channel, step.slice * kSliceChannels);
   };
   const auto halo_copy = [&](const Step<kPhases>& step, int turn) {
-    const Window window = kStride == 1 ? whole_window() : phase_window(step.phase);
-    return Copy(halos + turn % 2 * kHaloBytes, p.x, step.tile, window, step.slice * kSliceChannels,
+    const Taps taps = kStride == 1 ? all_taps() : phase_taps(step.phase);
+    return Copy(halos + turn % 2 * kHaloBytes, p.x, step.tile, taps, step.slice * kSliceChannels,
                 step.number < p.tiles.count);
   };
 
-  float bias[8] = {}, column_sums[8] = {}, sums[kRows][4][4];
-  const int channel = block_channel + place.channel + eight_of_lane(threadIdx.x % 32);
-  if (p.bias != nullptr && channel < p.out) {
-#pragma unroll
-    for (int c = 0; c < 8; ++c) bias[c] = p.bias[channel + c];
-  }
+  float bias[8], column_sums[8] = {}, sums[kRows][4][4];
+  load_bias(bias, p.bias, block_channel + place.channel + eight_of_lane(threadIdx.x % 32), p.out);
   const uint16_t* first_operand = p.saved != nullptr ? p.saved : p.skip;
 
   Step<kPhases> step(p.tiles);
@@ -257,7 +253,8 @@ __global__ void __launch_bounds__(kThreads, 1) conv_kernel(const __grid_constant
     else
       copy.all();
     cp_async_commit();
-    if (last) finish<T, kRows>(p, Results<kRows>(p, step.tile, place, block_channel), operand, sums, column_sums);
+    if (last)
+      apply_epilogue<T, kRows>(p, Results<kRows>(p, step.tile, place, block_channel), operand, sums, column_sums);
     step = next;
   }
   if (p.sums != nullptr) write_sums(p, column_sums, place, reinterpret_cast<float*>(smem));
@@ -266,40 +263,39 @@ __global__ void __launch_bounds__(kThreads, 1) conv_kernel(const __grid_constant
 // ---- Host ----
 
 // How a launch is cut: rows of pixels a warp takes at a time, and persistent blocks.
-struct Cut {
+struct LaunchShape {
   int rows, blocks;
 };
 
 // Taller tiles load less for a product, but may leave multiprocessors idle at the end of a small map, and need more
 // shared memory than some devices give a block.
-static Cut cut(Size size, int out) {
-  const int channel_blocks = int(ceil_div(out, kBlockChannels));
-  const int room = std::max(1, device_attribute(cudaDevAttrMultiProcessorCount) / channel_blocks);
+static LaunchShape launch_shape(Size size, int out) {
+  const int channel_blocks = ceil_div(out, kBlockChannels);
+  const int max_blocks = std::max(1, multiprocessors() / channel_blocks);
   const auto turns = [&](int rows) {
     const Tiling tiles(size.batch, size.height, size.width, kRowGroups * rows, kTileWidth);
-    return int(ceil_div(tiles.count, room));
+    return ceil_div(tiles.count, max_blocks);
   };
   const bool tall_fits = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) >= conv_shared_bytes(4, 2);
   const int rows = tall_fits && 4 * turns(4) <= 2.5 * turns(2) ? 4 : 2;  // a short tile takes a quarter more a pixel
   const Tiling tiles(size.batch, size.height, size.width, kRowGroups * rows, kTileWidth);
-  return {rows, std::min(tiles.count, room)};
+  return {rows, std::min(tiles.count, max_blocks)};
 }
 
 template <class T, int kRows, int kStride>
 static void launch_conv(ConvParameters p, Size size, int blocks, cudaStream_t stream) {
   p.tiles = Tiling(size.batch, size.height, size.width, kRowGroups * kRows, kTileWidth);
-  const dim3 grid(blocks, unsigned(ceil_div(p.out, kBlockChannels)));
+  const dim3 grid(blocks, ceil_div(p.out, kBlockChannels));
   launch(conv_kernel<T, kRows, kStride>, grid, dim3(kThreads), conv_shared_bytes(kRows, 2), stream, p);
 }
 
 template <int kStride>
 static void launch_conv(Type type, const ConvParameters& p, Size size, cudaStream_t stream) {
-  const Cut launched = cut(size, p.out);
+  const LaunchShape shape = launch_shape(size, p.out);
   const bool bfloat16 = type == Type::kBFloat16;
-  const auto run = launched.rows == 4
-                       ? (bfloat16 ? launch_conv<BFloat16, 4, kStride> : launch_conv<Float16, 4, kStride>)
-                       : (bfloat16 ? launch_conv<BFloat16, 2, kStride> : launch_conv<Float16, 2, kStride>);
-  run(p, size, launched.blocks, stream);
+  const auto run = shape.rows == 4 ? (bfloat16 ? launch_conv<BFloat16, 4, kStride> : launch_conv<Float16, 4, kStride>)
+                                   : (bfloat16 ? launch_conv<BFloat16, 2, kStride> : launch_conv<Float16, 2, kStride>);
+  run(p, size, shape.blocks, stream);
 }
 
 void conv(const Conv& c, cudaStream_t stream) {
@@ -320,7 +316,7 @@ void conv(const Conv& c, cudaStream_t stream) {
   launch_conv<1>(c.type, p, c.size, stream);
 }
 
-int conv_sum_rows(const Conv& c) { return cut(c.size, c.out).blocks; }
+int conv_sum_rows(const Conv& c) { return launch_shape(c.size, c.out).blocks; }
 
 void transposed_conv_gradient(const TransposedConvGradient& g, cudaStream_t stream) {
   const ConvParameters p{{halves(g.grad), 2 * g.size.height, 2 * g.size.width, g.out},
@@ -340,6 +336,6 @@ void transposed_conv_gradient(const TransposedConvGradient& g, cudaStream_t stre
   launch_conv<2>(g.type, p, g.size, stream);
 }
 
-int transposed_conv_gradient_sum_rows(const TransposedConvGradient& g) { return cut(g.size, g.in).blocks; }
+int transposed_conv_gradient_sum_rows(const TransposedConvGradient& g) { return launch_shape(g.size, g.in).blocks; }
 
 }  // namespace cmslap::cuda::sm80

@@ -16,7 +16,7 @@ struct Map {  // of the input
   int height, width, channels;
 };
 
-// Copies the pixels that `window` reads for a tile of kRows × 16 output pixels, 32 channels from `channel`; zeros stand
+// Copies the pixels that `taps` read for a tile of kRows × 16 output pixels, 32 channels from `channel`; zeros stand
 // outside the image and beyond its channels. In parts, to be issued between products: each thread copies the same piece
 // of a pixel a part.
 template <int kRows>
@@ -29,20 +29,20 @@ struct HaloCopy {
   int width, pixels;    // to copy; none if this is one copy too many
   bool channels_inside;
 
-  DEVICE HaloCopy(uint32_t to, const Map& map, const Tile& tile, const Window& window, int channel, bool wanted)
+  DEVICE HaloCopy(uint32_t to, const Map& map, const Tile& tile, const Taps& taps, int channel, bool wanted)
       : to(to),
         map(map),
-        top(window.step * tile.top + window.offset_y),
-        left(window.step * tile.left + window.offset_x),
-        step(window.step),
-        width(kTileWidth + window.width - 1),
-        pixels(wanted ? (kRows + window.height - 1) * width : 0) {
+        top(taps.step * tile.top + taps.offset_y),
+        left(taps.step * tile.left + taps.offset_x),
+        step(taps.step),
+        width(kTileWidth + taps.width - 1),
+        pixels(wanted ? (kRows + taps.height - 1) * width : 0) {
     channel += threadIdx.x % kPieces * kPieceChannels;
     channels_inside = channel < map.channels;
     image = map.data + int64_t{tile.image} * map.height * map.width * map.channels + channel;
   }
-  HOST_DEVICE static constexpr int parts(const Window& window) {
-    return ((kRows + window.height - 1) * (kTileWidth + window.width - 1) + kPixels - 1) / kPixels;
+  HOST_DEVICE static constexpr int parts(const Taps& taps) {
+    return ((kRows + taps.height - 1) * (kTileWidth + taps.width - 1) + kPixels - 1) / kPixels;
   }
   DEVICE void part(int number) const {
     const int pixel = number * kPixels + threadIdx.x / kPieces;
@@ -94,6 +94,13 @@ struct Place {
     matrix = swizzled(channel + row_of_lane(lane), row_piece_of_lane(lane));
   }
 };
+
+// Of a thread's eight channels; zeros where there is no bias, or no channel.
+DEVICE void load_bias(float (&values)[8], const float* bias, int channel, int channels) {
+  const bool exists = bias != nullptr && channel < channels;
+#pragma unroll
+  for (int c = 0; c < 8; ++c) values[c] = exists ? bias[channel + c] : 0.0f;
+}
 
 // The fragments of a tap's matrix for the warp's 32 output channels × 16 input channels.
 struct MatrixFragments {

@@ -53,7 +53,7 @@ DEVICE void multiply_phases(uint32_t halo, uint32_t matrices, const Place& place
 #pragma unroll
       for (int r = 0; r < kUpRows; ++r)
         matrix.template multiply<T>(pixels[r + 1 - back(tap / 3)][1 - back(tap % 3)], sums[phase_of(tap)][r]);
-      if (half == 0 && tap < UpCopy::parts(up_window())) copy.part(tap);
+      if (half == 0 && tap < UpCopy::parts(upsampling_taps())) copy.part(tap);
     }
   }
 }
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   SHARED_MEMORY(smem);
   const uint32_t matrices = shared_address(smem), halos = matrices + 2 * kMatricesBytes;
   const int block_channel = blockIdx.y * kBlockChannels;
-  const int slices = int(ceil_div(p.a.channels, kSliceChannels));
+  const int slices = ceil_div(p.a.channels, kSliceChannels);
   const Place place(kUpRows);
   const bool busy = block_channel + place.channel < p.out;
 
@@ -96,16 +96,13 @@ __global__ void __launch_bounds__(kThreads, 1)
                     slice * kSliceChannels);
   };
   const auto halo_copy = [&](int number, int slice, int turn) {
-    return UpCopy(halos + turn % 2 * kUpHaloBytes, p.a, p.tiles[number], up_window(), slice * kSliceChannels,
+    return UpCopy(halos + turn % 2 * kUpHaloBytes, p.a, p.tiles[number], upsampling_taps(), slice * kSliceChannels,
                   number < p.tiles.count);
   };
 
-  float bias[8] = {};
+  float bias[8];
   const int channel = block_channel + place.channel + eight_of_lane(threadIdx.x % 32);
-  if (p.bias != nullptr && channel < p.out) {
-#pragma unroll
-    for (int c = 0; c < 8; ++c) bias[c] = p.bias[channel + c];
-  }
+  load_bias(bias, p.bias, channel, p.out);
 
   int turn = 0;
   copy_slice(0, 0);
@@ -137,9 +134,9 @@ void transposed_conv(const TransposedConv& c, cudaStream_t stream) {
   const Tiling tiles(c.size.batch, c.size.height, c.size.width, kRowGroups * kUpRows, kTileWidth);
   const TransposedConvParameters p{
       {halves(c.a), c.size.height, c.size.width, c.in}, c.out, tiles, halves(c.matrices), c.bias, halves(c.y)};
-  const int channel_blocks = int(ceil_div(c.out, kBlockChannels));
-  const int room = std::max(1, device_attribute(cudaDevAttrMultiProcessorCount) / channel_blocks);
-  const dim3 grid(std::min(tiles.count, room), channel_blocks);
+  const int channel_blocks = ceil_div(c.out, kBlockChannels);
+  const int max_blocks = std::max(1, multiprocessors() / channel_blocks);
+  const dim3 grid(std::min(tiles.count, max_blocks), channel_blocks);
   launch(c.type == Type::kBFloat16 ? transposed_conv_kernel<BFloat16> : transposed_conv_kernel<Float16>, grid,
          dim3(kThreads), conv_shared_bytes(kUpRows, 1), stream, p);
 }

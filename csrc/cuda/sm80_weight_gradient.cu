@@ -181,7 +181,7 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
   using Halo = RightHalo<kStride>;
   constexpr int kStageBytes = Halo::kLeftBytes + Halo::kBytes;
   const uint32_t stages = shared_address(smem);
-  const int column_blocks = int(ceil_div(p.columns, kGradientChannels));
+  const int column_blocks = ceil_div(p.columns, kGradientChannels);
   const int block_row = blockIdx.z / column_blocks * kGradientChannels;
   const int block_column = blockIdx.z % column_blocks * kGradientChannels;
   const GradientPlace<kStride> place(threadIdx.x);
@@ -212,7 +212,7 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
 // ---- Host ----
 
 static int channel_blocks(const WeightGradient& g) {
-  return int(ceil_div(g.rows, kGradientChannels) * ceil_div(g.columns, kGradientChannels));
+  return ceil_div(g.rows, kGradientChannels) * ceil_div(g.columns, kGradientChannels);
 }
 
 static Tiling tiles(const WeightGradient& g) {
@@ -238,8 +238,8 @@ void weight_gradient(const WeightGradient& g, cudaStream_t stream) {
 
 // As many splits as fill the device once, a block a multiprocessor: partials are written and added up a split.
 int weight_gradient_splits(const WeightGradient& g) {
-  const int room = device_attribute(cudaDevAttrMultiProcessorCount) / (g.maps * channel_blocks(g));
-  return std::clamp(room, 1, tiles(g).count);
+  const int max_splits = multiprocessors() / (g.maps * channel_blocks(g));
+  return std::clamp(max_splits, 1, tiles(g).count);
 }
 
 }  // namespace cmslap::cuda::sm80

@@ -52,14 +52,14 @@ DEVICE void consumer_sync(int consumer) { named_barrier_sync(1 + consumer, kWarp
 
 // Stages of shared memory that boxes, numbered from 0, pass through in order. A box's stage is full when the copy
 // engine has brought it and empty when `kReaders` warps have released it.
-template <int kStages, int kBytes, int kReaders>
+template <int kStages, int kStageBytes, int kReaders>
 struct Pipeline {
-  static constexpr int kRoom = kStages * kBytes;
+  static constexpr int kBytes = kStages * kStageBytes;
   static constexpr int kBarriers = 2 * kStages;
 
   uint32_t stages, barriers;  // addresses
 
-  DEVICE uint32_t stage(uint32_t box) const { return stages + box % kStages * kBytes; }
+  DEVICE uint32_t stage(uint32_t box) const { return stages + box % kStages * kStageBytes; }
   DEVICE uint32_t full(uint32_t box) const { return barriers + box % kStages * kBarrierBytes; }
   DEVICE uint32_t empty(uint32_t box) const { return full(box) + kStages * kBarrierBytes; }
 
@@ -93,12 +93,8 @@ DEVICE void load_matrices(uint32_t destination, const TensorMap& matrices, uint3
 }
 
 inline TensorMap matrices_map(const void* matrices) {  // [9, 64, 64]
-  return make_tensor_map(Tensor<3>{matrices,
-                                   {kChannels, kChannels, kTaps},
-                                   {kPixelBytes, kMatrixBytes},
-                                   {kChannels, kChannels, 1},
-                                   {1, 1, 1},
-                                   Swizzle::k128});
+  return make_tensor_map(
+      Tensor<3>{matrices, {kChannels, kChannels, kTaps}, {kPixelBytes, kMatrixBytes}, {kChannels, kChannels, 1}});
 }
 
 // A map [N, H, W, channels], channels a multiple of 64, and its boxes of rows × columns × 64.
@@ -109,9 +105,7 @@ inline TensorMap pixels_map(const void* map, int64_t batch, int64_t height, int6
                                    {static_cast<uint64_t>(channels), static_cast<uint64_t>(width),
                                     static_cast<uint64_t>(height), static_cast<uint64_t>(batch)},
                                    {pixel, row, image},
-                                   {kChannels, static_cast<uint32_t>(columns), static_cast<uint32_t>(rows), 1},
-                                   {1, 1, 1, 1},
-                                   Swizzle::k128});
+                                   {kChannels, static_cast<uint64_t>(columns), static_cast<uint64_t>(rows), 1}});
 }
 
 // Of a window or the phases (indexing_sm90.h).
@@ -126,7 +120,5 @@ TensorMap window_map(const void* map, Size size) {
   constexpr int s = W::kStride;
   return pixels_map(map, size.batch, s * size.height, size.width, s * kChannels, W::kHeight, W::kWidth);
 }
-
-inline int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessorCount); }
 
 }  // namespace cmslap::cuda::sm90

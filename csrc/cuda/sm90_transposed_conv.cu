@@ -20,7 +20,7 @@ namespace {
 template <class Phases, int kStages>
 struct Shape {
   using P = Phases;
-  using Boxes = Pipeline<kStages, P::kParts * P::kBoxRoom, 4>;
+  using Boxes = Pipeline<kStages, P::kParts * P::kBoxStride, 4>;
 };
 using Up =
     Chosen<Shape<Phases<16, 8>, 4>, Shape<Phases<16, 8>, 2>, Shape<Phases<8, 8>, 8>, Shape<Phases<16, 8, true>, 2>>;
@@ -28,14 +28,14 @@ using P = Up::P;
 using Boxes = Up::Boxes;  // a tile's in one stage
 constexpr int kConsumers = 2, kBuffers = 2;
 constexpr int kThreads = (kConsumers + 1) * kWarpgroup;
-constexpr int kResults = kKernelBytes + Boxes::kRoom;
+constexpr int kResults = kKernelBytes + Boxes::kBytes;
 constexpr int kBarriers = kResults + kConsumers * kBuffers * P::kTileBytes;
 constexpr int kBytes = kBarriers + (Boxes::kBarriers + 1) * kBarrierBytes;
 static_assert(kBytes <= kSharedMemory);
 
 struct Parameters {
   TensorMap pixels, matrices, result;
-  TileGrid grid;
+  Tiling tiles;
   const float* bias;  // [64], optional
 };
 
@@ -52,11 +52,11 @@ struct SharedStorage {
 
 DEVICE void produce(const Parameters& p, const SharedStorage& storage) {
   load_matrices(storage.matrices(), p.matrices, storage.matrices_full(), false);
-  for (int n = 0, number = blockIdx.x; number < p.grid.count; ++n, number += gridDim.x) {
-    const Tile tile = p.grid.at(number, P::kRows, P::kColumns);
+  for (int n = 0, number = blockIdx.x; number < p.tiles.count; ++n, number += gridDim.x) {
+    const Tile tile = p.tiles[number];
     const uint32_t stage = storage.boxes().fill(n, P::kParts * P::kBoxBytes);
     for (int part = 0; part < P::kParts; ++part) {
-      load_box<P>(stage + part * P::kBoxRoom, p.pixels, storage.boxes().full(n), tile, part);
+      load_box<P>(stage + part * P::kBoxStride, p.pixels, storage.boxes().full(n), tile, part);
     }
   }
 }
@@ -68,11 +68,11 @@ DEVICE void multiply(float (&sum)[P::kPixels / 2], uint64_t matrices, uint64_t p
   wgmma_fence();
 #pragma unroll
   for (int tap = 0; tap < kTaps; ++tap) {
-    if (P::phase(tap) != phase) continue;
+    if (phase_of(tap) != phase) continue;
 #pragma unroll
     for (int step = 0; step < kPixelBytes / kStepBytes; ++step) {
       wgmma<T, P::kPixels>(sum, advanced(matrices, tap * kMatrixBytes + step * kStepBytes),
-                           advanced(pixels, P::part(tap) * P::kBoxRoom + P::offset(tap) + step * kStepBytes),
+                           advanced(pixels, P::part(tap) * P::kBoxStride + P::offset(tap) + step * kStepBytes),
                            accumulate);
       accumulate = true;
     }
@@ -92,9 +92,9 @@ DEVICE void consume(const Parameters& p, const SharedStorage& storage, int consu
   const uint64_t matrices = descriptor(storage.matrices(), kLeadingUnread, kPatternBytes);
 
   mbarrier_wait(storage.matrices_full(), 0);
-  for (int n = consumer, number = blockIdx.x + n * gridDim.x; number < p.grid.count;
+  for (int n = consumer, number = blockIdx.x + n * gridDim.x; number < p.tiles.count;
        n += kConsumers, number += kConsumers * gridDim.x) {
-    const Tile tile = p.grid.at(number, P::kRows, P::kColumns);
+    const Tile tile = p.tiles[number];
     const uint64_t pixels = descriptor(storage.boxes().wait(n), kLeadingUnread, P::kRowBytes);
 #pragma unroll
     for (int phase = 0; phase < P::kCount; ++phase) {
@@ -153,9 +153,7 @@ TensorMap phases_map(const void* map, Size size) {
                                    {2 * kChannels, static_cast<uint64_t>(size.width), 2,
                                     static_cast<uint64_t>(size.height), static_cast<uint64_t>(size.batch)},
                                    {pair, row, 2 * row, 2 * row * size.height},
-                                   {kChannels, P::kColumns, 1, P::kRows, 1},
-                                   {1, 1, 1, 1, 1},
-                                   Swizzle::k128});
+                                   {kChannels, P::kColumns, 1, P::kRows, 1}});
 }
 
 }  // namespace
@@ -164,9 +162,9 @@ void transposed_conv(const TransposedConv& c, cudaStream_t stream) {
   const Size size = c.size;
   const Parameters p{pixels_map(c.a, size.batch, size.height, size.width, kChannels, P::kHeight, P::kWidth),
                      matrices_map(c.matrices), phases_map(c.y, size),
-                     TileGrid(size.batch, size.height, size.width, P::kRows, P::kColumns), c.bias};
+                     Tiling(size.batch, size.height, size.width, P::kRows, P::kColumns), c.bias};
   const auto kernel = c.type == Type::kBFloat16 ? transposed_conv_kernel<BFloat16> : transposed_conv_kernel<Float16>;
-  launch(kernel, std::min(p.grid.count, multiprocessors()), kThreads, kBytes, stream, p);
+  launch(kernel, std::min(p.tiles.count, multiprocessors()), kThreads, kBytes, stream, p);
 }
 
 }  // namespace cmslap::cuda::sm90

@@ -27,7 +27,7 @@ constexpr int kThreads = (kConsumers + 1) * kWarpgroup;
 
 struct Parameters {
   TensorMap left, right;
-  TileGrid grid;  // of one map of each batch
+  Tiling tiles;  // of one map of each batch
   int batch, maps, splits;
   bool accumulate;
   float* partials;  // [splits, maps, 9, 64, 64]
@@ -37,11 +37,11 @@ template <class W_, int kStages>
 struct Shape {
   using W = W_;
   static_assert(W::kColumns == 16, "a row of a tile is one step of the sum");
-  static constexpr int kStage = W::kTileBytes + W::kParts * W::kBoxRoom;  // left, then right
-  static constexpr int kStageBytes = W::kTileBytes + W::kParts * W::kBoxBytes;
-  using Tiles = Pipeline<kStages, kStage, 4 * kConsumers>;
-  static constexpr int kBytes = Tiles::kRoom + Tiles::kBarriers * kBarrierBytes;
-  static_assert(kBytes <= kSharedMemory && kStage % kPatternBytes == 0);
+  static constexpr int kStageBytes = W::kTileBytes + W::kParts * W::kBoxStride;  // left, then right
+  static constexpr int kCopiedBytes = W::kTileBytes + W::kParts * W::kBoxBytes;
+  using Tiles = Pipeline<kStages, kStageBytes, 4 * kConsumers>;
+  static constexpr int kBytes = Tiles::kBytes + Tiles::kBarriers * kBarrierBytes;
+  static_assert(kBytes <= kSharedMemory && kStageBytes % kPatternBytes == 0);
 };
 
 // The block's tiles: share blockIdx.x of map blockIdx.y.
@@ -49,8 +49,8 @@ struct Share {
   int first, last;
 
   DEVICE explicit Share(const Parameters& p)
-      : first(first_tile(p.grid.count, blockIdx.x, p.splits)),
-        last(first_tile(p.grid.count, blockIdx.x + 1, p.splits)) {}
+      : first(first_tile(p.tiles.count, blockIdx.x, p.splits)),
+        last(first_tile(p.tiles.count, blockIdx.x + 1, p.splits)) {}
 };
 
 template <class S>
@@ -58,12 +58,12 @@ DEVICE void produce(const Parameters& p, const typename S::Tiles& tiles) {
   using W = typename S::W;
   const Share share(p);
   for (int n = 0; n < share.last - share.first; ++n) {
-    Tile tile = p.grid.at(share.first + n, W::kRows, W::kColumns);
+    Tile tile = p.tiles[share.first + n];
     tile.image += static_cast<int>(blockIdx.y) * p.batch;
-    const uint32_t stage = tiles.fill(n, S::kStageBytes), full = tiles.full(n);
+    const uint32_t stage = tiles.fill(n, S::kCopiedBytes), full = tiles.full(n);
     tma_load_4d(stage, p.left, full, 0, tile.left, tile.top, tile.image);
     for (int part = 0; part < W::kParts; ++part) {
-      load_box<W>(stage + W::kTileBytes + part * W::kBoxRoom, p.right, full, tile, part);
+      load_box<W>(stage + W::kTileBytes + part * W::kBoxStride, p.right, full, tile, part);
     }
   }
 }
@@ -74,7 +74,7 @@ DEVICE void consume(const Parameters& p, const typename S::Tiles& tiles, int win
   using W = typename S::W;
   const Share share(p);
   const int count = share.last - share.first;
-  const uint32_t right_offset = W::kTileBytes + W::part(window_column) * W::kBoxRoom + W::offset(window_column);
+  const uint32_t right_offset = W::kTileBytes + W::part(window_column) * W::kBoxStride + W::offset(window_column);
   float sum[kColumns / 2];
 #pragma unroll
   for (float& value : sum) value = 0;
@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kThreads, 1) weight_gradient_kernel(const __gr
   if constexpr (kHopper) {
     SHARED_MEMORY(shared);
     const uint32_t base = shared_address(shared);
-    const typename S::Tiles tiles{base, base + S::Tiles::kRoom};
+    const typename S::Tiles tiles{base, base + S::Tiles::kBytes};
     if (threadIdx.x == 0) {
       tiles.init();
       fence_barrier_init();
@@ -143,8 +143,8 @@ __global__ void __launch_bounds__(kThreads, 1) weight_gradient_kernel(const __gr
 }
 
 template <class S>
-TileGrid grid_of(const WeightGradient& g) {
-  return TileGrid(g.size.batch, g.size.height, g.size.width, S::W::kRows, S::W::kColumns);
+Tiling tiles_of(const WeightGradient& g) {
+  return Tiling(g.size.batch, g.size.height, g.size.width, S::W::kRows, S::W::kColumns);
 }
 
 template <class S>
@@ -153,7 +153,7 @@ void start(const WeightGradient& g, cudaStream_t stream) {
   const Size all = {g.size.batch * g.maps, g.size.height, g.size.width};
   const Parameters p{pixels_map(g.left, all.batch, all.height, all.width, kChannels, W::kRows, W::kColumns),
                      window_map<W>(g.right, all),
-                     grid_of<S>(g),
+                     tiles_of<S>(g),
                      g.size.batch,
                      g.maps,
                      g.splits,
@@ -167,7 +167,7 @@ void start(const WeightGradient& g, cudaStream_t stream) {
 // One wave of blocks, each with a tile at least.
 template <class S>
 int splits(const WeightGradient& g) {
-  return std::min(std::max(multiprocessors() / g.maps, 1), grid_of<S>(g).count);
+  return std::min(std::max(multiprocessors() / g.maps, 1), tiles_of<S>(g).count);
 }
 
 using Gradient1 = Chosen<Shape<Window<1, 8, 16>, 5>, Shape<Window<1, 16, 16>, 3>, Shape<Window<1, 4, 16>, 8>,

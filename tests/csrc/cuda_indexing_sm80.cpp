@@ -41,41 +41,40 @@ void require_no_conflicts(Address address) {
 
 // ---- Tiles ----
 
-void test_tiling(int batch, int height, int width, int tile_height) {
-  const Tiling tiles(batch, height, width, tile_height, kTileWidth);
+TEST(index_tiles) {
+  const int batch = between(1, 3), height = between(1, 70), width = between(1, 70);
+  const Tiling tiles(batch, height, width, between(1, 33), between(1, 17));
   std::vector<int> covered(batch * height * width);
   for (int number = 0; number < tiles.count; ++number) {
     const Tile tile = tiles[number];
     require(tile.top < height && tile.left < width, "a tile begins inside its map");
-    for (int y = tile.top; y < std::min(tile.top + tile_height, height); ++y)
-      for (int x = tile.left; x < std::min(tile.left + kTileWidth, width); ++x)
+    for (int y = tile.top; y < std::min(tile.top + tiles.height, height); ++y)
+      for (int x = tile.left; x < std::min(tile.left + tiles.width, width); ++x)
         ++covered[(tile.image * height + y) * width + x];
   }
   for (int times : covered) require(times == 1, "every pixel is in one tile");
 }
 
-TEST(sm80_index_tiles) { test_tiling(between(1, 3), between(1, 40), between(1, 70), one_of<int>({4, 8, 16})); }
-
 // ---- Convolution ----
 
 // The halo tile at (0, 0) as the kernel copies it, with coordinates in the input.
-Memory halo_tile(const Window& window, int rows, int bytes) {
+Memory halo_tile(const Taps& taps, int rows, int bytes) {
   Memory memory;
-  for (int i = 0; i < kRowGroups * rows + window.height - 1; ++i)
-    for (int j = 0; j < kTileWidth + window.width - 1; ++j)
+  for (int i = 0; i < kRowGroups * rows + taps.height - 1; ++i)
+    for (int j = 0; j < kTileWidth + taps.width - 1; ++j)
       for (int piece = 0; piece < kPieces; ++piece)
-        put(memory, halo_offset(i, j, piece),
-            {window.step * i + window.offset_y, window.step * j + window.offset_x, piece}, bytes);
+        put(memory, halo_offset(i, j, piece), {taps.step * i + taps.offset_y, taps.step * j + taps.offset_x, piece},
+            bytes);
   return memory;
 }
 
 // What ldmatrix reads of a halo tile for output pixels (row, 0 ..) under tap (k, l) and half a slice of channels.
-void test_pixels(const Window& window, const Memory& memory, int row, int k, int l, int half, int stride, int pad) {
+void test_pixels(const Taps& taps, const Memory& memory, int row, int k, int l, int half, int stride, int pad) {
   const auto address = [&](int lane) {
     return halo_offset(0, pixel_of_lane(lane) + l, pixel_piece_of_lane(lane)) ^ half * kSecondHalf;
   };
   require_no_conflicts(address);
-  const int tap = window.tap(k, l);
+  const int tap = taps.number(k, l);
   for (int lane = 0; lane < 32; ++lane) {
     const int at = (row + k) * kPitch * kRowBytes + address(lane);
     const Source meant{stride * row + tap / 3 - pad, stride * pixel_of_lane(lane) + tap % 3 - pad,
@@ -84,13 +83,13 @@ void test_pixels(const Window& window, const Memory& memory, int row, int k, int
   }
 }
 
-void test_window(const Window& window, int rows, int stride, int pad, std::multiset<int>& taps) {
-  const Memory memory = halo_tile(window, rows, halo_bytes(rows, 2));
-  for (int k = 0; k < window.height; ++k)
-    for (int l = 0; l < window.width; ++l) {
-      taps.insert(window.tap(k, l));
+void test_taps(const Taps& taps, int rows, int stride, int pad, std::multiset<int>& met) {
+  const Memory memory = halo_tile(taps, rows, halo_bytes(rows, 2));
+  for (int k = 0; k < taps.height; ++k)
+    for (int l = 0; l < taps.width; ++l) {
+      met.insert(taps.number(k, l));
       for (int row = 0; row < kRowGroups * rows; ++row)
-        for (int half = 0; half < 2; ++half) test_pixels(window, memory, row, k, l, half, stride, pad);
+        for (int half = 0; half < 2; ++half) test_pixels(taps, memory, row, k, l, half, stride, pad);
     }
 }
 
@@ -98,8 +97,8 @@ TEST(sm80_index_taps) {
   const std::multiset<int> every = {0, 1, 2, 3, 4, 5, 6, 7, 8};
   for (int rows : {2, 4}) {
     std::multiset<int> once, by_phase;
-    test_window(whole_window(), rows, 1, 1, once);
-    for (int phase = 0; phase < 4; ++phase) test_window(phase_window(phase), rows, 2, 0, by_phase);
+    test_taps(all_taps(), rows, 1, 1, once);
+    for (int phase = 0; phase < 4; ++phase) test_taps(phase_taps(phase), rows, 2, 0, by_phase);
     require(once == every && by_phase == every, "every tap is met once");
   }
 }
@@ -149,7 +148,7 @@ TEST(sm80_index_results) {
 
 TEST(sm80_index_transposed_conv) {
   // Every output pixel of a tile's phases receives tap (k, l) of exactly the input pixels that the definition names.
-  const Memory memory = halo_tile(up_window(), 2, halo_bytes(2, 1));
+  const Memory memory = halo_tile(upsampling_taps(), 2, halo_bytes(2, 1));
   for (int tap = 0; tap < 9; ++tap)
     for (int row = 0; row < kRowGroups * 2; ++row) {
       const int i = row + 1 - back(tap / 3), j = 1 - back(tap % 3);  // in the halo tile, as the kernel indexes it

@@ -46,11 +46,11 @@ void test_conv(const char* name, const std::vector<int>& channels, Run run, Rows
                (with_sums ? ", sums" : "") + (flipped ? ", flipped" : "") + (with_y ? "" : ", no y"));
   Inputs inputs(p.type);
   const int64_t xs = p.size.pixels() * p.in, ys = p.size.pixels() * p.out, weights = int64_t{9} * p.out * p.in;
-  const uint16_t* const x = inputs.words(xs);
-  const uint16_t* const matrices = inputs.words(weights, 0.1);
-  const float* const bias = with_bias ? inputs.floats(p.out) : nullptr;
-  const uint16_t* const skip = with_skip ? inputs.words(ys) : nullptr;
-  const uint16_t* const saved = gradient ? inputs.words(ys) : nullptr;
+  const auto x = inputs.words(xs);
+  const auto matrices = inputs.words(weights, 0.1);
+  const auto bias = with_bias ? inputs.floats(p.out) : nullptr;
+  const auto skip = with_skip ? inputs.words(ys) : nullptr;
+  const auto saved = gradient ? inputs.words(ys) : nullptr;
   const float slope = static_cast<float>(p.slope);
   Conv c{p.type, p.size, p.in, p.out, x, matrices, flipped, slope, bias, skip, saved, nullptr, nullptr, nullptr};
 
@@ -107,9 +107,9 @@ void test_transposed_conv(const char* name, const std::vector<int>& channels, Ru
   describe(name, p, with_bias ? "bias" : "");
   Inputs inputs(p.type);
   const int64_t as = p.size.pixels() * p.in, ys = p.size.pixels() * 4 * p.out, weights = int64_t{9} * p.out * p.in;
-  const uint16_t* const a = inputs.words(as);
-  const uint16_t* const matrices = inputs.words(weights, 0.1);
-  const float* const bias = with_bias ? inputs.floats(p.out) : nullptr;
+  const auto a = inputs.words(as);
+  const auto matrices = inputs.words(weights, 0.1);
+  const auto bias = with_bias ? inputs.floats(p.out) : nullptr;
 
   Values want = transposed(values(p.type, a, as), p.size, values(p.type, matrices, weights), p.in, p.out);
   const Values biases = values(bias, p.out);
@@ -131,9 +131,9 @@ void test_transposed_conv_gradient(const char* name, const std::vector<int>& cha
   describe(name, p, std::string(with_saved ? "saved" : "plain") + (with_sums ? ", sums" : ""));
   Inputs inputs(p.type);
   const int64_t grads = p.size.pixels() * 4 * p.out, ys = p.size.pixels() * p.in, weights = int64_t{9} * p.out * p.in;
-  const uint16_t* const grad = inputs.words(grads);
-  const uint16_t* const matrices = inputs.words(weights, 0.1);
-  const uint16_t* const saved = with_saved ? inputs.words(ys) : nullptr;
+  const auto grad = inputs.words(grads);
+  const auto matrices = inputs.words(weights, 0.1);
+  const auto saved = with_saved ? inputs.words(ys) : nullptr;
   const float slope = static_cast<float>(p.slope);
   TransposedConvGradient g{p.type, p.size, p.in, p.out, grad, matrices, saved, slope, nullptr, nullptr};
 
@@ -187,9 +187,9 @@ void test_weight_gradient(const char* name, const std::vector<int>& channels, Ru
   const int64_t lefts = g.maps * g.size.pixels() * g.rows,
                 rights = g.maps * scaled(g.size, g.stride).pixels() * g.columns;
   const int64_t weights = int64_t{g.maps} * 9 * g.rows * g.columns, count = weights * g.splits;
-  const uint16_t* const left = inputs.words(lefts);
-  const uint16_t* const right = inputs.words(rights);
-  const float* const before = inputs.floats(count);
+  const auto left = inputs.words(lefts);
+  const auto right = inputs.words(rights);
+  const auto before = inputs.floats(count);
   g.left = left;
   g.right = right;
 
@@ -199,8 +199,7 @@ void test_weight_gradient(const char* name, const std::vector<int>& channels, Ru
 
   run_and_check(
       [&](Outputs& outputs) {
-        g.partials = outputs.floats(count);
-        if (g.accumulate) std::copy(before, before + count, g.partials);
+        g.partials = g.accumulate ? outputs.floats_from(values(before, count)) : outputs.floats(count);
         run(g, nullptr);
       },
       [&] { check_close("partials", column_sums(values(g.partials, count), weights), want, 1e-5, slack); });

@@ -1,10 +1,13 @@
 // What the model of a thread block finds: kernels that are wrong, each in its own way.
+#include "cuda/indexing_sm90.h"
 #include "cuda/ptx.h"
 #include "cuda/tensor_map.h"
 #include "cuda_problems.h"
 
 namespace cmslap::cuda::testing {
 namespace {
+
+constexpr int kSharedBytes = 8192;
 
 // Runs the kernel in each timing; one of them at least must say `what`.
 template <class Kernel, class... Arguments>
@@ -13,7 +16,7 @@ void expect_failure(const char* what, int threads, Kernel kernel, const Argument
   for (int timing = 0; timing < kTimings; ++timing) {
     set_timing(timing, generator());
     try {
-      launch(+kernel, dim3(1), dim3(threads), 4096, nullptr, arguments...);
+      launch(+kernel, dim3(1), dim3(threads), kSharedBytes, nullptr, arguments...);
     } catch (const model::Failure& failure) {
       said += std::string(failure.what()) + "\n";
     }
@@ -29,7 +32,8 @@ void expect_poison(int threads, Kernel kernel) {
   for (int timing = 0; timing < kTimings; ++timing) {
     set_timing(timing, generator());
     Buffer<float> out(threads);
-    launch(+kernel, dim3(1), dim3(threads), 4096, nullptr, out.data());
+    launch(+kernel, dim3(1), dim3(threads), kSharedBytes, nullptr, out.data());
+    finish_run();
     for (int i = 0; i < threads; ++i) poisoned |= std::isnan(out[i]);
   }
   if (!poisoned) throw std::runtime_error("no NaN");
@@ -44,7 +48,7 @@ TEST(model_finds_a_barrier_that_some_do_not_reach) {
 }
 
 TEST(model_finds_barriers_of_other_sizes) {
-  expect_failure(" threads, for others ", [] { named_barrier_sync(1, threadIdx.x < 32 ? 64 : 96); }, 96);
+  expect_failure(" threads, for others ", 96, [] { named_barrier_sync(1, threadIdx.x < 32 ? 64 : 96); });
 }
 
 TEST(model_finds_lanes_at_different_instructions) {
@@ -68,10 +72,10 @@ TEST(model_finds_a_missing_syncthreads) {
 // ---- Addresses ----
 
 TEST(model_finds_addresses_outside_shared_memory) {
-  expect_failure("16 bytes, where the block has 1024 to 5120", 32, [] {
+  expect_failure("16 bytes, where the block has 1024 to 9216", 32, [] {
     SHARED_MEMORY(shared);
     uint32_t d[4];
-    ldmatrix_x4(d, shared_address(shared) + threadIdx.x * 16 + 4096 - 496);
+    ldmatrix_x4(d, shared_address(shared) + threadIdx.x * 16 + kSharedBytes - 496);
   });
   expect_failure("is no multiple of 16", 32, [] {
     SHARED_MEMORY(shared);
@@ -141,8 +145,7 @@ TEST(model_finds_wrong_uses_of_mbarriers) {
 
 TensorMap some_map() {
   alignas(16) static uint16_t tensor[8 * 64];
-  return make_tensor_map(
-      Tensor<4>{tensor, {64, 8, 1, 1}, {128, 1024, 1024}, {64, 8, 1, 1}, {1, 1, 1, 1}, Swizzle::k128});
+  return make_tensor_map(Tensor<4>{tensor, {64, 8, 1, 1}, {128, 1024, 1024}, {64, 8, 1, 1}});
 }
 
 template <class Kernel>
@@ -193,7 +196,7 @@ TEST(model_finds_a_store_of_what_stmatrix_wrote_without_a_fence) {
   expect_copy_failure("without fence_proxy_async", [](TensorMap map) {
     SHARED_MEMORY(shared);
     const uint32_t words[4] = {};
-    stmatrix_x4(shared_address(shared) + 1024 + 16 * threadIdx.x, words);
+    stmatrix_x4_trans(shared_address(shared) + 1024 + 16 * threadIdx.x, words);
     if (threadIdx.x > 0) return;
     tma_store_4d(map, shared_address(shared) + 1024, 0, 0, 0, 0);
     tma_store_commit();
@@ -211,11 +214,22 @@ TEST(model_finds_wrong_tensor_maps) {
     }
     throw std::runtime_error(std::string("not found: ") + what);
   };
-  expect("multiple of 16 bytes", {tensor + 1, {8, 2, 2}, {16, 32}, {8, 1, 1}, {1, 1, 1}, Swizzle::kNone});
-  expect("strides are multiples of 16", {tensor, {8, 2, 2}, {24, 48}, {8, 1, 1}, {1, 1, 1}, Swizzle::kNone});
-  expect("1 to 256 elements", {tensor, {8, 2, 2}, {16, 32}, {8, 257, 1}, {1, 1, 1}, Swizzle::kNone});
-  expect("element strides are 1 to 8", {tensor, {8, 2, 2}, {16, 32}, {8, 1, 1}, {1, 9, 1}, Swizzle::kNone});
-  expect("as long as the pattern", {tensor, {8, 2, 2}, {16, 32}, {8, 1, 1}, {1, 1, 1}, Swizzle::k128});
+  expect("multiple of 16 bytes", {tensor + 1, {64, 2, 2}, {128, 256}, {64, 1, 1}});
+  expect("strides are multiples of 16", {tensor, {64, 2, 2}, {136, 272}, {64, 1, 1}});
+  expect("1 to 256 elements", {tensor, {64, 2, 2}, {128, 256}, {64, 257, 1}});
+  expect("as long as the swizzle's", {tensor, {64, 2, 2}, {128, 256}, {8, 1, 1}});
+}
+
+// Maps are made once for a description, whatever else is asked for in between.
+TEST(tensor_maps_follow_their_descriptions) {
+  alignas(16) static uint16_t tensor[4096];
+  for (int i = 0; i < 20000; ++i) {
+    const uint64_t rows = between(1, 400), images = between(1, 20);
+    const TensorMap map = make_tensor_map(Tensor<3>{tensor, {64, rows, images}, {128, 128 * rows}, {64, 8, 1}});
+    if (map.data != reinterpret_cast<uint8_t*>(tensor) || map.extents[1] != rows || map.extents[2] != images ||
+        map.strides[2] != 128 * rows)
+      throw std::runtime_error("the map of another description");
+  }
 }
 
 // ---- wgmma ----
@@ -224,13 +238,13 @@ TEST(model_finds_wrong_tensor_maps) {
 template <bool kFence, bool kWait, bool kTouch>
 __global__ void multiply_kernel(float* out) {
   SHARED_MEMORY(shared);
-  for (int i = threadIdx.x; i < 1024; i += 128) reinterpret_cast<float*>(shared)[i] = 0;
+  for (int i = threadIdx.x; i < 2048; i += 128) reinterpret_cast<float*>(shared)[i] = 0;
   fence_proxy_async();
   __syncthreads();
-  float d[8] = {};
-  const uint64_t operand = shared_address(shared) >> 4;
+  float d[32] = {};
+  const uint64_t operand = sm90::descriptor(shared_address(shared), sm90::kLeadingUnread, sm90::kPatternBytes);
   if (kFence) wgmma_fence();
-  wgmma<Float16, 16>(d, operand, operand);
+  wgmma<Float16, 64>(d, operand, operand);
   wgmma_commit();
   if (kTouch) d[0] = 1;
   if (kWait) wgmma_wait<0>();
@@ -245,7 +259,8 @@ TEST(model_finds_wrong_uses_of_wgmma) {
   expect_poison(128, multiply_kernel<true, false, false>);
   for (int timing = 0; timing < kTimings; ++timing) {
     set_timing(timing, generator());
-    launch(multiply_kernel<true, true, false>, dim3(1), dim3(128), 4096, nullptr, out.data());
+    launch(multiply_kernel<true, true, false>, dim3(1), dim3(128), kSharedBytes, nullptr, out.data());
+    finish_run();
     for (int i = 0; i < 128; ++i)
       if (out[i] != 0) throw std::runtime_error("the right kernel is taken for a wrong one");
   }
@@ -254,10 +269,11 @@ TEST(model_finds_wrong_uses_of_wgmma) {
 TEST(model_finds_warps_that_miss_a_product) {
   expect_failure("threads 0-95: wgmma, with the other warps of the warpgroup", 128, [] {
     SHARED_MEMORY(shared);
-    float d[8] = {};
+    float d[32] = {};
     if (threadIdx.x >= 96) return;
+    const uint64_t operand = sm90::descriptor(shared_address(shared), sm90::kLeadingUnread, sm90::kPatternBytes);
     wgmma_fence();
-    wgmma<Float16, 16>(d, shared_address(shared) >> 4, shared_address(shared) >> 4);
+    wgmma<Float16, 64>(d, operand, operand);
     wgmma_commit();
     wgmma_wait<0>();
   });

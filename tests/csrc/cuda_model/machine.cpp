@@ -339,7 +339,7 @@ void warp_together(const char* instruction, void* arguments, void (*compute)(voi
   }
 }
 
-void barrier_arrive(int id, int threads) {
+void barrier_sync(int id, int threads) {
   if (id < 0 || id >= kBarriers) fail("barrier " + std::to_string(id));
   if (threads <= 0 || (threads % kLanes != 0 && threads != machine.threads))
     fail("barrier " + std::to_string(id) + " for " + std::to_string(threads) + " threads");
@@ -351,15 +351,9 @@ void barrier_arrive(int id, int threads) {
   if (++barrier.arrived == barrier.expected) {
     barrier.arrived = 0;
     ++barrier.generation;
+  } else {
+    wait_for_change(barrier.generation, "barrier %llu of %llu threads", id, threads);
   }
-}
-
-void barrier_sync(int id, int threads) {
-  if (id < 0 || id >= kBarriers) fail("barrier " + std::to_string(id));
-  const uint64_t before = machine.barriers[id].generation;
-  barrier_arrive(id, threads);
-  if (machine.barriers[id].generation == before)
-    wait_for_change(machine.barriers[id].generation, "barrier %llu of %llu threads", id, threads);
 }
 
 uint8_t* shared_memory() { return machine.shared; }

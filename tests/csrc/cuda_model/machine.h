@@ -79,9 +79,8 @@ void do_asynchronously(std::function<void()> work);
 // All 32 lanes bring their arguments to the same instruction; the last to come computes for all.
 void warp_together(const char* instruction, void* arguments, void (*compute)(void* const* of_lanes));
 
-// Threads of this block's barrier `id` (0 is __syncthreads) come together, or only say that they were here.
+// Threads of this block's barrier `id` (0 is __syncthreads) come together.
 void barrier_sync(int id, int threads);
-void barrier_arrive(int id, int threads);
 
 uint8_t* shared_memory();  // of the block, poisoned with NaN of every type when it starts
 uint32_t address_of(const void* pointer);

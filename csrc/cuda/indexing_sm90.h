@@ -19,7 +19,7 @@ constexpr int kPixelBytes = 128;
 constexpr int kPatternBytes = 1024;  // after which the swizzle repeats: eight pixels
 constexpr int kTaps = 9;
 constexpr int kMatrixBytes = kChannels * kPixelBytes;  // the weights of a tap
-constexpr int kKernelBytes = kTaps * kMatrixBytes;
+constexpr int kWeightBytes = kTaps * kMatrixBytes;
 constexpr int kSharedMemory = 227 * 1024;  // that a block of a Hopper multiprocessor may have
 
 HOST_DEVICE constexpr int round_up(int value, int to) { return ceil_div(value, to) * to; }

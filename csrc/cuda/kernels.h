@@ -18,13 +18,13 @@ struct Size {  // of a batch of maps
   int64_t pixels() const { return int64_t{batch} * height * width; }
 };
 
-// ---- Kernels of convolutions, packed once a call for all recursions ----
+// ---- Weights of convolutions, packed once a call for all recursions ----
 //
 // A convolution's weights [out, in, 3, 3] become a matrix a tap, 3·k + l for W[..., k, l]:
 // `rows` is [9, out, in]  (forward; data gradient of the transposed convolution),
 // `columns` is [9, in, out]  (data gradient, which counts its taps backwards; transposed convolution).
 // `count` kernels one after the other, weights and matrices of one type. `rows` and `columns` are optional.
-void pack_kernels(Type type, const void* weights, int count, int out, int in, void* rows, void* columns,
+void pack_weights(Type type, const void* weights, int count, int out, int in, void* rows, void* columns,
                   cudaStream_t stream);
 
 // ---- 3×3 convolution, stride 1, padding 1, with everything that follows it ----

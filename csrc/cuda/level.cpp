@@ -21,7 +21,7 @@ struct Packed {
   Packed(Type type, const void* weights, int count, int out, int in, Queue queue)
       : rows(queue.memory.maps(int64_t{count} * 9 * out * in), int64_t{9} * out * in),
         columns(queue.memory.maps(int64_t{count} * 9 * out * in), int64_t{9} * out * in) {
-    pack_kernels(type, weights, count, out, in, rows[0], columns[0], queue.stream);
+    pack_weights(type, weights, count, out, in, rows[0], columns[0], queue.stream);
   }
   Maps rows, columns;
 };

@@ -1,4 +1,4 @@
-// Kernels of convolutions as a matrix a tap, once a call: some hundred kilobytes, so the stores are coalesced and the
+// Weights of convolutions as a matrix a tap, once a call: some hundred kilobytes, so the stores are coalesced and the
 // loads are left to the caches.
 #include "kernels.h"
 #include "launch.h"
@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(256)
     matrices[(kernel * 9 + tap) * elements + element] = weights[(kernel * elements + from) * 9 + tap];
 }
 
-void pack_kernels(Type, const void* weights, int count, int out, int in, void* rows, void* columns,
+void pack_weights(Type, const void* weights, int count, int out, int in, void* rows, void* columns,
                   cudaStream_t stream) {
   const dim3 grid(unsigned(ceil_div(int64_t{count} * out * in, 256)));
   for (void* matrices : {rows, columns})

@@ -86,7 +86,7 @@ struct Pipeline {
 
 // The weights of nine taps, one after the other as operands [out, in], for good.
 DEVICE void load_matrices(uint32_t destination, const TensorMap& matrices, uint32_t barrier, bool flipped) {
-  mbarrier_arrive_expect_tx(barrier, kKernelBytes);
+  mbarrier_arrive_expect_tx(barrier, kWeightBytes);
   for (int tap = 0; tap < kTaps; ++tap) {
     tma_load_3d(destination + tap * kMatrixBytes, matrices, barrier, 0, 0, flipped ? kTaps - 1 - tap : tap);
   }

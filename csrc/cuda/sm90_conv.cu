@@ -48,7 +48,7 @@ struct Shape {
   static_assert(W::kColumns == 8, "eight pixels of a row are a group of eight columns of the right operand");
   static_assert(W::kRows % 2 == 0, "stmatrix stores two rows");
 
-  static constexpr int kBoxes = kKernelBytes;
+  static constexpr int kBoxes = kWeightBytes;
   static constexpr int kResults = kBoxes + Boxes::kBytes;
   static constexpr int kBarriers = kResults + kConsumers * W::kTileBytes;
   static constexpr int kBytes = kBarriers + (Boxes::kBarriers + 1 + 3 * kConsumers) * kBarrierBytes;

@@ -28,7 +28,7 @@ using P = Up::P;
 using Boxes = Up::Boxes;  // a tile's in one stage
 constexpr int kConsumers = 2, kBuffers = 2;
 constexpr int kThreads = (kConsumers + 1) * kWarpgroup;
-constexpr int kResults = kKernelBytes + Boxes::kBytes;
+constexpr int kResults = kWeightBytes + Boxes::kBytes;
 constexpr int kBarriers = kResults + kConsumers * kBuffers * P::kTileBytes;
 constexpr int kBytes = kBarriers + (Boxes::kBarriers + 1) * kBarrierBytes;
 static_assert(kBytes <= kSharedMemory);
@@ -43,7 +43,7 @@ struct SharedStorage {
   uint32_t base;
 
   DEVICE uint32_t matrices() const { return base; }
-  DEVICE Boxes boxes() const { return {base + kKernelBytes, base + kBarriers}; }
+  DEVICE Boxes boxes() const { return {base + kWeightBytes, base + kBarriers}; }
   DEVICE uint32_t result(int consumer, int buffer) const {
     return base + kResults + (consumer * kBuffers + buffer) * P::kTileBytes;
   }

@@ -35,7 +35,7 @@ TEST(packing) {
       [&](Outputs& outputs) {
         rows = outputs.words(elements, with_rows);
         columns = outputs.words(elements, with_columns);
-        pack_kernels(p.type, weights, count, p.out, p.in, rows, columns, nullptr);
+        pack_weights(p.type, weights, count, p.out, p.in, rows, columns, nullptr);
       },
       [&] {
         if (with_rows && !std::equal(want_rows.begin(), want_rows.end(), host(rows))) throw std::runtime_error("rows");

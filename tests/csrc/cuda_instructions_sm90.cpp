@@ -353,7 +353,8 @@ void test_wgmma(const Layout& a, const Layout& b, int steps) {
     for (int k = 0; k < depth; ++k)
       for (int n = 0; n < kN; ++n) want[m * kN + n] += left[m * depth + k] * right[k * kN + n];
 
-  Multiplication p{in_a->data(), in_b->data()};
+  Multiplication p{};
+  p.a = in_a->data(), p.b = in_b->data();
   p.words_a = static_cast<int>(in_a->size()), p.words_b = static_cast<int>(in_b->size());
   p.start_a = a.start, p.start_b = b.start, p.step_a = a.step, p.step_b = b.step, p.steps = steps;
   p.fields_a = a.fields(), p.fields_b = b.fields(), p.accumulate = accumulate;

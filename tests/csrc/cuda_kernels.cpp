@@ -36,8 +36,7 @@ Values correlate(const Values& x, Size x_size, const Values& matrices, Size y_si
 }
 
 template <class Run, class Rows>
-void test_conv(const char* name, const std::vector<int>& channels, Run run, Rows sum_rows) {
-  const Problem p = random_problem(channels);
+void test_conv(const char* name, const Problem& p, Run run, Rows sum_rows) {
   const bool gradient = coin(), with_bias = !gradient && coin(), with_skip = coin(), with_sums = coin(),
              flipped = coin();
   const bool with_total = gradient && with_skip, with_y = !with_total || coin();
@@ -101,8 +100,7 @@ Values transposed(const Values& a, Size size, const Values& matrices, int in, in
 }
 
 template <class Run>
-void test_transposed_conv(const char* name, const std::vector<int>& channels, Run run) {
-  const Problem p = random_problem(channels);
+void test_transposed_conv(const char* name, const Problem& p, Run run) {
   const bool with_bias = coin();
   describe(name, p, with_bias ? "bias" : "");
   Inputs inputs(p.type);
@@ -125,8 +123,7 @@ void test_transposed_conv(const char* name, const std::vector<int>& channels, Ru
 }
 
 template <class Run, class Rows>
-void test_transposed_conv_gradient(const char* name, const std::vector<int>& channels, Run run, Rows sum_rows) {
-  const Problem p = random_problem(channels);
+void test_transposed_conv_gradient(const char* name, const Problem& p, Run run, Rows sum_rows) {
   const bool with_saved = coin(), with_sums = coin();
   describe(name, p, std::string(with_saved ? "saved" : "plain") + (with_sums ? ", sums" : ""));
   Inputs inputs(p.type);
@@ -176,8 +173,7 @@ Values gradient_of_weights(const WeightGradient& g, const Values& left, const Va
 }
 
 template <class Run, class Splits>
-void test_weight_gradient(const char* name, const std::vector<int>& channels, Run run, Splits splits) {
-  const Problem p = random_problem(channels);
+void test_weight_gradient(const char* name, const Problem& p, Run run, Splits splits) {
   WeightGradient g{p.type, p.size, p.out, p.in, between(1, 3), between(1, 2), nullptr, nullptr, coin(), 0, nullptr};
   g.splits = splits(g);
   describe(name, p,
@@ -207,37 +203,55 @@ void test_weight_gradient(const char* name, const std::vector<int>& channels, Ru
 
 // ---- The tests ----
 
-TEST(sm80_conv) { test_conv("sm80 conv", kAnyChannels, sm80::conv, sm80::conv_sum_rows); }
-TEST(sm80_conv_64) { test_conv("sm80 conv", k64, sm80::conv, sm80::conv_sum_rows); }
-TEST(sm80_transposed_conv) { test_transposed_conv("sm80 transposed conv", kAnyChannels, sm80::transposed_conv); }
-TEST(sm80_transposed_conv_gradient) {
-  test_transposed_conv_gradient("sm80 gradient of transposed conv", kAnyChannels, sm80::transposed_conv_gradient,
+void test_sm80_conv(const Problem& p) { test_conv("sm80 conv", p, sm80::conv, sm80::conv_sum_rows); }
+void test_sm80_transposed_conv(const Problem& p) {
+  test_transposed_conv("sm80 transposed conv", p, sm80::transposed_conv);
+}
+void test_sm80_transposed_conv_gradient(const Problem& p) {
+  test_transposed_conv_gradient("sm80 gradient of transposed conv", p, sm80::transposed_conv_gradient,
                                 sm80::transposed_conv_gradient_sum_rows);
 }
-TEST(sm80_weight_gradient) {
-  test_weight_gradient("sm80 weight gradient", kAnyChannels, sm80::weight_gradient, sm80::weight_gradient_splits);
-}
-TEST(sm80_weight_gradient_64) {
-  test_weight_gradient("sm80 weight gradient", k64, sm80::weight_gradient, sm80::weight_gradient_splits);
+void test_sm80_weight_gradient(const Problem& p) {
+  test_weight_gradient("sm80 weight gradient", p, sm80::weight_gradient, sm80::weight_gradient_splits);
 }
 
-TEST(sm90_conv) {
+TEST(sm80_conv) { test_sm80_conv(random_problem(kAnyChannels)); }
+TEST(sm80_conv_64) { test_sm80_conv(random_problem(k64)); }
+TEST(sm80_conv_many_tiles) { test_sm80_conv(problem_of_many_tiles(k64)); }
+TEST(sm80_transposed_conv) { test_sm80_transposed_conv(random_problem(kAnyChannels)); }
+TEST(sm80_transposed_conv_many_tiles) { test_sm80_transposed_conv(problem_of_many_tiles(k64)); }
+TEST(sm80_transposed_conv_gradient) { test_sm80_transposed_conv_gradient(random_problem(kAnyChannels)); }
+TEST(sm80_transposed_conv_gradient_many_tiles) { test_sm80_transposed_conv_gradient(problem_of_many_tiles(k64)); }
+TEST(sm80_weight_gradient) { test_sm80_weight_gradient(random_problem(kAnyChannels)); }
+TEST(sm80_weight_gradient_64) { test_sm80_weight_gradient(random_problem(k64)); }
+TEST(sm80_weight_gradient_many_tiles) { test_sm80_weight_gradient(problem_of_many_tiles(k64)); }
+
+void test_sm90_conv(const Problem& p) {
   needs_sm90();
-  test_conv("sm90 conv", k64, sm90::conv, sm90::conv_sum_rows);
+  test_conv("sm90 conv", p, sm90::conv, sm90::conv_sum_rows);
 }
-TEST(sm90_transposed_conv) {
+void test_sm90_transposed_conv(const Problem& p) {
   needs_sm90();
-  test_transposed_conv("sm90 transposed conv", k64, sm90::transposed_conv);
+  test_transposed_conv("sm90 transposed conv", p, sm90::transposed_conv);
 }
-TEST(sm90_transposed_conv_gradient) {
+void test_sm90_transposed_conv_gradient(const Problem& p) {
   needs_sm90();
-  test_transposed_conv_gradient("sm90 gradient of transposed conv", k64, sm90::transposed_conv_gradient,
+  test_transposed_conv_gradient("sm90 gradient of transposed conv", p, sm90::transposed_conv_gradient,
                                 sm90::transposed_conv_gradient_sum_rows);
 }
-TEST(sm90_weight_gradient) {
+void test_sm90_weight_gradient(const Problem& p) {
   needs_sm90();
-  test_weight_gradient("sm90 weight gradient", k64, sm90::weight_gradient, sm90::weight_gradient_splits);
+  test_weight_gradient("sm90 weight gradient", p, sm90::weight_gradient, sm90::weight_gradient_splits);
 }
+
+TEST(sm90_conv) { test_sm90_conv(random_problem(k64)); }
+TEST(sm90_conv_many_tiles) { test_sm90_conv(problem_of_many_tiles(k64)); }
+TEST(sm90_transposed_conv) { test_sm90_transposed_conv(random_problem(k64)); }
+TEST(sm90_transposed_conv_many_tiles) { test_sm90_transposed_conv(problem_of_many_tiles(k64)); }
+TEST(sm90_transposed_conv_gradient) { test_sm90_transposed_conv_gradient(random_problem(k64)); }
+TEST(sm90_transposed_conv_gradient_many_tiles) { test_sm90_transposed_conv_gradient(problem_of_many_tiles(k64)); }
+TEST(sm90_weight_gradient) { test_sm90_weight_gradient(random_problem(k64)); }
+TEST(sm90_weight_gradient_many_tiles) { test_sm90_weight_gradient(problem_of_many_tiles(k64)); }
 
 }  // namespace
 }  // namespace cmslap::cuda::testing

@@ -20,16 +20,26 @@ struct Problem {
   double slope;
 };
 
-inline Problem random_problem(const std::vector<int>& channels) {
-  static const std::vector<std::pair<int, int>> kSizes = {{1, 1},   {1, 2},  {3, 5},   {17, 9}, {9, 17},
-                                                          {16, 16}, {5, 33}, {35, 18}, {2, 65}};
-  const auto [height, width] = one_of(kSizes);
-  max_multiprocessors() = one_of<int>({1, 1, 2, 3, INT_MAX});  // so that blocks have several tiles
+inline Problem random_problem(const std::vector<int>& channels, int height, int width) {
   return {coin() ? Type::kBFloat16 : Type::kFloat16,
           {between(1, 3), height, width},
           one_of(channels),
           one_of(channels),
           one_of<double>({0.2, 0.0, 1.0, 0.3})};
+}
+inline Problem random_problem(const std::vector<int>& channels) {
+  static const std::vector<std::pair<int, int>> kSizes = {{1, 1},   {1, 2},  {3, 5},   {17, 9}, {9, 17},
+                                                          {16, 16}, {5, 33}, {35, 18}, {2, 65}};
+  const auto [height, width] = one_of(kSizes);
+  max_multiprocessors() = one_of<int>({1, 1, 2, 3, INT_MAX});  // so that blocks have several tiles
+  return random_problem(channels, height, width);
+}
+// All for one block, which has more tiles than any kernel has stages and consumers.
+inline Problem problem_of_many_tiles(const std::vector<int>& channels) {
+  max_multiprocessors() = 1;
+  Problem problem = random_problem(channels, 67, 19);
+  problem.size.batch = 1;
+  return problem;
 }
 
 inline void describe(const std::string& what, const Problem& p, const std::string& more = "") {

@@ -28,13 +28,13 @@ enum class Epilogue {
 struct Parameters {
   TensorMap pixels, matrices, aux, result;
   Tiling tiles;
-  int height, width;  // of the result
-  bool flipped, stores;
-  float slope;
-  const float* bias;  // [64], optional
-  const uint4* skip;  // with total
-  uint4* total;       // [N, H, W, 64], optional: result + skip
-  float* sums;        // [blocks · consumers, 64], optional
+  int height = 0, width = 0;  // of the result
+  bool flipped = false, stores = false;
+  float slope = 1;
+  const float* bias = nullptr;  // [64], optional
+  const uint4* skip = nullptr;  // with total
+  uint4* total = nullptr;       // [N, H, W, 64], optional: result + skip
+  float* sums = nullptr;        // [blocks · consumers, 64], optional
 };
 
 // How a kernel is cut: the windows of its tiles, how many of their boxes are on their way, and how many of the block's
@@ -356,7 +356,7 @@ Parameters parameters(const void* pixels, const void* matrices, const void* aux,
   };
   Parameters p{window_map<W>(pixels, size), matrices_map(matrices), map_of_tiles(aux), map_of_tiles(result),
                tiles_of<S>(size)};
-  p.height = size.height, p.width = size.width, p.slope = 1, p.stores = result != nullptr;
+  p.height = size.height, p.width = size.width, p.stores = result != nullptr;
   return p;
 }
 

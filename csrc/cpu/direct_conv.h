@@ -61,27 +61,27 @@ struct Rows {
   const float* tap(int64_t t) const { return data + (t / 3 * width + t % 3) * pitch; }
 };
 
-inline PackedKernel<float> pack_taps(ThreadPool& pool, KernelView kernel) {
-  PackedKernel<float> packed(9, kernel);
-  for_blocks(pool, kernel.in, 0, [&](int64_t i, float*) {
+inline PackedWeight<float> pack_taps(ThreadPool& pool, WeightView weight) {
+  PackedWeight<float> packed(9, weight);
+  for_blocks(pool, weight.in, 0, [&](int64_t i, float*) {
     for (int64_t t = 0; t < 9; ++t)
-      for (int64_t o = 0; o < kernel.out; o += kLanes) store(packed.at(t, i, o), kernel.tap(t, i, o));
+      for (int64_t o = 0; o < weight.out; o += kLanes) store(packed.at(t, i, o), weight.tap(t, i, o));
   });
   return packed;
 }
 
 template <class Number, class Epilogue>
-void direct_conv(ThreadPool& pool, const Number* in, Size size, const PackedKernel<float>& kernel, const Epilogue& epilogue,
+void direct_conv(ThreadPool& pool, const Number* in, Size size, const PackedWeight<float>& weight, const Epilogue& epilogue,
                  Number* out) {
-  const int64_t row_floats = Rows::floats(kernel.in);
-  for_blocks(pool, Segment::count(size), row_floats + kSegment * padded(kernel.out), [&](int64_t s, float* scratch) {
+  const int64_t row_floats = Rows::floats(weight.in);
+  for_blocks(pool, Segment::count(size), row_floats + kSegment * padded(weight.out), [&](int64_t s, float* scratch) {
     const Segment segment(size, s);
-    const Rows rows(scratch, in, size, kernel.in, segment);
+    const Rows rows(scratch, in, size, weight.in, segment);
     float* sums = scratch + row_floats;
     for (int64_t t = 0; t < 9; ++t)
-      gemm({rows.tap(t), rows.pitch, 1}, kernel.matrix(t), {sums, padded(kernel.out)}, segment.width, kernel.out, kernel.in,
+      gemm({rows.tap(t), rows.pitch, 1}, weight.matrix(t), {sums, padded(weight.out)}, segment.width, weight.out, weight.in,
            t > 0);
-    store_row(sums, segment.width, kernel.out, (segment.image * size.height + segment.y) * size.width + segment.x, epilogue, out);
+    store_row(sums, segment.width, weight.out, (segment.image * size.height + segment.y) * size.width + segment.x, epilogue, out);
   });
 }
 

@@ -1,4 +1,4 @@
-// A pyramid level: the recursive embedding, then the upsampling with the kernel of one of its convolutions.
+// A pyramid level: the recursive embedding, then the upsampling with the weight of one of its convolutions.
 //
 // Activations are numbered: a_0 = φ(u), and convolution i (1 to depth·recursions) makes a_i of a_{i-1}. Since φ keeps signs, they
 // are all that the backward pass needs: a_{i-1} for the weight gradient, its sign for φ'.
@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "conv.h"
-#include "fast_upsampling.h"
+#include "fast_upsampling_gradient.h"
 
 namespace cmslap::cpu::CMSLAP_ISA {
 
@@ -43,18 +43,19 @@ class Activations {
   std::vector<Array<Number>> spare_;
 };
 
-// The convolutions of the recursive block, packed once for all recursions; flipped and transposed for the backward pass.
-enum Direction { kForward, kBackward };
+// Convolution d of the recursive block.
+inline Conv block_conv(const Embedding& op, int64_t d) {
+  const int64_t weight_floats = op.channels * op.channels * 9;
+  return {op.channels, op.channels, op.weights + d * weight_floats, op.biases + d * op.channels, op.slope};
+}
 
+// The convolutions of the recursive block, packed once for all recursions.
 template <class Number>
 class RecursiveBlock {
  public:
-  RecursiveBlock(ThreadPool& pool, const Embedding& op, Size size, Direction direction) {
-    for (int64_t d = 0; d < op.depth; ++d) {
-      const KernelView kernel =
-          KernelView::plain(op.weights + d * op.channels * op.channels * 9, op.channels, op.channels);
-      convolutions_.emplace_back(pool, size, direction == kForward ? kernel : kernel.transposed().flipped());
-    }
+  RecursiveBlock(ThreadPool& pool, const Embedding& op, Size size) {
+    for (int64_t d = 0; d < op.depth; ++d)
+      convolutions_.emplace_back(pool, size, WeightView::plain(block_conv(op, d).weight, op.channels, op.channels));
   }
   const Convolution<Number>& operator[](int64_t d) const { return convolutions_[d]; }
 
@@ -73,7 +74,7 @@ void embedding_step(ThreadPool& pool, const Embedding& op, const RecursiveBlock<
 
 template <class Number>
 void embedding_forward(ThreadPool& pool, const Embedding& op, Size size, const Number* u, const Activations<Number>& a) {
-  const RecursiveBlock<Number> block(pool, op, size, kForward);
+  const RecursiveBlock<Number> block(pool, op, size);
   activate(pool, u, op.slope, size.pixels() * op.channels, a[0]);
   for (int64_t i = 1; i <= op.convolutions(); ++i) embedding_step(pool, op, block, a, i, u);
 }
@@ -81,13 +82,12 @@ void embedding_forward(ThreadPool& pool, const Embedding& op, Size size, const N
 // gradient: that of h_R, which is overwritten. grad_u: holds it too, and receives what comes through every skip.
 inline void embedding_backward(ThreadPool& pool, const Embedding& op, Size size, const Activations<float>& a, Buffer gradient, float* grad_u,
                                float* grad_weights, float* grad_biases) {
-  const int64_t weight_floats = op.channels * op.channels * 9;
-  const RecursiveBlock<float> backward(pool, op, size, kBackward);
   std::optional<RecursiveBlock<float>> forward;
-  if (op.save == Save::kRecursions) forward.emplace(pool, op, size, kForward);
-  std::vector<KernelGradient> kernels;
+  if (op.save == Save::kRecursions) forward.emplace(pool, op, size);
+  std::vector<ConvolutionGradient> gradients;
   for (int64_t d = 0; d < op.depth; ++d)
-    kernels.emplace_back(size, op.channels, op.channels, grad_weights + d * weight_floats, grad_biases + d * op.channels);
+    gradients.emplace_back(pool, size, block_conv(op, d), true, grad_weights + d * op.channels * op.channels * 9,
+                           grad_biases + d * op.channels);
 
   Buffer next(gradient.size());
   for (int64_t r = op.recursions - 1; r >= 0; --r) {
@@ -95,12 +95,12 @@ inline void embedding_backward(ThreadPool& pool, const Embedding& op, Size size,
       for (int64_t d = 1; d < op.depth; ++d) embedding_step<float>(pool, op, *forward, a, r * op.depth + d, nullptr);
     for (int64_t d = op.depth - 1; d >= 0; --d) {
       const float* input = a[r * op.depth + d];
-      kernels[d].add(pool, input, gradient.data());
-      backward[d].run(pool, gradient.data(), Differentiate{input, d == 0 ? grad_u : nullptr, op.slope}, next.data());
+      gradients[d].add(pool, input, gradient.data(), Differentiate{input, d == 0 ? grad_u : nullptr, op.slope},
+                       next.data());
       std::swap(gradient, next);
     }
   }
-  for (const KernelGradient& kernel : kernels) kernel.finish(pool);
+  for (const ConvolutionGradient& of_conv : gradients) of_conv.finish(pool);
 }
 
 template <class Number>

@@ -7,21 +7,14 @@
 #include <cstring>
 #include <random>
 #include <stdexcept>
-#include <thread>
 #include <vector>
 
 #include "cpu/kernels.h"
-#include "cpu/pool.h"
+#include "cpu/thread_pool.h"
 
 namespace cmslap::cpu {
 
 int64_t thread_count() { return 3; }
-
-void on_threads(int64_t workers, void (*body)(const void* context, int64_t worker), const void* context) {
-  std::vector<std::thread> threads;
-  for (int64_t worker = 0; worker < workers; ++worker) threads.emplace_back(body, context, worker);
-  for (std::thread& thread : threads) thread.join();
-}
 
 }  // namespace cmslap::cpu
 
@@ -208,7 +201,7 @@ void test_bfloat16(const BFloat16Kernels& short_kernels, Size size, int64_t in, 
   const Embedding op{in, 2, 2, weights.data(), biases.data(), 0.2f, Save::kNothing};
   const Upsampling up{in, in, weights.data(), biases.data()};
   const ResidualHead head{in, head_weight.data(), &head_bias, image_weight.data()};
-  Floats a = poison(x.size()), f = poison(4 * x.size()), image = poison(4 * size.pixels());
+  Floats a = poison(x.size()), f = poison(4 * x.size()), enlarged = poison(4 * size.pixels());
   BFloat16s short_a(a.size(), nan), short_f(f.size(), nan);
   kernels().embedding(op, size, x.data(), nullptr, a.data());
   short_kernels.embedding(op, size, short_x.data(), short_a.data());
@@ -219,13 +212,13 @@ void test_bfloat16(const BFloat16Kernels& short_kernels, Size size, int64_t in, 
   kernels().level(op, up, size, x.data(), nullptr, a.data(), f.data());
   short_kernels.level(op, up, size, short_x.data(), short_f.data());
   compare("level in bfloat16", widened(short_f), exactly(f), kTolerance);
-  Floats short_image = poison(image.size());
-  kernels().residual_head(head, size, widened(short_f).data(), image.data(), image.data());
-  short_kernels.residual_head(head, size, short_f.data(), image.data(), short_image.data());
-  compare("residual head in bfloat16", short_image, exactly(image));
-  kernels().last_level(op, up, head, size, x.data(), image.data(), image.data());
-  short_kernels.last_level(op, up, head, size, short_x.data(), image.data(), short_image.data());
-  compare("last level in bfloat16", short_image, exactly(image), kTolerance);
+  Floats short_enlarged = poison(enlarged.size());
+  kernels().residual_head(head, size, widened(short_f).data(), image.data(), enlarged.data());
+  short_kernels.residual_head(head, size, short_f.data(), image.data(), short_enlarged.data());
+  compare("residual head in bfloat16", short_enlarged, exactly(enlarged));
+  kernels().last_level(op, up, head, size, x.data(), image.data(), enlarged.data());
+  short_kernels.last_level(op, up, head, size, short_x.data(), image.data(), short_enlarged.data());
+  compare("last level in bfloat16", short_enlarged, exactly(enlarged), kTolerance);
 }
 
 }  // namespace

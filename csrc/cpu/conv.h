@@ -8,13 +8,14 @@
 
 namespace cmslap::cpu::CMSLAP_ISA {
 
-// Winograd multiplies 36 times a tile (in bfloat16 the time of 24 times) where the direct way multiplies 9 times a pixel, and pays
-// for its transforms (measured: some 300 multiplications' time a channel). So it loses on a few channels and on tiles that are
-// mostly outside the image.
+// Winograd multiplies 36 times a tile (in bfloat16 the time of 24 times) where the direct way multiplies 9 times a
+// pixel, and pays for its transforms (measured: some 300 multiplications' time a channel). So it loses on a few
+// channels and on tiles that are mostly outside the image.
 template <class Number>
 bool winograd_pays(Size size, int64_t in, int64_t out) {
   constexpr int64_t kProducts = kMatrices<SameScheme<Number>> / FactorOf<Number>::kDepth;
-  return TileGrid<SameScheme<Number>>(size).tiles() * (kProducts * in * out + 300 * (in + out)) < 9 * in * out * size.pixels();
+  return TileGrid<SameScheme<Number>>(size).tiles() * (kProducts * in * out + 300 * (in + out)) <
+         9 * in * out * size.pixels();
 }
 
 template <class Number>
@@ -37,9 +38,10 @@ class Convolution {
       direct_conv(pool, in, size_, *taps_, epilogue, out);
   }
 
-  // The same beside other work.
+  // The same in one parallel region with other blocks.
   template <class Blocks, class Epilogue>
-  void run_beside(ThreadPool& pool, const Blocks& blocks, const Number* in, const Epilogue& epilogue, Number* out) const {
+  void run_beside(ThreadPool& pool, const Blocks& blocks, const Number* in, const Epilogue& epilogue,
+                  Number* out) const {
     if (transformed_) {
       cpu::CMSLAP_ISA::run(pool, blocks, fast_conv<Scheme>(pool.size(), in, size_, *transformed_, epilogue, out));
     } else {
@@ -54,16 +56,14 @@ class Convolution {
   std::optional<PackedWeight<float>> taps_;
 };
 
-// The gradients of a convolution that is applied once or more: that of its input each time, those of weight and bias summed.
+// The gradients of a convolution that is applied once or more: that of its input each time, those of weight and bias
+// summed.
 class ConvolutionGradient {
  public:
   // Null for what nobody wants: weight and bias gradient are so together.
-  ConvolutionGradient(ThreadPool& pool, Size size, const Conv& op, bool input, float* weight_gradient, float* bias_gradient)
-      : size_(size),
-        in_(op.in),
-        out_(op.out),
-        weight_gradient_(weight_gradient),
-        bias_gradient_(bias_gradient) {
+  ConvolutionGradient(ThreadPool& pool, Size size, const Conv& op, bool input, float* weight_gradient,
+                      float* bias_gradient)
+      : size_(size), in_(op.in), out_(op.out), weight_gradient_(weight_gradient), bias_gradient_(bias_gradient) {
     if (input) backward_.emplace(pool, size, WeightView::plain(op.weight, in_, out_).transposed().flipped());
     if (weight_gradient && winograd_pays<float>(size, in_, out_)) transformed_.emplace(size, in_, out_);
   }
@@ -93,12 +93,14 @@ class ConvolutionGradient {
 };
 
 // out = φ'(activated) gradient for each number of an image.
-inline void differentiate(ThreadPool& pool, const float* gradient, const float* activated, float slope, int64_t floats, float* out) {
+inline void differentiate(ThreadPool& pool, const float* gradient, const float* activated, float slope, int64_t floats,
+                          float* out) {
   constexpr int64_t kBlock = 1 << 14;
   for_blocks(pool, ceil_div(floats, kBlock), 0, [&](int64_t block, float*) {
     const int64_t first = block * kBlock;
     for_channels(min(kBlock, floats - first), [&](int64_t i, auto part) {
-      store(out + first + i, leaky_relu_gradient(load(gradient + first + i, part), load(activated + first + i, part), slope), part);
+      store(out + first + i,
+            leaky_relu_gradient(load(gradient + first + i, part), load(activated + first + i, part), slope), part);
     });
   });
 }
@@ -108,8 +110,9 @@ void activate(ThreadPool& pool, const Number* in, float slope, int64_t count, Nu
   constexpr int64_t kBlock = 1 << 14;
   for_blocks(pool, ceil_div(count, kBlock), 0, [&](int64_t block, float*) {
     const int64_t first = block * kBlock;
-    for_channels(min(kBlock, count - first),
-                 [&](int64_t i, auto part) { store(out + first + i, leaky_relu(load(in + first + i, part), slope), part); });
+    for_channels(min(kBlock, count - first), [&](int64_t i, auto part) {
+      store(out + first + i, leaky_relu(load(in + first + i, part), slope), part);
+    });
   });
 }
 

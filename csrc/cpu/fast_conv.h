@@ -1,8 +1,8 @@
 // Convolutions and their weight gradients by a scheme of fast_schemes.h.
 //
-// A group of tiles goes through input transform, matrix products and output transform while it lies in L2: 24 tiles of Winograd's
-// with 64 channels take 2 · 216 KiB beside the weight's 576 KiB, and make each 16 KiB matrix of the weight, once in L1, worth
-// 6000 cycles.
+// A group of tiles goes through input transform, matrix products and output transform while it lies in L2: 24 tiles of
+// Winograd's with 64 channels take 2 · 216 KiB beside the weight's 576 KiB, and make each 16 KiB matrix of the weight,
+// once in L1, worth 6000 cycles.
 #pragma once
 
 #include "fast_schemes.h"
@@ -50,7 +50,8 @@ struct Square {
   }
 };
 
-// Pointers to pixels from a square's first on, every step-th in both directions; those outside the image point to zeros.
+// Pointers to pixels from a square's first on, every step-th in both directions; those outside the image point to
+// zeros.
 template <int kRows, int kColumns = kRows, class Number = float>
 struct Pixels {
   const Number* at[kRows][kColumns];
@@ -69,8 +70,8 @@ struct Pixels {
   }
 };
 
-// Transformed tiles: the matrices [tiles, channels] of an operand. One vector more than needed lies between two of them, or
-// all stores of a tile would fall into the same few sets of L1.
+// Transformed tiles: the matrices [tiles, channels] of an operand. One vector more than needed lies between two of
+// them, or all stores of a tile would fall into the same few sets of L1.
 template <class Number = float>
 struct TransformedTiles {
   Number* data;
@@ -99,9 +100,8 @@ PackedWeight<Number> pack_weight(ThreadPool& pool, WeightView weight) {
   PackedWeight<Number> packed(Scheme::kWeight.matrices(), weight);
   for_inputs(pool, packed, [&](int64_t i) {
     for (int64_t o = 0; o < weight.out; o += kLanes)
-      transform_2d<3, kCount, Scheme::weight>(
-          [&](int k, int l) { return weight.tap(3 * k + l, i, o); },
-          [&](int p, int q, Vec u) { pack(packed, kCount * p + q, i, o, u); });
+      transform_2d<3, kCount, Scheme::weight>([&](int k, int l) { return weight.tap(3 * k + l, i, o); },
+                                              [&](int p, int q, Vec u) { pack(packed, kCount * p + q, i, o, u); });
   });
   return packed;
 }
@@ -151,8 +151,10 @@ CMSLAP_INLINE void prefetch(const Number* images, Size size, int64_t channels, c
   }
 }
 
-// The convolution of one group of tiles after the other; the memory idles during the matrix products, so that is when the
-// pixels of the coming transforms are asked for. `weight` has to outlive the blocks.
+constexpr int64_t kAhead = 4;  // tiles: how far ahead of its transform a tile of the first group is asked for
+
+// The convolution of one group of tiles after the other; the memory idles during the matrix products, so that is when
+// the pixels of the coming transforms are asked for. `weight` has to outlive the blocks.
 template <class Scheme, class Number, class Epilogue>
 auto fast_conv(int64_t workers, const Number* in, Size in_size, const PackedWeight<Number>& weight,
                const Epilogue& epilogue, Number* out) {
@@ -174,13 +176,18 @@ auto fast_conv(int64_t workers, const Number* in, Size in_size, const PackedWeig
     Number* zeros = reinterpret_cast<Number*>(scratch + input_floats + product_floats);
     std::memset(zeros, 0, weight.in * sizeof(Number));
 
+    const auto prefetch_inputs = [&](int64_t tile) {
+      prefetch<Scheme::kInputs>(in, in_size, weight.in, Square::new_inputs(grid, tile));
+    };
     const int64_t end = min((b + 1) * block, groups);
     for (int64_t g = b * block; g < end; ++g) {
       const int64_t first = g * grid.tiles() / groups, next = (g + 1) * grid.tiles() / groups, count = next - first;
       const int64_t after = min(g + 2, end) * grid.tiles() / groups;
-      for (int64_t t = 0; t < count; ++t)
+      for (int64_t t = 0; t < count; ++t) {
+        if (g == b * block && t + kAhead < count) prefetch_inputs(first + t + kAhead);
         transform_inputs<Scheme, Number>({in, in_size, weight.in, Square::window(grid, first + t), zeros}, weight.in,
                                          inputs, t);
+      }
       for (int64_t m = 0; m < kMatrices<Scheme>; ++m) {
         gemm(inputs.matrix(Scheme::kInput.matrix(m)), weight.matrix(Scheme::kWeight.matrix(m)),
              {products.at(Scheme::kProduct.matrix(m), 0), products.row_stride}, count, weight.out, weight.depth,
@@ -191,7 +198,7 @@ auto fast_conv(int64_t workers, const Number* in, Size in_size, const PackedWeig
           };
           prefetch_outputs(out);
           epilogue.for_images(prefetch_outputs);
-          if (next + t < after) prefetch<Scheme::kInputs>(in, in_size, weight.in, Square::new_inputs(grid, next + t));
+          if (next + t < after) prefetch_inputs(next + t);
         }
       }
       for (int64_t t = 0; t < count; ++t)

@@ -2,8 +2,9 @@
 //
 //   Y = Aᵀ [ (G g Gᵀ) ⊙ (Bᵀ d B) ] A
 //
-// A scheme is one dimension of this: G takes a weight's three taps to the positions where it is multiplied, Bᵀ the inputs,
-// and Aᵀ the products to the outputs. Two dimensions are columns first, then rows. The gradients are the transposes A and Gᵀ.
+// A scheme is one dimension of this: G takes a weight's three taps to the positions where it is multiplied, Bᵀ the
+// inputs, and Aᵀ the products to the outputs. Two dimensions are columns first, then rows. The gradients are the
+// transposes A and Gᵀ.
 #pragma once
 
 #include "kernels.h"
@@ -11,8 +12,8 @@
 
 namespace cmslap::cpu::CMSLAP_ISA {
 
-// Positions may share a transformed input or weight, or add to the same product: then there is one matrix for all of them. In
-// one dimension position p uses number of[p] of `count`; in two dimensions this holds for columns and rows.
+// Positions may share a transformed input or weight, or add to the same product: then there is one matrix for all of
+// them. In one dimension position p uses number of[p] of `count`; in two dimensions this holds for columns and rows.
 class Operand {
   static constexpr int kMost = 7;
 
@@ -38,15 +39,16 @@ class Operand {
 
 // Stride 1, padding 1, by Winograd's F(4×4, 3×3): 36 multiplications a tile and pair of channels in place of 144.
 //
-// A convolution is a product of polynomials: evaluated at 0, ±a, ±b and ∞, multiplied there, and interpolated. The usual points
-// (0, ±1, ±2) lose a digit; a = 5/8, b = 3/2 halve the error of float32 (7e-7 relative on 64 channels) and are still exact in
-// binary. Points come in pairs, so that each pair shares its even and its odd part.
+// A convolution is a product of polynomials: evaluated at 0, ±a, ±b and ∞, multiplied there, and interpolated. The
+// usual points (0, ±1, ±2) lose a digit; a = 5/8, b = 3/2 halve the error of float32 (7e-7 relative on 64 channels) and
+// are still exact in binary. Points come in pairs, so that each pair shares its even and its odd part.
 struct SameConv {
   static constexpr int kPositions = 6, kWindow = 6, kOffset = -1, kInputs = 4, kOutputs = 4;
   static constexpr Operand kInput{6, 6, {0, 1, 2, 3, 4, 5}}, kWeight = kInput, kProduct = kInput;
   static constexpr float a = 0.625f, b = 1.5f;
   static constexpr float a2 = a * a, b2 = b * b, a3 = a2 * a, b3 = b2 * b;
-  static constexpr float at_0 = 1 / (a2 * b2), at_a = 1 / (2 * a2 * (a2 - b2)), at_b = 1 / (2 * b2 * (b2 - a2));  // G's scales
+  static constexpr float at_0 = 1 / (a2 * b2), at_a = 1 / (2 * a2 * (a2 - b2)),
+                         at_b = 1 / (2 * b2 * (b2 - a2));  // G's scales
 
   static Size output_size(Size in) { return in; }
 
@@ -105,12 +107,13 @@ struct SameConv {
 };
 
 #ifdef CMSLAP_BFLOAT16
-// The same tiles for bfloat16, by interpolation at 0, ±1, ±i and ∞. What is rounded to 8 bits before it is multiplied must not meet
-// large coefficients after it: the real points above would make the relative error of a convolution 1.1e-2, where nine products a
-// pixel make it 2.4e-3. On the unit circle it is 4.3e-3. A complex product is three real ones, so a tile takes 49 multiplications
-// in place of 36, at twice the rate: 68 % of the time of float32's. (F(2×2, 3×3) takes 64 with an error of 4.0e-3; F(4, 3) in one
-// dimension and F(2, 3) in the other 48 with 6.7e-3.) Features are stored in bfloat16, as their rounding adds little to that of the
-// factors; transforms and sums are float32. Measured on Zen 4: 1.38 times as fast as float32, 57 % of the time in products.
+// The same tiles for bfloat16, by interpolation at 0, ±1, ±i and ∞. What is rounded to 8 bits before it is multiplied
+// must not meet large coefficients after it: the real points above would make the relative error of a
+// convolution 1.1e-2, where nine products a pixel make it 2.4e-3. On the unit circle it is 4.3e-3. A complex product is
+// three real ones, so a tile takes 49 multiplications in place of 36, at twice the rate: 68 % of the time of float32's.
+// (F(2×2, 3×3) takes 64 with an error of 4.0e-3; F(4, 3) in one dimension and F(2, 3) in the other 48 with 6.7e-3.)
+// Features are stored in bfloat16, as their rounding adds little to that of the factors; transforms and sums are
+// float32. Measured on Zen 4: 1.38 times as fast as float32, 57 % of the time in products.
 struct UnitCircleConv {
   static constexpr int kPositions = 7, kWindow = 6, kOffset = -1, kInputs = 4, kOutputs = 4;
   static constexpr Operand kInput{7, 7, {0, 1, 2, 3, 4, 5, 6}}, kWeight = kInput, kProduct = kInput;
@@ -161,12 +164,13 @@ struct SameSchemeOf<BFloat16> {
 template <class Number>
 using SameScheme = typename SameSchemeOf<Number>::Type;
 
-// One dimension of the upsampling U and of its transpose, tiles of four pixels of the smaller image. U's even outputs are
-// k0 x[i] + k2 x[i-1], its odd ones k1 x[i]; the transpose sums k0 y[2i] + k2 y[2i+2] and k1 y[2i+1]. Both are correlations of a
-// signal d, y[j] = g[0] d[j] + g[1] d[j+1], with two taps g, or the one tap k1. In two dimensions these make four phases.
+// One dimension of the upsampling U and of its transpose, tiles of four pixels of the smaller image. U's even outputs
+// are k0 x[i] + k2 x[i-1], its odd ones k1 x[i]; the transpose sums k0 y[2i] + k2 y[2i+2] and k1 y[2i+1]. Both are
+// correlations of a signal d, y[j] = g[0] d[j] + g[1] d[j+1], with two taps g, or the one tap k1. In two dimensions
+// these make four phases.
 
-// Two taps by Winograd's F(4, 2): five multiplications in place of eight, at the points 0, ±a, p and ∞. So a tile of 4×4 pixels
-// costs (5 + 4)² multiplications in place of 144.
+// Two taps by Winograd's F(4, 2): five multiplications in place of eight, at the points 0, ±a, p and ∞. So a tile of
+// 4×4 pixels costs (5 + 4)² multiplications in place of 144.
 struct TwoTaps {
   static constexpr int kTaps = 2, kTap[kTaps] = {0, 2}, kWindow = 5, kPoints = 5, kWeights = 5, kOffset = 0;
   static constexpr float a = 0.75f, p = 2.0f, a2 = a * a, p2 = p * p;
@@ -229,11 +233,12 @@ struct OneTap {
 };
 
 #ifdef CMSLAP_BFLOAT16
-// U for bfloat16, whose rounding the points of TwoTaps would enlarge. Of two pixels, the even outputs share the product x0 (k0 + k2) and
-// cost three multiplications, the odd ones two: 25 a tile of 2×2 pixels in place of 36.
+// U for bfloat16, whose rounding the points of TwoTaps would enlarge. Of two pixels, the even outputs share the product
+// x0 (k0 + k2) and cost three multiplications, the odd ones two: 25 a tile of 2×2 pixels in place of 36.
 struct Doubling {
   static constexpr int kPositions = 5, kWindow = 3, kOffset = -1, kInputs = 2, kOutputs = 4;
-  static constexpr Operand kInput{5, 4, {0, 1, 2, 1, 3}}, kWeight{5, 4, {0, 1, 2, 3, 3}}, kProduct{5, 5, {0, 1, 2, 3, 4}};
+  static constexpr Operand kInput{5, 4, {0, 1, 2, 1, 3}}, kWeight{5, 4, {0, 1, 2, 3, 3}},
+      kProduct{5, 5, {0, 1, 2, 3, 4}};
 
   static Size output_size(Size in) { return {in.batch, 2 * in.height, 2 * in.width}; }
 
@@ -285,8 +290,8 @@ CMSLAP_INLINE void transform_rows(int first, In&& in, Out&& out) {
   }
 }
 
-// All rows. Six rows of six would not fit the registers between the two steps, and storing them costs more than reading the
-// input twice: so a 6×6 or 7×7 result is made in two halves, and what a half does not use the compiler leaves out.
+// All rows. Six rows of six would not fit the registers between the two steps, and storing them costs more than reading
+// the input twice: so a 6×6 or 7×7 result is made in two halves, and what a half does not use the compiler leaves out.
 template <int kFromRows, int kToRows, void (*kColumn)(const Vec (&)[kFromRows], Vec (&)[kToRows]), int kFromColumns,
           int kToColumns, void (*kRow)(const Vec (&)[kFromColumns], Vec (&)[kToColumns]), class In, class Out>
 CMSLAP_INLINE void transform_2d(In&& in, Out&& out) {

@@ -7,8 +7,8 @@ namespace cmslap::cpu::CMSLAP_ISA {
 
 constexpr int kPhaseMatrices = 36;  // weights of all phases
 
-// Rows and columns are TwoTaps or OneTap. A point's row and column number either its weight or, where there is one weight for
-// all, a copy: the copies of all tiles are the rows of one matrix.
+// Rows and columns are TwoTaps or OneTap. A point's row and column number either its weight or, where there is one
+// weight for all, a copy: the copies of all tiles are the rows of one matrix.
 template <class RowScheme, class ColumnScheme, int kMatricesBefore>
 struct Phase {
   using Rows = RowScheme;
@@ -91,7 +91,8 @@ template <int kRows, int kColumns>
 CMSLAP_INLINE void prefetch(const Pixels<kRows, kColumns>& pixels, int64_t channels) {
   for (int i = 0; i < kRows; ++i)
     for (int j = 0; j < kColumns; ++j)
-      for (int64_t c = 0; c < channels; c += kCacheLineBytes / sizeof(float)) __builtin_prefetch(pixels.at[i][j] + c, 0, 2);
+      for (int64_t c = 0; c < channels; c += kCacheLineBytes / sizeof(float))
+        __builtin_prefetch(pixels.at[i][j] + c, 0, 2);
 }
 
 template <class P>

@@ -44,8 +44,8 @@ void run(ThreadPool& pool, const Blocks<First>& first, const Blocks<Second>& sec
              });
 }
 
-// Memory for `count` numbers. A type of this instruction set's own, so that no std::vector of it is shared with code for other
-// processors.
+// Memory for `count` numbers. A type of this instruction set's own, so that no std::vector of it is shared with code
+// for other processors.
 template <class Number>
 class Array {
  public:
@@ -104,7 +104,8 @@ struct PackedWeight {
         depth(ceil_div(in, FactorOf<Number>::kDepth)),
         matrices(matrices),
         data(matrices * matrix_size()) {}
-  int64_t matrix_size() const { return ceil_div(out, kPanel) * depth * kPanel; }
+  // One vector more than needed, or stores to the same place in all matrices would fall into the same few sets of L1.
+  int64_t matrix_size() const { return ceil_div(out, kPanel) * depth * kPanel + kLanes; }
   Factor<Number>* at(int64_t matrix, int64_t d, int64_t o) const {
     return data.data() + matrix * matrix_size() + o / kPanel * depth * kPanel + d * kPanel + o % kPanel;
   }

@@ -5,7 +5,8 @@
 
 namespace cmslap::cpu::CMSLAP_ISA {
 
-// K ⋆ᵀ I (4×4, stride 2, padding 1) meets two pixels a dimension: tap[p][n] of neighbour kNeighbour[p][n], for the output's parity p.
+// K ⋆ᵀ I (4×4, stride 2, padding 1) meets two pixels a dimension: tap[p][n] of neighbour kNeighbour[p][n], for the
+// output's parity p.
 constexpr int64_t kImageTap[2][2] = {{1, 3}, {2, 0}};
 constexpr int64_t kImageNeighbour[2][2] = {{0, -1}, {0, 1}};
 
@@ -23,7 +24,8 @@ CMSLAP_INLINE void for_image_taps(Size size, int64_t image, int64_t y, int64_t x
   }
 }
 
-CMSLAP_INLINE float upsampled_pixel(const ResidualHead& head, Size size, const float* images, int64_t image, int64_t y, int64_t x) {
+CMSLAP_INLINE float upsampled_pixel(const ResidualHead& head, Size size, const float* images, int64_t image, int64_t y,
+                                    int64_t x) {
   float sum = 0;
   for_image_taps(size, image, y, x, [&](int64_t pixel, int64_t tap) { sum += images[pixel] * head.image_weight[tap]; });
   return sum;

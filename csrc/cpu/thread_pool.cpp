@@ -22,7 +22,8 @@ constexpr int64_t kHugePage = 2 << 20;
 
 Buffer::Buffer(int64_t floats) : data_(nullptr), size_(floats) {
   if (floats == 0) return;
-  // A tile's rows lie in different pages. Huge ones save most of the address translations, and the first touch is cheaper.
+  // A tile's rows lie in different pages. Huge ones save most of the address translations, and the first touch is
+  // cheaper.
   const int64_t alignment = floats * sizeof(float) >= 2 * kHugePage ? kHugePage : kCacheLine;
   const int64_t bytes = (floats * sizeof(float) + alignment - 1) / alignment * alignment;
   data_ = static_cast<float*>(std::aligned_alloc(alignment, bytes));
@@ -55,7 +56,8 @@ void spin_until(const Condition& condition) {
   }
 }
 
-// One call of ThreadPool::run, on its caller's stack. Guarded by the helpers' mutex, but for `done`, which may be read without it.
+// One call of ThreadPool::run, on its caller's stack. Guarded by the helpers' mutex, but for `done`, which may be read
+// without it.
 struct Job {
   ThreadPool::Task task;
   const void* context;
@@ -103,7 +105,8 @@ class Helpers {
   void help() {
     std::unique_lock<std::mutex> lock(mutex_);
     while (true) {
-      const auto job = std::find_if(jobs_.begin(), jobs_.end(), [](const Job* job) { return job->open() && job->joined < job->workers; });
+      const auto job = std::find_if(jobs_.begin(), jobs_.end(),
+                                    [](const Job* job) { return job->open() && job->joined < job->workers; });
       if (job != jobs_.end()) {
         work(**job, (*job)->joined++, lock);
         continue;

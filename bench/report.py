@@ -1,8 +1,8 @@
-"""Render the README's figures and draw the plots in docs/ from committed JSON: ``python -m bench.report``.
+"""Render the documents' figures and draw the plots in docs/ from committed JSON: ``python -m bench.report``.
 
 A block between ``<!-- begin: NAME -->`` and ``<!-- end: NAME -->`` is replaced by what ``BLOCKS[NAME]`` renders.
-``--check`` writes nothing and says whether the README is up to date; ``--plots FOLDER`` only draws the results of one
-folder, into that folder.
+``--check`` writes nothing and says whether the documents are up to date; ``--plots FOLDER`` only draws the results of
+one folder, into that folder.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cmslap
+from bench.experiments import history
 from bench.speed import plots
 from bench.speed.command import SUITES
 from bench.speed.load import noise
@@ -34,10 +36,18 @@ CPU = RESULTS / "cpu"
 ABLATION = RESULTS / "training" / "ablation.json"
 RECIPES = ABLATION.with_name("recipes.json")
 TIME_TO_PSNR = ABLATION.with_name("time-to-psnr.json")
+HISTORIES = ABLATION.parent / "history"
 DOCS = ROOT / "docs"
 CARD = WEIGHTS / "README.md"
+BENCHMARKS = DOCS / "benchmarks.md"
 SHIPPED = sorted(path.name.removesuffix(".evaluation.json") for path in WEIGHTS.glob("*.evaluation.json"))
 DEFAULT = ALIASES["cms-lapsrn"]
+
+# Cases of the CPU suite in the README; docs/benchmarks.md has all.
+HEADLINE = (
+    "forward", "bfloat16-forward", "training", "photograph", "conv2d_lrelu+backward", "tied_conv_transpose2d+backward",
+    "accelerate-VDSR", "accelerate-EDSR+backward",
+)  # fmt: skip
 
 # Hyun et al., 2024, Table 2: CMS-LapSRN (3rd ConV), PSNR in dB and SSIM.
 PAPER = {
@@ -67,6 +77,12 @@ def evaluation() -> str:
         paper = "{:.2f} / {:.3f}".format(*PAPER[key])
         lines.append(f"| {key[0].capitalize()} {key[1]}x | {' | '.join([_cell(row['bicubic']), *cells, paper])} |")
     return "\n".join(lines)
+
+
+def published() -> dict[str, dict[tuple[str, int], float]]:
+    """PSNR of the published networks by (set, scale)."""
+    official = {key: row["model"]["psnr"] for key, row in _results(OFFICIAL).items()}
+    return {"MS-LapSRN D5R8": official, "paper's CMS-LapSRN": {key: psnr for key, (psnr, _) in PAPER.items()}}
 
 
 def precision() -> str:
@@ -129,6 +145,8 @@ def recipes() -> str:
     for run in report["runs"]:
         changed = ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in run["changes"].items())
         psnr = [f"{value:.2f}" for value in (*run["psnr"].values(), run["mean"])]
+        if len(run.get("seeds", ())) > 1:
+            psnr[-1] += f" (spread {run['spread']:.2f}, {len(run['seeds'])} seeds)"
         lines.append(f"| {' | '.join([changed or 'base', *psnr])} |")
     return "\n".join([*lines, "", f"Base: {_training(report | report['runs'][0])}."])
 
@@ -179,6 +197,25 @@ def gpus() -> list[Path]:
     return sorted(path for path in RESULTS.iterdir() if path.is_dir() and "gpu" in records(path))
 
 
+def claim() -> str:
+    """The README's first figure: the 4x forward pass against the fastest float32 runtime of the same run."""
+    record = records(CPU)["cpu"]
+    result = next(result for result in record["results"] if result["case"] == "forward")
+    against = {name: row["speedup"] for name, row in _baselines(result).items() if not name.startswith("cmslap")}
+    fastest = min(against, key=against.__getitem__)
+    return (
+        f"On {_processor(record)} its 4x forward pass is {against[fastest]:.1f} times as fast as with {fastest}, "
+        f"the fastest of the {len(against)} alternatives measured in the same run."
+    )
+
+
+def headline() -> str:
+    """The rows of a CPU's speed that most users ask for."""
+    record = records(CPU)["cpu"]
+    chosen = [result for result in record["results"] if result["case"] in HEADLINE]
+    return f"{_table(chosen, share=False)}\n\n{_slower(chosen)} {_origin_of_speed(record)}"
+
+
 def cpu_speed() -> str:
     if "cpu" not in records(CPU):
         return "Nothing has been measured on a CPU yet; `python -m bench` does."
@@ -192,25 +229,35 @@ def gpu_speed() -> str:
 
 
 def _speed(record: dict[str, Any], folder: Path) -> str:
-    """A row a case: the time, the share of the limit, and how many times as long each baseline took in that run."""
+    """All of a device's rows, the plots, and where they come from."""
     results = [result for result in record["results"] if result["timings"]]
+    parts = [_table(results, share=True), *_plots_of(folder), _slower(results), _origin_of_speed(record)]
+    return "\n\n".join(parts)
+
+
+def _table(results: Sequence[dict[str, Any]], share: bool) -> str:
+    """A row a case: the time, on request the share of the roofline, how many times as long each baseline took."""
     columns = list(dict.fromkeys(_column(name) for result in results for name in _baselines(result)))
-    lines = [f"| {' | '.join(['', 'time', 'of limit', *columns])} |", "|---" * (3 + len(columns)) + "|"]
+    head = ["", "time", *["of roofline"] * share, *columns]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for result in results:
         ours = result["timings"][result["baseline"]]
         against = {_column(name): f"{timing['speedup']:.2f}x" for name, timing in _baselines(result).items()}
-        share = f"{ours['share_of_floor']:.0%}" if "share_of_floor" in ours else ""
-        cells = [f"{result['name']}, {result['size']}", seconds_text(ours["median"]), share]
+        cells = [f"{result['name']}, {result['size']}", seconds_text(ours["median"])]
+        cells += [f"{ours['share_of_floor']:.0%}" if "share_of_floor" in ours else ""] * share
         lines.append(f"| {' | '.join(cells + [against.get(column, '') for column in columns])} |")
+    return "\n".join(lines)
+
+
+def _origin_of_speed(record: dict[str, Any]) -> str:
     where = record["device"] if record["on"] == "cuda" else _processor(record)
     runtimes = "".join(f", {name} {version}" for name, version in record["runtimes"].items())
-    lines += ["", *_plot_links(folder), _slower(results), ""]
-    lines.append(
+    text = (
         f"{where}, PyTorch {record['torch']}{runtimes}, medians of up to {record['rounds']} turns, "
         f"{record['seconds'] / 60:.0f} minutes in all, commit `{record['commit']}`. "
         + f"{ceilings_text(record['ceilings'])} {noise(record['results'])}"
     )
-    return "\n".join(lines).rstrip()
+    return text.rstrip()
 
 
 def _baselines(result: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -232,9 +279,9 @@ def _slower(results: Sequence[dict[str, Any]]) -> str:
     return f"Slower than a baseline: {', '.join(rows)}." if rows else "No baseline was faster in any of these rows."
 
 
-def _plot_links(folder: Path) -> list[str]:
-    names = [name for name in PLOTS if (DOCS / _plot_name(name, folder)).exists()]
-    return [" ".join(f"[{name}](docs/{_plot_name(name, folder)})" for name in names), ""] if names else []
+def _plots_of(folder: Path) -> list[str]:
+    names = [_plot_name(name, folder) for name in PLOTS if (DOCS / _plot_name(name, folder)).exists()]
+    return [f"![{name.removesuffix('.png').replace('-', ' ')}]({name})" for name in names]
 
 
 def _plot_name(name: str, folder: Path) -> str:
@@ -252,7 +299,7 @@ def draw(folder: Path, out: Path) -> None:
 
 # What is drawn from which suites.
 PLOTS = {
-    "speed": (("cpu", "gpu"), plots.speedups),
+    **{f"speed-{group}": (("cpu", "gpu"), partial(plots.speedups, group=group)) for group in plots.GROUPS},
     "roofline": (("cpu", "gpu"), plots.roofline),
     "scaling": (("scaling",), plots.scaling),
 }
@@ -264,6 +311,8 @@ BLOCKS = {
     "ablation": ablation,
     "recipes": recipes,
     "time-to-psnr": time_to_psnr,
+    "claim": claim,
+    "headline": headline,
     "cpu-speed": cpu_speed,
     "gpu-speed": gpu_speed,
 }
@@ -292,7 +341,9 @@ def main() -> int:
     if not args.check:
         for folder in (CPU, *gpus()):
             draw(folder, DOCS)
-    stale = [path for path in (README, CARD) if render(path) != path.read_text()]
+        for path in sorted(HISTORIES.glob("*.json")):
+            history.draw(json.loads(path.read_text()), published(), DOCS / f"training-{path.stem}.png")
+    stale = [path for path in (README, CARD, BENCHMARKS) if render(path) != path.read_text()]
     if args.check:
         print("\n".join(f"{path.name} is out of date: python -m bench.report" for path in stale) or "all up to date")
         return int(bool(stale))

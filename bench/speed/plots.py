@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.speed import ceilings
+from bench.speed.work import OPERATIONS
 from cmslap.errors import UserError
 from cmslap.files import replacing
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 Record = Mapping[str, Any]
 COLOURS = ("#c44e52", "#dd8452", "#937860", "#8172b3", "#4c72b0", "#64b5cd", "#8c8c8c", "#ccb974")
 OURS = "#55a868"
+GROUPS = ("networks", "operations", "accelerated")
 
 
 class PlotError(UserError, ImportError):
@@ -49,12 +51,22 @@ def _title(result: Record) -> str:
     return f"{result['name']}\n{result['dtype']}, {result['size']}"
 
 
-def speedups(record: Record, path: Path) -> None:
-    """Bars: how many times as long as ours every baseline took, a group a case."""
+def group_of(result: Record) -> str:
+    """Which chart a case belongs to."""
+    if result["case"].startswith("accelerate"):
+        return "accelerated"
+    return "operations" if result["case"].partition("+")[0] in OPERATIONS else "networks"
+
+
+def speedups(record: Record, path: Path, group: str | None = None) -> None:
+    """Bars: how many times as long as ours every baseline took, in clusters of a case; of one group, or of all."""
     results = [result for result in record["results"] if (result["baseline"] or "").startswith("cmslap")]
+    results = [result for result in results if group in (None, group_of(result))]
+    if not results:
+        return
     bars = [(result, _baselines(result)) for result in results]
     rows = sum(len(row) + 1 for _, row in bars)
-    figure = _figure(9, 1.2 + 0.19 * rows)
+    figure = _figure(9, 1.2 + 0.22 * rows)
     axes = figure.add_subplot()
     names = list(dict.fromkeys(name for _, row in bars for name in row))
     colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(names)}
@@ -63,17 +75,17 @@ def speedups(record: Record, path: Path) -> None:
         ticks.append((place + (len(row) - 1) / 2, _title(result)))
         for name, speedup in row.items():
             axes.barh(place, speedup, color=colours[name])
-            axes.text(speedup, place, f" {speedup:.2f}x", va="center", fontsize=7)
+            axes.text(speedup, place, f" {speedup:.2f}x", va="center", fontsize=8)
             place += 1
         place += 1
     axes.axvline(1, color=OURS, linewidth=2)
-    axes.set_yticks([tick for tick, _ in ticks], [label for _, label in ticks], fontsize=7)
-    axes.margins(y=0.01)
+    axes.set_yticks([tick for tick, _ in ticks], [label for _, label in ticks], fontsize=8)
+    axes.margins(x=0.08, y=0.01)  # room for the numbers
     axes.invert_yaxis()
     axes.set_xlabel("how many times as fast cmslap is (at the green line: as fast)")
     axes.set_title(_where(record), fontsize=10)
     handles = [axes.barh(0, 0, color=colour, label=name) for name, colour in colours.items()]
-    axes.legend(handles=handles, fontsize=8, loc="lower right")
+    figure.legend(handles=handles, fontsize=8, loc="outside lower center", ncols=6)
     _save(figure, path)
 
 
@@ -101,7 +113,7 @@ def roofline(record: Record, path: Path) -> None:
                 axes.plot(intensity, rate, "o", color=colour, markersize=5)
                 axes.annotate(str(number), (intensity, rate), textcoords="offset points", xytext=(4, 3), fontsize=7)
     axes.set(xscale="log", yscale="log", xlabel="FLOP a byte", ylabel="GFLOP/s, counted as plain convolutions")
-    axes.set_title(f"{_where(record)}: cmslap (green) and eager PyTorch (red)", fontsize=10)
+    axes.set_title(f"{_where(record)}: cmslap (green), eager (red), direct convolution's roofline", fontsize=10)
     legend = "\n".join(f"{n} {r['name']}, {r['size']}" for n, r in enumerate(results, start=1))
     figure.text(1.01, 0.5, legend, fontsize=7, va="center")
     with replacing(path) as temporary:

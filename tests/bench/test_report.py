@@ -30,7 +30,7 @@ def test_files_of_a_suite_are_one_record(folder, record):
 
 def test_plots(folder, tmp_path):
     report.draw(folder, tmp_path)
-    for name in ("speed", "roofline", "scaling"):
+    for name in ("speed-networks", "roofline", "scaling"):
         image = (tmp_path / f"{name}-device.png").read_bytes()
         assert image.startswith(b"\x89PNG")
         assert len(image) < 100_000

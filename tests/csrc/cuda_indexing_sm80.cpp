@@ -212,12 +212,12 @@ TEST(sm80_index_weight_gradient) {
 
 TEST(image_index_strips) {
   const int batch = between(1, 3), height = between(1, 40), width = between(1, 70), channels = 16 * between(1, 16);
-  const image::Strips strips(batch, height, width, channels);
+  const image_indexing::Strips strips(batch, height, width, channels);
   require(strips.lanes * strips.eights <= 256, "threads enough");
   std::vector<int> covered(batch * height * width);
   for (int64_t number = 0; number < strips.count; ++number)
     for (int lane = 0; lane < strips.lanes; ++lane) {
-      const image::Strip strip = strips.at(number, lane);
+      const image_indexing::Strip strip = strips.at(number, lane);
       for (int y = strip.y; y < strip.end && strip.x < width; ++y) ++covered[(strip.image * height + y) * width + strip.x];
     }
   for (int times : covered) require(times == 1, "every pixel is in one strip");

@@ -33,21 +33,16 @@ class Convolution {
   template <class Epilogue>
   void run(ThreadPool& pool, const Number* in, const Epilogue& epilogue, Number* out) const {
     if (transformed_)
-      cpu::CMSLAP_ISA::run(pool, fast_conv<Scheme>(pool.size(), in, size_, *transformed_, epilogue, out));
+      run_blocks(pool, fast_conv<Scheme>(pool.size(), in, size_, *transformed_, epilogue, out));
     else
       direct_conv(pool, in, size_, *taps_, epilogue, out);
   }
 
-  // The same in one parallel region with other blocks.
+  // The same in one parallel region with a weight gradient's blocks, where Winograd pays for both.
   template <class Blocks, class Epilogue>
   void run_beside(ThreadPool& pool, const Blocks& blocks, const Number* in, const Epilogue& epilogue,
                   Number* out) const {
-    if (transformed_) {
-      cpu::CMSLAP_ISA::run(pool, blocks, fast_conv<Scheme>(pool.size(), in, size_, *transformed_, epilogue, out));
-    } else {
-      cpu::CMSLAP_ISA::run(pool, blocks);
-      run(pool, in, epilogue, out);
-    }
+    run_blocks(pool, blocks, fast_conv<Scheme>(pool.size(), in, size_, *transformed_, epilogue, out));
   }
 
  private:
@@ -73,7 +68,7 @@ class ConvolutionGradient {
     if (transformed_ && backward_)
       return backward_->run_beside(pool, transformed_->add(in, out_gradient), out_gradient, epilogue, in_gradient);
     if (transformed_) {
-      run(pool, transformed_->add(in, out_gradient));
+      run_blocks(pool, transformed_->add(in, out_gradient));
     } else if (weight_gradient_) {
       direct_weight_gradient(pool, in, size_, in_, out_gradient, out_, weight_gradient_);
       sum_pixels(pool, out_gradient, size_.pixels(), out_, bias_gradient_);

@@ -138,7 +138,7 @@ inline WeightView upsampling_weight(const Upsampling& op) { return WeightView::p
 #ifdef CMSLAP_BFLOAT16
 inline void upsampling(ThreadPool& pool, const Upsampling& op, Size size, const BFloat16* a, BFloat16* f) {
   const PackedWeight weight = pack_weight<Doubling, BFloat16>(pool, upsampling_weight(op).transposed());
-  run(pool, fast_conv<Doubling>(pool.size(), a, size, weight, Activate<BFloat16>{op.bias, nullptr, 1.0f}, f));
+  run_blocks(pool, fast_conv<Doubling>(pool.size(), a, size, weight, Activate<BFloat16>{op.bias, nullptr, 1.0f}, f));
 }
 #endif
 

@@ -31,12 +31,12 @@ template <class Body>
 Blocks(int64_t, int64_t, Body) -> Blocks<Body>;
 
 template <class Body>
-void run(ThreadPool& pool, const Blocks<Body>& blocks) {
+void run_blocks(ThreadPool& pool, const Blocks<Body>& blocks) {
   for_blocks(pool, blocks.count, blocks.scratch_floats, blocks.body);
 }
 // Two operations at once, so that nobody waits for the end of the first.
 template <class First, class Second>
-void run(ThreadPool& pool, const Blocks<First>& first, const Blocks<Second>& second) {
+void run_blocks(ThreadPool& pool, const Blocks<First>& first, const Blocks<Second>& second) {
   for_blocks(pool, first.count + second.count, max(first.scratch_floats, second.scratch_floats),
              [&](int64_t block, float* scratch) {
                if (block < first.count) return first.body(block, scratch);

@@ -270,7 +270,15 @@ def training(folder: Path) -> None:
         archive.add(images, "train")
     run = folder / "run"
     command = ["sh", "bench/gpu/train.sh", str(folder / "images.tar"), str(run)]
-    options = ["tiny", "device=cpu", "batch=3", "patch=16", "model.recursions=1", "checkpoint_every=1000000"]
+    options = [
+        "tiny",
+        "device=cpu",
+        "batch=3",
+        "patch=16",
+        "model.recursions=1",
+        "checkpoint_every=1000000",
+        "schedule.warmup=1",
+    ]
     options += ["validation.data=[]"]
     environment = os.environ | {"PYTHON": sys.executable}
 

@@ -18,6 +18,12 @@ namespace cmslap::cpu {
 
 int64_t thread_count() { return 3; }
 
+void on_threads(int64_t workers, void (*body)(const void* context, int64_t worker), const void* context) {
+  std::vector<std::thread> threads;
+  for (int64_t worker = 0; worker < workers; ++worker) threads.emplace_back(body, context, worker);
+  for (std::thread& thread : threads) thread.join();
+}
+
 }  // namespace cmslap::cpu
 
 namespace {

@@ -15,9 +15,10 @@ from cmslap.checkpoints import command as convert
 from cmslap.errors import UserError
 from cmslap.evaluation import command as evaluate
 from cmslap.inference import command as upscale
+from cmslap.inference import compare_command as compare
 from cmslap.training import command as train
 
-COMMANDS = (upscale, train, evaluate, convert, info)
+COMMANDS = (upscale, compare, train, evaluate, convert, info)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,7 +1,7 @@
 """Writing files: whole or not at all, and nothing that exists is replaced unasked.
 
-One rule for every output: a regular file appears by renaming a finished one over it; a device, a pipe or what a standard
-stream is redirected to is written to; of a symbolic link, what it points to is meant.
+One rule for every output: a regular file appears by renaming a finished one over it; a device, a pipe or what a
+standard stream is redirected to is written to; of a symbolic link, what it points to is meant.
 """
 
 from __future__ import annotations

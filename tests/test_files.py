@@ -46,9 +46,14 @@ def test_a_replaced_file_keeps_its_mode(tmp_path):
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_a_failure_leaves_what_was_there(tmp_path, error):
     (tmp_path / "a.txt").write_text("old")
-    with pytest.raises(error), replacing(tmp_path / "a.txt") as temporary:
-        temporary.write_text("half")
-        raise error
+
+    def fail():
+        with replacing(tmp_path / "a.txt") as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        fail()
     assert (tmp_path / "a.txt").read_text() == "old"
     assert everything(tmp_path) == ["a.txt"]
 
@@ -91,7 +96,7 @@ def test_a_device_stays_one(tmp_path):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_a_full_device_is_named():
-    with pytest.raises(OutputError, match="^/dev/full: cannot be written .No space left on device"):
+    with pytest.raises(OutputError, match=r"^/dev/full: cannot be written .No space left on device"):
         write("/dev/full")
 
 
@@ -119,7 +124,7 @@ def test_a_name_may_be_as_long_as_the_system_lets_it(tmp_path, suffix):
     write(longest)
     assert everything(tmp_path) == [longest.name]
     for too_long in (check_output, write):
-        with pytest.raises(OutputError, match="nn: cannot be written .File name too long"):
+        with pytest.raises(OutputError, match=r"nn: cannot be written .File name too long"):
             too_long(tmp_path / ("n" * 256))
 
 
@@ -170,5 +175,5 @@ def test_checking_touches_nothing(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/version").exists(), reason="there is no /proc")
 def test_a_folder_that_takes_no_files_is_found_before_the_work():
-    with pytest.raises(OutputError, match="^/proc/cmslap.txt: cannot be written"):
+    with pytest.raises(OutputError, match=r"^/proc/cmslap.txt: cannot be written"):
         check_output("/proc/cmslap.txt")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import cmslap
+from bench.experiments import history
 from bench.speed import plots
 from bench.speed.command import SUITES
 from bench.speed.load import noise
@@ -35,6 +36,7 @@ CPU = RESULTS / "cpu"
 ABLATION = RESULTS / "training" / "ablation.json"
 RECIPES = ABLATION.with_name("recipes.json")
 TIME_TO_PSNR = ABLATION.with_name("time-to-psnr.json")
+HISTORIES = ABLATION.parent / "history"
 DOCS = ROOT / "docs"
 CARD = WEIGHTS / "README.md"
 BENCHMARKS = DOCS / "benchmarks.md"
@@ -75,6 +77,12 @@ def evaluation() -> str:
         paper = "{:.2f} / {:.3f}".format(*PAPER[key])
         lines.append(f"| {key[0].capitalize()} {key[1]}x | {' | '.join([_cell(row['bicubic']), *cells, paper])} |")
     return "\n".join(lines)
+
+
+def published() -> dict[str, dict[tuple[str, int], float]]:
+    """PSNR of the published networks by (set, scale)."""
+    official = {key: row["model"]["psnr"] for key, row in _results(OFFICIAL).items()}
+    return {"MS-LapSRN D5R8": official, "paper's CMS-LapSRN": {key: psnr for key, (psnr, _) in PAPER.items()}}
 
 
 def precision() -> str:
@@ -137,6 +145,8 @@ def recipes() -> str:
     for run in report["runs"]:
         changed = ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in run["changes"].items())
         psnr = [f"{value:.2f}" for value in (*run["psnr"].values(), run["mean"])]
+        if len(run.get("seeds", ())) > 1:
+            psnr[-1] += f" (spread {run['spread']:.2f}, {len(run['seeds'])} seeds)"
         lines.append(f"| {' | '.join([changed or 'base', *psnr])} |")
     return "\n".join([*lines, "", f"Base: {_training(report | report['runs'][0])}."])
 
@@ -331,6 +341,8 @@ def main() -> int:
     if not args.check:
         for folder in (CPU, *gpus()):
             draw(folder, DOCS)
+        for path in sorted(HISTORIES.glob("*.json")):
+            history.draw(json.loads(path.read_text()), published(), DOCS / f"training-{path.stem}.png")
     stale = [path for path in (README, CARD, BENCHMARKS) if render(path) != path.read_text()]
     if args.check:
         print("\n".join(f"{path.name} is out of date: python -m bench.report" for path in stale) or "all up to date")

@@ -1,9 +1,9 @@
 """What training recipes are worth: finished runs side by side, the first being what the others are compared with.
 
-    python -m bench.experiments.recipes runs/base runs/muon runs/muon-low --out recipes.json
+    python -m bench.experiments.recipes runs/base-0 runs/base-1 runs/muon-0 runs/muon-1 --out recipes.json
 
-Runs ``cmslap train`` made, of which every one should have cost the same. Keeps of each what its configuration has
-different from the first one's, and what it reached.
+Runs ``cmslap train`` made, of which every one should have cost the same. Those that differ in the seed alone are
+one recipe: kept are the means of what they reached and the spread of their mean PSNR, from the lowest to the highest.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from cmslap.files import replacing
@@ -20,20 +21,25 @@ SHARED = ("cmslap", "torch", "device", "threads", "commit")
 
 
 def changes(base: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """The settings that are not the base's, but for where the run lies and when it is looked at."""
+    """The settings that are not the base's, but for the seed, where the run lies and when it is looked at."""
     before, after = flat(base), flat(config)
-    skipped = ("out", "validation.every")
+    skipped = ("out", "seed", "validation.every")
     return {key: value for key, value in after.items() if key not in skipped and before.get(key) != value}
 
 
-def row(base: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
-    images = record["step"] * record["config"]["batch"]
+def row(changed: dict[str, Any], records: list[dict[str, Any]]) -> dict[str, Any]:
+    """One recipe's runs."""
+    reached = [record["validation"][-1] for record in records]
+    means = [last["mean"] for last in reached]
+    seconds = [record["step"] * record["config"]["batch"] / record["images_per_second"] for record in records]
     return {
-        "changes": changes(base["config"], record["config"]),
-        "psnr": record["validation"][-1]["psnr"],
-        "mean": record["validation"][-1]["mean"],
-        "training_seconds": images / record["images_per_second"],
-        **{key: record[key] for key in SHARED},
+        "changes": changed,
+        "seeds": sorted(record["config"]["seed"] for record in records),
+        "psnr": {name: fmean(last["psnr"][name] for last in reached) for name in reached[0]["psnr"]},
+        "mean": fmean(means),
+        "spread": max(means) - min(means),
+        "training_seconds": fmean(seconds),
+        **{key: records[0][key] for key in SHARED},
     }
 
 
@@ -46,7 +52,13 @@ def main() -> None:
     for run, record in zip(args.runs, records, strict=True):
         if record["step"] < record["config"]["steps"]:
             parser.error(f"{run}: stopped after {record['step']} of {record['config']['steps']} steps")
-    report = {"config": records[0]["config"], "runs": [row(records[0], record) for record in records]}
+    base = records[0]["config"]
+    changed = [changes(base, record["config"]) for record in records]
+    distinct = [value for number, value in enumerate(changed) if value not in changed[:number]]
+    rows = [
+        row(value, [record for record, own in zip(records, changed, strict=True) if own == value]) for value in distinct
+    ]
+    report = {"config": base, "runs": rows}
     with replacing(args.out) as temporary:
         temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 

@@ -20,9 +20,10 @@ from torch import nn
 
 from cmslap.checkpoints.matconvnet import read_mat
 from cmslap.checkpoints.pytorch import read_pth
-from cmslap.checkpoints.weights import ARCHITECTURES, CheckpointError, Weights, infer
+from cmslap.checkpoints.weights import CheckpointError, Weights, infer
 from cmslap.devices import find_device
 from cmslap.files import replacing
+from cmslap.models import NETWORKS, Network
 
 ALIASES = {"cms-lapsrn": "cms-lapsrn-d5r2"}  # the name people type -> the weights it means today
 
@@ -33,15 +34,15 @@ def save_model(model: nn.Module, path: str | os.PathLike[str], metadata: Mapping
     ``metadata`` goes into the file's header; the keys ``architecture`` and ``config`` are ours.
     """
     architecture = type(model).__name__
-    if ARCHITECTURES.get(architecture) is not type(model):
-        raise CheckpointError(f"model must be one of {', '.join(sorted(ARCHITECTURES))}, got {architecture}")
+    if NETWORKS.get(architecture) is not type(model):
+        raise CheckpointError(f"model must be one of {', '.join(sorted(NETWORKS))}, got {architecture}")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     header = {**(metadata or {}), "architecture": architecture, "config": json.dumps(model.config())}
     with replacing(path) as temporary:
         temporary.write_bytes(save(tensors, header))
 
 
-def load_model(name_or_path: str | os.PathLike[str] = "cms-lapsrn", *, device: str | torch.device = "cpu") -> nn.Module:
+def load_model(name_or_path: str | os.PathLike[str] = "cms-lapsrn", *, device: str | torch.device = "cpu") -> Network:
     """Load a network in eval mode: weights that come with the package by name, or a checkpoint file.
 
     The default is today ``cms-lapsrn-d5r2``. Files: our ``.safetensors``, official MatConvNet ``.mat`` models, and

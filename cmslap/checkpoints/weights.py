@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from cmslap.errors import UserError
-from cmslap.models import CMSLapSRN, LapSRN, MSLapSRN
-
-ARCHITECTURES: dict[str, type[nn.Module]] = {network.__name__: network for network in (CMSLapSRN, LapSRN, MSLapSRN)}
+from cmslap.models import NETWORKS, Network
 
 
 class CheckpointError(UserError, ValueError):
@@ -36,7 +32,7 @@ class _SkipInit(TorchFunctionMode):
 class Weights:
     """A network's name, its constructor's arguments and its state_dict.
 
-    ``config`` may lack what bare tensors cannot say: how often the block recurs and which convolution is shared.
+    ``config`` may lack what bare tensors cannot say: the network's ``not_in_weights``.
     """
 
     architecture: str
@@ -44,12 +40,11 @@ class Weights:
     tensors: dict[str, Tensor]
 
     def __post_init__(self) -> None:
-        if self.architecture not in ARCHITECTURES:
-            raise CheckpointError(f"architecture {self.architecture!r} is none of {', '.join(sorted(ARCHITECTURES))}")
+        if self.architecture not in NETWORKS:
+            raise CheckpointError(f"architecture {self.architecture!r} is none of {', '.join(sorted(NETWORKS))}")
 
     def _unsaid(self) -> list[str]:
-        arguments = inspect.signature(ARCHITECTURES[self.architecture]).parameters
-        return [name for name in ("recursions", "shared_conv") if name in arguments and name not in self.config]
+        return [name for name in NETWORKS[self.architecture].not_in_weights if name not in self.config]
 
     def complete(self, **given: int | None) -> Weights:
         """With the arguments that ``config`` lacks; None stands for not given."""
@@ -60,7 +55,7 @@ class Weights:
                 raise CheckpointError(f"{name}={value} was given, but the file itself says {said}")
         return replace(self, config=self.config | given)
 
-    def build(self) -> nn.Module:
+    def build(self) -> Network:
         """The network with these weights, on the CPU in float32 and in eval mode."""
         if unsaid := self._unsaid():
             options = " ".join(f"--{name.replace('_', '-')} {name[0].upper()}" for name in unsaid)
@@ -70,7 +65,7 @@ class Weights:
             )
         try:
             with _SkipInit():
-                model = ARCHITECTURES[self.architecture](**self.config)
+                model = NETWORKS[self.architecture](**self.config)
         except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: more memory than there is
             raise CheckpointError(f"config does not fit {self.architecture}: {error}") from None
         expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -99,22 +94,12 @@ def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, tuple[int,
 
 def infer(tensors: dict[str, Tensor]) -> Weights:
     """Which of our networks a bare state_dict belongs to."""
-    channels = _length(tensors, "conv_in.weight")
-    if "embedding_weight" in tensors:
-        architecture = "MSLapSRN" if "upsample_weight" in tensors else "CMSLapSRN"
-        depth = _length(tensors, "embedding_bias")
-        return Weights(architecture, {"depth": depth, "channels": channels}, tensors)
-    if "levels.0.image_weight" in tensors:
-        levels = sum(re.fullmatch(r"levels\.\d+\.image_weight", name) is not None for name in tensors)
-        depth = sum(re.fullmatch(r"levels\.0\.convs\.\d+\.weight", name) is not None for name in tensors)
-        return Weights("LapSRN", {"scale": 2**levels, "depth": depth, "channels": channels}, tensors)
+    for architecture, network in NETWORKS.items():
+        config = network.config_of(tensors)
+        if config is not None:
+            return Weights(architecture, config, tensors)
     name, tensor = next(iter(tensors.items()), ("none", np.empty(0)))
     raise CheckpointError(
-        f"none of {', '.join(sorted(ARCHITECTURES))}: its first tensor is {name!r} of shape {list(tensor.shape)}, "
+        f"none of {', '.join(sorted(NETWORKS))}: its first tensor is {name!r} of shape {list(tensor.shape)}, "
         "expected 'conv_in.weight' of shape [channels, 1, 3, 3]"
     )
-
-
-def _length(tensors: Mapping[str, Tensor], name: str) -> int:
-    """First axis of a tensor, 0 where there is none."""
-    return next(iter(tensors[name].shape), 0) if name in tensors else 0

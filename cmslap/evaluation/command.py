@@ -31,7 +31,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--data", action="append", required=True, metavar="DIR", help="a folder of images; repeatable")
     parser.add_argument(
-        "-s", "--scale", action="append", type=int, metavar="N", help="a power of two; repeatable (default: 2, 4 and 8)"
+        "-s", "--scale", action="append", type=int, metavar="N", help="repeatable (default: 2, 4 and 8)"
     )
     parser.add_argument(
         "-m",

@@ -1,10 +1,10 @@
 """Super-resolution benchmark: PSNR and SSIM of a network and of bicubic on folders of images.
 
 The protocol of the published tables. The image is cropped at the end to a multiple of the scale and shrunk with
-MATLAB's ``imresize`` in double precision, without rounding. The network enlarges Y of the shrunken image's YCbCr
-(BT.601, studio range), bicubic enlarges Cb and Cr, and the result goes back to RGB and is rounded to 8 bits. PSNR
-and SSIM compare Y of the two RGB images with a border of ``scale`` pixels left out. Images stored as grayscale
-are compared as they are, the result rounded to 8 bits.
+MATLAB's ``imresize`` in double precision, without rounding. A network of luma enlarges Y of the shrunken image's
+YCbCr (BT.601, studio range), bicubic enlarges Cb and Cr, and the result goes back to RGB, where a network of RGB is
+all the time. It is rounded to 8 bits. PSNR and SSIM compare Y of the two RGB images with a border of ``scale`` pixels
+left out. Images stored as grayscale are compared as they are, the result rounded to 8 bits.
 """
 
 from __future__ import annotations
@@ -13,15 +13,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from cmslap.errors import UserError
 from cmslap.evaluation.metrics import psnr, ssim
-from cmslap.imaging import find_images, imresize, interpolable, read_image, rgb_to_ycbcr, ycbcr_to_rgb
-from cmslap.models import LapSRN
+from cmslap.imaging import enlarge_colour, find_images, imresize, read_planes, rgb_to_ycbcr
+from cmslap.models import Network
 
 _SMALLEST = 11  # pixels a side that SSIM's window needs inside the border
 
@@ -70,14 +69,13 @@ def _mean(qualities: list[Quality]) -> Quality:
     return Quality(sum(q.psnr for q in qualities) / count, sum(q.ssim for q in qualities) / count)
 
 
-def evaluate(model: nn.Module | None, folder: str | Path, scales: Iterable[int], *, progress: bool = False) -> Report:
+def evaluate(model: Network | None, folder: str | Path, scales: Iterable[int], *, progress: bool = False) -> Report:
     """Measure ``model``, and bicubic beside it, on every image of a folder.
 
     Args:
-        model: takes y [1, 1, H, W] and a scale and returns the list of levels; runs on its own device, in its own
-            precision or the active autocast's. None measures bicubic alone.
+        model: runs on its own device, in its own precision or the active autocast's. None measures bicubic alone.
         folder: images of any size and mode; deeper folders are not searched.
-        scales: powers of two.
+        scales: whole ones that the network serves.
         progress: show a progress bar where standard error is a terminal.
 
     Raises:
@@ -98,30 +96,24 @@ def evaluate(model: nn.Module | None, folder: str | Path, scales: Iterable[int],
     return Report(Path(folder).resolve().name, rows)
 
 
-def _check_scales(scales: Iterable[int], model: nn.Module | None) -> list[int]:
+def _check_scales(scales: Iterable[int], model: Network | None) -> list[int]:
     scales = sorted(set(scales))
-    for scale in scales:
-        if scale < 2 or scale & (scale - 1):
-            raise BenchmarkError(f"scale must be a power of two, 2 or more, got {scale}")
-        if isinstance(model, LapSRN) and scale > model.scale:
-            raise BenchmarkError(f"scale must be at most {model.scale}, the levels this LapSRN has, got {scale}")
-    return scales
+    if model is None:
+        if min(scales, default=2) < 2:
+            raise BenchmarkError(f"scale must be an integer of at least 2, got {scales[0]}")
+        return scales
+    try:
+        return [model.check_scale(scale) for scale in scales]
+    except ValueError as error:
+        raise BenchmarkError(str(error)) from error
 
 
 def read_hr_image(path: Path) -> Tensor:  # [1 or 3, H, W] float64, multiples of 1/255
     """Grayscale images in one channel, all others in RGB; transparency is dropped, 16 bits are rounded to 8."""
-    image = interpolable(read_image(path))
-    if image.mode == "F":
-        raise BenchmarkError(f"{path}: a floating-point image has no white level; use 8 or 16 bits")
-    if image.mode == "I;16":
-        pixels = np.rint(np.asarray(image, dtype=np.float64) / 257)
-    else:
-        pixels = np.array(image.convert("L" if image.mode in ("L", "LA") else "RGB"))
-    planes = torch.from_numpy(pixels).double() / 255
-    return planes[None] if planes.dim() == 2 else planes.permute(2, 0, 1).contiguous()
+    return read_planes(path).mul(255).round() / 255
 
 
-def _measure(model: nn.Module | None, image: Tensor, scale: int, path: Path) -> Row:
+def _measure(model: Network | None, image: Tensor, scale: int, path: Path) -> Row:
     height, width = (length // scale * scale for length in image.shape[-2:])
     if min(height, width) < _SMALLEST + 2 * scale:
         size = f"{image.shape[-1]}x{image.shape[-2]}"
@@ -136,20 +128,17 @@ def _measure(model: nn.Module | None, image: Tensor, scale: int, path: Path) -> 
 
 @torch.inference_mode()
 def enlarge(
-    model: nn.Module,
+    model: Network,
     low: Tensor,  # [1 or 3, H, W] float64 in [0, 1]
     scale: int,
 ) -> Tensor:  # [1 or 3, scale H, scale W] float64, not clamped
-    """Super-resolve a gray or RGB image: luma by the network, chroma by bicubic."""
-    if len(low) == 1:
-        return _luma(model, low, scale)
-    ycbcr = rgb_to_ycbcr(low)
-    return ycbcr_to_rgb(torch.cat([_luma(model, ycbcr[:1], scale), imresize(ycbcr[1:], scale)]))
+    """Super-resolve a gray or RGB image, by a network of luma with bicubic chroma."""
+    weight = next(model.parameters())
 
+    def network(image: Tensor) -> Tensor:
+        return model(image[None].to(weight.device, weight.dtype), scale)[-1][0].to(image.device, image.dtype)
 
-def _luma(model: nn.Module, y: Tensor, scale: int) -> Tensor:  # [1, H, W] -> [1, scale H, scale W]
-    parameter = next(model.parameters())
-    return model(y[None].to(parameter.device, parameter.dtype), scale)[-1][0].to(y.device, y.dtype)
+    return enlarge_colour(low, network, model.image_channels)
 
 
 def quality(

@@ -1,7 +1,7 @@
 """Images: files, modes, colour, MATLAB-compatible resizing. Of ours it needs only ``errors`` and ``files``."""
 
-from cmslap.imaging.colour import rgb_to_ycbcr, ycbcr_to_rgb
-from cmslap.imaging.files import READABLE, WRITABLE, check_writable, find_images, read_image, write_image
+from cmslap.imaging.colour import enlarge_colour, rgb_to_ycbcr, ycbcr_to_rgb
+from cmslap.imaging.files import READABLE, WRITABLE, check_writable, find_images, read_image, read_planes, write_image
 from cmslap.imaging.modes import ImageError, ImageWarning, interpolable
 from cmslap.imaging.resize import imresize
 
@@ -11,10 +11,12 @@ __all__ = [
     "ImageError",
     "ImageWarning",
     "check_writable",
+    "enlarge_colour",
     "find_images",
     "imresize",
     "interpolable",
     "read_image",
+    "read_planes",
     "rgb_to_ycbcr",
     "write_image",
     "ycbcr_to_rgb",

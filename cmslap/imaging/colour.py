@@ -6,8 +6,12 @@ at 128/255. Super-resolution papers run their networks on this Y and measure PSN
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+from cmslap.imaging.resize import imresize
 
 _MATRIX = torch.tensor(
     [
@@ -42,3 +46,23 @@ def ycbcr_to_rgb(ycbcr: Tensor) -> Tensor:  # [..., 3, H, W] -> [..., 3, H, W]
     """The exact inverse of :func:`rgb_to_ycbcr`; not clamped. Raises as that does."""
     _check(ycbcr, "ycbcr")
     return _mix(_INVERSE, ycbcr - _OFFSET.to(ycbcr)[:, None, None])
+
+
+def enlarge_colour(
+    image: Tensor,  # [1 or 3, H, W] in [0, 1], grey or RGB
+    network: Callable[[Tensor], Tensor],  # [channels, H, W] -> [channels, h, w]
+    channels: int,
+) -> Tensor:  # [1 or 3, h, w]
+    """Enlarge an image by a ``network`` of luma (1 channel) or RGB (3).
+
+    Luma of an RGB image takes bicubic chroma along. Grey goes through a network of luma as it is, and through one of
+    RGB as three equal channels; the result is then the grey with their luma.
+    """
+    if len(image) == 3 and channels == 1:
+        ycbcr = rgb_to_ycbcr(image)
+        y = network(ycbcr[:1])
+        return ycbcr_to_rgb(torch.cat([y, imresize(ycbcr[1:], size=y.shape[-2:])]))
+    if len(image) == channels:
+        return network(image)
+    larger = network(image.expand(channels, -1, -1))
+    return (rgb_to_ycbcr(larger)[:1] - _OFFSET[0].item()) / _MATRIX[0].sum().item()

@@ -7,10 +7,13 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from cmslap.files import replacing
-from cmslap.imaging.modes import ImageError, ImageWarning, kept_metadata
+from cmslap.imaging.modes import ImageError, ImageWarning, interpolable, kept_metadata
 
 READABLE = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm")
 _READERS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")  # no reader that runs other programs
@@ -79,6 +82,24 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
             raise ImageError(f"{path}: larger than the limit of {limit}") from None
         except Exception as error:  # on damaged files Pillow's readers raise nearly anything
             raise ImageError(f"{path}: damaged image ({error})") from error
+
+
+def read_planes(path: str | os.PathLike[str]) -> Tensor:  # [1 or 3, H, W] float64 in [0, 1]
+    """Read the numbers of an image: one plane of a gray one, three of all others, in RGB; transparency is dropped.
+
+    Raises :class:`ImageError`, of floating-point images too, which have no white level.
+    """
+    image = read_image(path)
+    try:
+        image = interpolable(image)
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from error
+    if image.mode == "F":
+        raise ImageError(f"{path}: a floating-point image has no white level; use 8 or 16 bits")
+    if image.mode != "I;16":
+        image = image.convert("L" if image.mode in ("L", "LA") else "RGB")
+    pixels = torch.from_numpy(np.array(image, dtype=np.float64)) / (65535 if image.mode == "I;16" else 255)
+    return pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1).contiguous()
 
 
 def _warn_of_losses(image: Image.Image) -> None:

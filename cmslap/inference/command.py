@@ -10,9 +10,9 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from torch import nn
 from tqdm import tqdm
 
 from cmslap.errors import UserError
@@ -22,19 +22,12 @@ from cmslap.imaging import (
     ImageWarning,
     check_writable,
     find_images,
-    interpolable,
     read_image,
     write_image,
 )
-from cmslap.inference.upscaling import (
-    DEFAULT_SCALE,
-    UpscaleError,
-    pyramid_factor,
-    resolve_model,
-    target_size,
-    upscale,
-)
-from cmslap.precision import add_precision_option, inference_autocast
+from cmslap.inference.plan import DEFAULT_SCALE, Planner, UpscaleError
+from cmslap.inference.upscaling import run as upscale
+from cmslap.precision import add_precision_option
 
 _DESCRIPTION = f"""\
 Enlarge images with a Laplacian-pyramid network.
@@ -78,15 +71,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    jobs = plan(args.inputs, args.output, args.recursive)
-    model = resolve_model(args.model, None if args.device == "auto" else args.device)
-    inference_autocast(args.precision, next(model.parameters()).device)  # refuse once, not once an image
-    if args.scale is not None:
-        pyramid_factor(model, (1, 1), (args.scale, args.scale))
+    jobs = pair(args.inputs, args.output, args.recursive)
+    planner = Planner(
+        args.model, args.scale, size=args.size, tile=args.tile, ensemble=args.ensemble, device=args.device,
+        precision=args.precision,
+    )  # fmt: skip
     failures = 0
     for source, destination in tqdm(jobs, unit="image", disable=len(jobs) == 1 or None):
         try:
-            _upscale_file(source, destination, model, args)
+            _upscale_file(source, destination, planner, args.overwrite)
         except (UserError, OSError) as error:
             failures += 1
             _say(f"error: {error}")
@@ -95,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def plan(inputs: list[str], output: str, recursive: bool = False) -> list[tuple[Path, Path]]:
+def pair(inputs: list[str], output: str, recursive: bool = False) -> list[tuple[Path, Path]]:
     """What is read and what is written, a pair an image; refuses clashes before any work is done.
 
     Raises :class:`CommandError`.
@@ -152,28 +145,29 @@ def _check_clashes(jobs: list[tuple[Path, Path]]) -> None:
         taken[destination] = source
 
 
-def _upscale_file(source: Path, destination: Path, model: nn.Module, args: argparse.Namespace) -> None:
-    if destination.exists() and not args.overwrite:
+def _upscale_file(source: Path, destination: Path, planner: Planner, overwrite: bool) -> None:
+    if destination.exists() and not overwrite:
         raise CommandError(f"{destination} exists; give --overwrite to replace it")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ImageWarning)
         image = read_image(source)
-        try:
-            image = interpolable(image)
-            height, width = target_size(image.size[::-1], args.scale, args.size)
-        except (ImageError, UpscaleError) as error:
-            raise CommandError(f"{source}: {error}") from error
+        with _naming(source):
+            plan = planner.plan(image)
     for warning in caught:
         _say(f"warning: {source}: {warning.message}")
-    check_writable(destination, image.mode, (width, height))
-    try:
-        result = upscale(
-            image, args.scale, model, size=args.size, tile=args.tile, ensemble=args.ensemble,
-            precision=args.precision, progress=True,
-        )  # fmt: skip
-    except UpscaleError as error:
-        raise CommandError(f"{source}: {error}") from error
+    check_writable(destination, plan.image.mode, plan.target[::-1])
+    with _naming(source):
+        result = upscale(plan, progress=True)
     write_image(result, destination)
+
+
+@contextmanager
+def _naming(source: Path) -> Iterator[None]:
+    """What is wrong with an image, with its name."""
+    try:
+        yield
+    except (ImageError, UpscaleError) as error:
+        raise CommandError(f"{source}: {error}") from error
 
 
 def _say(message: str) -> None:

@@ -1,4 +1,4 @@
-"""How much memory there is, and how much of it a network takes."""
+"""How much memory there is, and how much of an image runs in it at a time."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import os
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from cmslap.models import LapSRN
+from cmslap.models import Network
 
 WORKING_MEMORY = 2**30  # bytes for the network's feature maps on a CPU
 _TILE_TO_HALO = 6  # a tile this many halos wide has as much again around it, nearly
@@ -44,35 +43,15 @@ def _container_limit() -> int:
         return 2**63 - 1
 
 
-def bytes_per_pixel(model: nn.Module, scale: int) -> int:
-    """Peak bytes a low-resolution pixel takes in float32, nearly all of them in feature maps.
-
-    A last level that is folded into one operation keeps three maps of its input's size: u, which the source skip
-    reads again and again, and one convolution's input and output; in bfloat16 they are half as large. Otherwise count
-    six of the output's size: the last upsampling's output, uncropped, cropped and in the layout conv_res reads, its
-    input, and what the libraries put aside. (Measured were 3.5 to 5 of plain PyTorch operations, 2.7 of LapSRN's fused
-    ones.)
-    """
-    output_map = 4 * model.channels * scale * scale
-    if isinstance(model, LapSRN) or not model.folds_last_level():
-        return 6 * output_map
-    return 3 * output_map // 4
-
-
-def pixels_at_once(model: nn.Module, scale: int, halo: int) -> int:
+def pixels_at_once(model: Network, scale: int, halo: int) -> int:
     """How many low-resolution pixels, halos included, should run at a time where the caller does not say.
 
     No more than half of the available memory holds; nor, on a CPU, whose memory other programs share, more than
     ``WORKING_MEMORY`` holds, unless halos would then outweigh what they surround.
     """
     device = next(model.parameters()).device
-    a_pixel = bytes_per_pixel(model, scale)
-    pixels = min(available_memory(device) // 2 // a_pixel, _largest_run(model, scale))
+    a_pixel = model.bytes_per_pixel(scale)
+    pixels = min(available_memory(device) // 2 // a_pixel, _LARGEST_TENSOR // model.largest_map(scale))
     if device.type == "cuda":
         return pixels
     return min(pixels, max(WORKING_MEMORY // a_pixel, ((_TILE_TO_HALO + 2) * halo) ** 2))
-
-
-def _largest_run(model: nn.Module, scale: int) -> int:
-    """How many low-resolution pixels can run at once with every feature map small enough to index."""
-    return _LARGEST_TENSOR // (model.channels * scale * scale)

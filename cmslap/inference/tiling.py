@@ -9,8 +9,6 @@ from __future__ import annotations
 from math import ceil
 from typing import NamedTuple
 
-from torch import nn
-
 _SMALLEST_TILE = 32  # LR pixels: below, nearly all the work is halo
 
 
@@ -21,21 +19,6 @@ class Tile(NamedTuple):
     columns: tuple[int, int]
     crop_rows: tuple[int, int]
     crop_columns: tuple[int, int]
-
-
-def receptive_field_radius(model: nn.Module, scale: int) -> int:
-    """How many low-resolution pixels around its own an output pixel of ``scale`` depends on, exactly.
-
-    ``model`` is any of the package's networks. From the output down: conv_res reads one feature pixel around; the
-    upsampling writes feature pixel 2i + k, k = 0, 1, 2, so pixel p reads from ⌈(p - 2)/2⌉ to ⌊p/2⌋; each 3×3
-    convolution of the level reads one more; and at the bottom so does conv_in. (The path through the upsampled image
-    is always the narrower one.)
-    """
-    convolutions = model.depth * getattr(model, "recursions", 1)
-    first, last = -1, scale  # what conv_res reads for the output pixels 0..scale-1 of low-resolution pixel 0
-    for _ in range(scale.bit_length() - 1):
-        first, last = -((2 - first) // 2) - convolutions, last // 2 + convolutions
-    return max(-first, last) + 1
 
 
 def tiles(height: int, width: int, size: int, halo: int) -> list[Tile]:

@@ -1,6 +1,10 @@
-"""The networks."""
+"""The networks: a file each, and a name in the one list below."""
 
 from cmslap.models.lapsrn import LapSRN
 from cmslap.models.ms_lapsrn import CMSLapSRN, MSLapSRN
+from cmslap.models.network import Network
 
-__all__ = ["CMSLapSRN", "LapSRN", "MSLapSRN"]
+# By the names that checkpoints and training configurations give them.
+NETWORKS: dict[str, type[Network]] = {network.__name__: network for network in (CMSLapSRN, MSLapSRN, LapSRN)}
+
+__all__ = ["NETWORKS", "CMSLapSRN", "LapSRN", "MSLapSRN", "Network"]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from cmslap import ops
-from cmslap.models.init import bilinear_kernel, check_positive, check_scale, unrounded
+from cmslap.models.network import unrounded
+from cmslap.models.pyramid import Pyramid, bilinear_kernel, length
 
 
 class _Level(nn.Module):
@@ -31,7 +34,7 @@ class _Level(nn.Module):
         return u, ops.residual_head(u, image, self.conv_res.weight, self.conv_res.bias, self.image_weight)
 
 
-class LapSRN(nn.Module):
+class LapSRN(Pyramid):
     """LapSRN. At 4x 814,242 parameters, of which 812,768 are kernels: the 812k of the papers' tables.
 
     Args:
@@ -40,20 +43,25 @@ class LapSRN(nn.Module):
         channels: feature channels.
     """
 
-    negative_slope = 0.2
-
     def __init__(self, scale: int = 4, depth: int = 10, channels: int = 64) -> None:
-        super().__init__()
-        self.scale = check_scale(scale)
-        self.depth = check_positive("depth", depth)
-        self.channels = check_positive("channels", channels)
+        super().__init__(scale, depth, channels)
+        self.scales = tuple(served for served in Pyramid.scales if served <= scale)
         self.conv_in = nn.Conv2d(1, channels, 3, padding=1)
         self.levels = nn.ModuleList(_Level(depth, channels, self.negative_slope) for _ in range(scale.bit_length() - 1))
         self.reset_parameters()
 
-    def config(self) -> dict[str, int]:
-        """The constructor's arguments."""
-        return {name: getattr(self, name) for name in ("scale", "depth", "channels")}
+    @classmethod
+    def config_of(cls, tensors: Mapping[str, Tensor]) -> dict[str, int] | None:
+        if "levels.0.image_weight" not in tensors:
+            return None
+        levels = sum(re.fullmatch(r"levels\.\d+\.image_weight", name) is not None for name in tensors)
+        depth = sum(re.fullmatch(r"levels\.0\.convs\.\d+\.weight", name) is not None for name in tensors)
+        return {"scale": 2**levels, "depth": depth, "channels": length(tensors.get("conv_in.weight"))}
+
+    def check_scale(self, scale: int) -> int:
+        if super().check_scale(scale) > self.scale:
+            raise ValueError(f"scale must be at most {self.scale}, the levels this LapSRN has weights for, got {scale}")
+        return scale
 
     def reset_parameters(self) -> None:
         """Start as the reference code does: kernels N(0, 2/(9·C)), conv_in σ = 0.001, bilinear image upsampling."""
@@ -73,9 +81,7 @@ class LapSRN(nn.Module):
         scale: int | None = None,
     ) -> list[Tensor]:  # 2x, 4x, ...: [N, 1, 2^l H, 2^l W]
         """Super-resolve the luma ``y``; one image a pyramid level, not clamped. ``scale`` at most the model's own."""
-        scale = check_scale(self.scale if scale is None else scale)
-        if scale > self.scale:
-            raise ValueError(f"scale must be at most {self.scale}, the levels this LapSRN has weights for, got {scale}")
+        scale = self.check_scale(self.scale if scale is None else scale)
         with unrounded(y):
             u = nn.functional.leaky_relu(self.conv_in(y), self.negative_slope)
         image, images = y, []

@@ -7,25 +7,22 @@ The two networks differ in one thing: where the feature upsampling takes its ker
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from cmslap import ops
-from cmslap.models.init import bilinear_kernel, check_positive, check_scale, unrounded
+from cmslap.models.network import check_positive, unrounded
+from cmslap.models.pyramid import Pyramid, bilinear_kernel, length
 
 
-class _RecursivePyramid(nn.Module):
+class _RecursivePyramid(Pyramid):
     """The pyramid both networks share; ``shared_conv`` None gives the upsampling a kernel of its own."""
 
-    negative_slope = 0.2
-
     def __init__(self, scale: int, depth: int, recursions: int, channels: int, shared_conv: int | None) -> None:
-        super().__init__()
-        self.scale = check_scale(scale)
-        self.depth = check_positive("depth", depth)
+        super().__init__(scale, depth, channels)
         self.recursions = check_positive("recursions", recursions)
-        self.channels = check_positive("channels", channels)
         self.shared_conv = shared_conv
         self.recompute = False  # keep one activation a recursion for backward instead of one a convolution
 
@@ -64,7 +61,7 @@ class _RecursivePyramid(nn.Module):
         ``scale`` (a power of two, the model's own if None) says how many levels to run: all share their weights,
         so a model trained for 8x also runs 2x, 4x and 16x.
         """
-        levels = check_scale(self.scale if scale is None else scale).bit_length() - 1
+        levels = self.check_scale(self.scale if scale is None else scale).bit_length() - 1
         level, head, options = self._arguments()
         with unrounded(y):
             u = ops.conv2d_lrelu(y, self.conv_in.weight, self.conv_in.bias, negative_slope=1.0)
@@ -88,8 +85,23 @@ class _RecursivePyramid(nn.Module):
         head = (self.conv_res.weight, self.conv_res.bias, self.image_weight)
         return level, head, (self.negative_slope, self.recompute, self.upsample_weight)
 
+    @classmethod
+    def config_of(cls, tensors: Mapping[str, Tensor]) -> dict[str, int] | None:
+        tied = "shared_conv" in cls.not_in_weights
+        if "embedding_weight" not in tensors or ("upsample_weight" in tensors) is tied:
+            return None
+        return {"depth": length(tensors.get("embedding_bias")), "channels": length(tensors.get("conv_in.weight"))}
+
+    def bytes_per_pixel(self, scale: int) -> int:
+        """As :meth:`Network.bytes_per_pixel`.
+
+        A last level that is folded into one operation keeps three maps of its input's size: u, which the source skip
+        reads again and again, and one convolution's input and output; in bfloat16 they are half as large.
+        """
+        return 3 * self.largest_map(scale) if self._folds_last_level() else super().bytes_per_pixel(scale)
+
     @torch.no_grad()
-    def folds_last_level(self) -> bool:
+    def _folds_last_level(self) -> bool:
         """Whether inference, here and now, never makes the last and largest feature map."""
         level, head, options = self._arguments()
         u = self.upsample_bias[None, :, None, None]
@@ -107,12 +119,10 @@ class MSLapSRN(_RecursivePyramid):
         channels: feature channels (C).
     """
 
+    not_in_weights = ("recursions",)
+
     def __init__(self, scale: int = 8, depth: int = 5, recursions: int = 8, channels: int = 64) -> None:
         super().__init__(scale, depth, recursions, channels, shared_conv=None)
-
-    def config(self) -> dict[str, int]:
-        """The constructor's arguments."""
-        return {name: getattr(self, name) for name in ("scale", "depth", "recursions", "channels")}
 
 
 class CMSLapSRN(_RecursivePyramid):
@@ -123,6 +133,8 @@ class CMSLapSRN(_RecursivePyramid):
         shared_conv: which convolution of the block, 1 to ``depth``; the paper finds the third of five best.
     """
 
+    not_in_weights = ("recursions", "shared_conv")
+
     def __init__(
         self, scale: int = 8, depth: int = 5, recursions: int = 8, channels: int = 64, shared_conv: int = 3
     ) -> None:
@@ -130,7 +142,3 @@ class CMSLapSRN(_RecursivePyramid):
         if isinstance(shared_conv, bool) or not isinstance(shared_conv, int) or not 1 <= shared_conv <= depth:
             raise ValueError(f"shared_conv must be a convolution of the block, 1 to depth={depth}, got {shared_conv!r}")
         super().__init__(scale, depth, recursions, channels, shared_conv)
-
-    def config(self) -> dict[str, int]:
-        """The constructor's arguments."""
-        return {name: getattr(self, name) for name in ("scale", "depth", "recursions", "channels", "shared_conv")}

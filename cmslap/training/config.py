@@ -17,10 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from cmslap.errors import UserError
-from cmslap.models import CMSLapSRN, LapSRN, MSLapSRN
+from cmslap.models import NETWORKS, Network
 from cmslap.precision import PRECISIONS
 
 if sys.version_info >= (3, 11):
@@ -28,7 +26,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-ARCHITECTURES = {cls.__name__: cls for cls in (CMSLapSRN, MSLapSRN, LapSRN)}
 SHIPPED = Path(__file__).parent / "configs"
 
 
@@ -139,13 +136,15 @@ class Config:
         _require(self.out, "out", self.out, "a directory")
         for name in ("steps", "patch", "log_every", "checkpoint_every"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "an integer of at least 1")
+        network = self.network()
         for name, scales in (("scales", self.scales), ("validation.scales", self.validation_scales)):
-            powers = all(s >= 2 and s & (s - 1) == 0 for s in scales)
+            served = all(scale in network.scales for scale in scales)
             distinct = len(set(scales)) == len(scales) > 0
-            _require(powers and distinct, name, scales, "distinct powers of two, 2 or more")
+            _require(served and distinct, name, scales, f"distinct {network.scales_in_words}")
         _require(self.batch >= len(self.scales), "batch", self.batch, f"at least one image a scale: {len(self.scales)}")
-        top = max(self.scales)
-        _require(self.patch % top == 0, "patch", self.patch, f"a multiple of the largest scale, {top}")
+        top, unit = max(self.scales), math.lcm(*self.scales)
+        which = "the largest scale" if unit == top else "every scale"
+        _require(self.patch % unit == 0, "patch", self.patch, f"a multiple of {which}, {unit}")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "an integer from 0 to 2^63 - 1")
         _require(0 <= self.ema < 1, "ema", self.ema, "a decay in [0, 1)")
         _one_of("precision", self.precision, tuple(PRECISIONS))
@@ -163,18 +162,25 @@ class Config:
     def validation_scales(self) -> list[int]:
         return self.validation.scales or self.scales
 
-    def build_model(self) -> nn.Module:
-        """A freshly initialised network, made for the largest scale in use."""
-        arguments = dict(self.model)
-        name = arguments.pop("name", None)
-        _one_of("model.name", name, tuple(ARCHITECTURES))
-        cls = ARCHITECTURES[name]
-        accepted = [key for key in inspect.signature(cls).parameters if key != "scale"]
+    def network(self) -> type[Network]:
+        """The network's class."""
+        name = self.model.get("name")
+        _one_of("model.name", name, tuple(NETWORKS))
+        return NETWORKS[name]
+
+    def build_model(self) -> Network:
+        """A freshly initialised network; one that is made for a scale, for the largest in use."""
+        network = self.network()
+        arguments = {key: value for key, value in self.model.items() if key != "name"}
+        parameters = list(inspect.signature(network).parameters)
+        accepted = [key for key in parameters if key != "scale"]
         for key in arguments:
             if key not in accepted:
                 raise ConfigError(_unknown(key, "model", accepted))
+        if "scale" in parameters:
+            arguments["scale"] = max(*self.scales, *self.validation_scales)
         try:
-            return cls(scale=max(*self.scales, *self.validation_scales), **arguments)
+            return network(**arguments)
         except ValueError as error:
             raise ConfigError(f"model: {error}") from error
 

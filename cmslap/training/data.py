@@ -23,8 +23,7 @@ from tqdm import tqdm
 
 from cmslap.errors import UserError
 from cmslap.imaging.colour import rgb_to_ycbcr
-from cmslap.imaging.files import find_images, read_image
-from cmslap.imaging.modes import ImageError, interpolable
+from cmslap.imaging.files import find_images, read_planes
 from cmslap.imaging.resize import imresize
 from cmslap.training.config import DataConfig
 
@@ -37,20 +36,9 @@ class DataError(UserError, ValueError):
 
 
 def read_luma(path: Path) -> Tensor:  # [H, W] float64 in [0, 1]
-    """Y of a colour image (ITU-R BT.601, studio range); a gray one as it is stored. Raises as ``read_image``."""
-    image = read_image(path)
-    try:
-        image = interpolable(image)
-    except ImageError as error:
-        raise DataError(f"{path}: {error}") from error
-    if image.mode == "F":
-        raise DataError(f"{path}: a floating-point image has no white level; use 8 or 16 bits")
-    if image.mode == "I;16":
-        return torch.from_numpy(np.array(image, dtype=np.float64)) / 65535
-    if image.mode in ("L", "LA"):
-        return torch.from_numpy(np.array(image.convert("L"), dtype=np.float64)) / 255
-    rgb = torch.from_numpy(np.array(image.convert("RGB"), dtype=np.float64)) / 255
-    return rgb_to_ycbcr(rgb.permute(2, 0, 1))[0]
+    """Y of a colour image (ITU-R BT.601, studio range); a gray one as it is stored. Raises as ``read_planes``."""
+    planes = read_planes(path)
+    return (planes if len(planes) == 1 else rgb_to_ycbcr(planes))[0]
 
 
 def _stored(path: Path) -> Tensor:  # [H, W] int16

@@ -9,11 +9,14 @@ from torch import nn
 from cmslap import CMSLapSRN, LapSRN, load_model, ops
 from cmslap.evaluation.evaluate import BenchmarkError, enlarge, evaluate, read_hr_image
 from cmslap.imaging import ImageError, imresize
+from cmslap.models import Network
 from cmslap.ops import extension
 
 
-class Bicubic(nn.Module):
+class Bicubic(Network):
     """A "network" that does what bicubic does."""
+
+    scales = (2, 4)
 
     def __init__(self):
         super().__init__()
@@ -148,7 +151,7 @@ def test_sixteen_bits_are_rounded_to_eight(tmp_path):
 
 def test_floating_point_images_are_refused(tmp_path):
     Image.fromarray(np.random.rand(30, 30).astype(np.float32)).save(tmp_path / "float.tif")
-    with pytest.raises(BenchmarkError, match=r"float\.tif: a floating-point image"):
+    with pytest.raises(ImageError, match=r"float\.tif: a floating-point image"):
         evaluate(None, tmp_path, [2])
 
 
@@ -180,8 +183,14 @@ def test_a_image_too_small_for_the_scale_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("scale", [0, 1, 3, -2])
-def test_a_scale_that_is_no_power_of_two(scale, tmp_path):
-    with pytest.raises(BenchmarkError, match="power of two"):
+def test_a_scale_the_network_does_not_serve(scale, tmp_path):
+    with pytest.raises(BenchmarkError, match=f"power of two.*{scale}"):
+        evaluate(CMSLapSRN(depth=1, recursions=1, channels=4, shared_conv=1), tmp_path, [2, scale])
+
+
+@pytest.mark.parametrize("scale", [0, 1, -2])
+def test_a_scale_bicubic_does_not_serve(scale, tmp_path):
+    with pytest.raises(BenchmarkError, match=f"at least 2, got {scale}"):
         evaluate(None, tmp_path, [2, scale])
 
 

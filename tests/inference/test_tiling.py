@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 import cmslap
-from cmslap.inference import receptive_field_radius, super_resolve
 from cmslap.inference.tiling import fitting_tile, tiles
 
 
@@ -29,7 +28,7 @@ NETWORKS = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_radius_is_exactly_the_support_of_the_gradient(name, scale):
     model = positive(NETWORKS[name]())
-    radius = receptive_field_radius(model, scale)
+    radius = model.receptive_field_radius(scale)
     middle = radius + 3
     y = torch.rand(1, 1, 2 * middle + 1, 5, dtype=torch.float64, requires_grad=True)
     pixel = model(y, scale)[-1][..., scale * middle : scale * (middle + 1), :]
@@ -39,8 +38,8 @@ def test_radius_is_exactly_the_support_of_the_gradient(name, scale):
 
 
 def test_radius_of_the_published_networks():
-    assert [receptive_field_radius(cmslap.CMSLapSRN(), scale) for scale in (2, 4, 8)] == [42, 62, 72]
-    assert [receptive_field_radius(cmslap.LapSRN(scale=8), scale) for scale in (2, 4, 8)] == [12, 17, 20]
+    assert [cmslap.CMSLapSRN().receptive_field_radius(scale) for scale in (2, 4, 8)] == [42, 62, 72]
+    assert [cmslap.LapSRN(scale=8).receptive_field_radius(scale) for scale in (2, 4, 8)] == [12, 17, 20]
 
 
 @pytest.mark.parametrize(("size", "halo"), [(0, 9), (1, 0), (7, 3), (32, 5), (100, 62)])
@@ -94,29 +93,29 @@ def test_fitting_tile_fits_and_the_next_larger_does_not(halo):
         lambda: cmslap.LapSRN(scale=4, depth=3, channels=5),
     ],
 )
-def test_tiled_equals_untiled(model, scale, ensemble):
+def test_tiled_equals_untiled(model, scale, ensemble, enlarge):
     model = model()
     y = torch.rand(37, 52)
-    whole = super_resolve(model, y, scale, tile=0, ensemble=ensemble)
+    whole = enlarge(model, y, scale, tile=0, ensemble=ensemble)
     for tile in (1 + int(torch.randint(6, 12, ())), 30):
-        tiled = super_resolve(model, y, scale, tile=tile, ensemble=ensemble)
+        tiled = enlarge(model, y, scale, tile=tile, ensemble=ensemble)
         torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [2, 4])
-def test_tiled_equals_untiled_in_the_published_depth(scale):
+def test_tiled_equals_untiled_in_the_published_depth(scale, enlarge):
     model = cmslap.CMSLapSRN(channels=4).double()  # D5 R8: 40 convolutions a level, which amplify float32's rounding
     nn.init.normal_(model.conv_in.weight, std=0.3)  # strong enough features to see what a halo lacks
     y = torch.rand(20, 260 if scale == 2 else 300)
-    whole = super_resolve(model, y, scale, tile=0)
-    torch.testing.assert_close(super_resolve(model, y, scale, tile=100), whole, rtol=0, atol=1e-5)
+    whole = enlarge(model, y, scale, tile=0)
+    torch.testing.assert_close(enlarge(model, y, scale, tile=100), whole, rtol=0, atol=1e-5)
 
 
 def test_a_halo_one_pixel_short_would_show():
     """The tile tests above can fail: with the halo one pixel narrower they do."""
     model = positive(cmslap.CMSLapSRN(depth=1, recursions=1, channels=2, shared_conv=1)).float()
     y = torch.rand(9, 40)
-    halo = receptive_field_radius(model, 2)
+    halo = model.receptive_field_radius(2)
     with torch.no_grad():
         whole = model(y[None, None], 2)[-1][0, 0]
         for cut, exact in ((halo, True), (halo - 1, False)):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
-from bench.experiments import ablation, recipes, time_to_psnr
+from bench.experiments import ablation, history, recipes, time_to_psnr
 from cmslap.training.config import flat
 from cmslap.training.loop import train
 
@@ -74,13 +75,19 @@ def test_recipes_tell_what_differs_from_the_first(configure, monkeypatch, tmp_pa
     other = configure(
         validation={"data": base.data.train}, out=str(tmp_path / "muon"), optimizer={"name": "muon", "lr": 1e-3}
     )
-    for config in (base, other):
+    again = configure(validation={"data": base.data.train}, out=str(tmp_path / "again"), seed=1)
+    for config in (base, other, again):
         train(config)
     out = tmp_path / "recipes.json"
-    monkeypatch.setattr(sys, "argv", ["", base.out, other.out, "--out", str(out)])
+    monkeypatch.setattr(sys, "argv", ["", base.out, other.out, again.out, "--out", str(out)])
     recipes.main()
     first, second = json.loads(out.read_text())["runs"]
     assert (first["changes"], second["changes"]) == ({}, {"optimizer.name": "muon"})
+    assert (first["seeds"], second["seeds"]) == ([base.seed, 1], [other.seed])
+    records = [json.loads((Path(config.out) / "record.json").read_text()) for config in (base, again)]
+    finals = [record["validation"][-1]["mean"] for record in records]
+    assert first["mean"] == pytest.approx(sum(finals) / 2)
+    assert first["spread"] == pytest.approx(abs(finals[0] - finals[1]))
     assert first["psnr"].keys() == second["psnr"].keys()
     assert first["training_seconds"] > 0
 
@@ -94,3 +101,26 @@ def test_recipes_refuse_a_run_that_was_stopped(configure, monkeypatch, tmp_path,
     with pytest.raises(SystemExit):
         recipes.main()
     assert "stopped after 5 of 12 steps" in capsys.readouterr().err
+
+
+def test_history_counts_the_pixels_of_runs_that_go_on_and_of_those_that_begin_anew(tmp_path):
+    def run(name, patch, log):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
+        record = {"config": {"batch": 2, "patch": patch}, "commit": "abc", "device": "A processor", "threads": 1}
+        (tmp_path / name / "record.json").write_text(json.dumps(record))
+        return tmp_path / name
+
+    def validated(step, value):
+        return {"step": step, "psnr": {"set5 2x": value, "set5 8x": value - 10}, "mean": value - 5}
+
+    first = [{"step": 5, "loss": 1.0}, validated(10, 30.0)]
+    runs = [run("a", 8, first), run("b", 16, [*first, validated(12, 31.0)]), run("c", 8, [validated(10, 32.0)])]
+    found = history.history(runs)
+    a, b = 10 * 2 * 8**2, 2 * 2 * 16**2
+    assert [point["pixels"] for point in found["points"]] == [a, a + b, a + b + a]
+    assert [point["psnr"]["set5 2x"] for point in found["points"]] == [30.0, 31.0, 32.0]
+    assert [stretch["steps"] for stretch in found["runs"]] == [10, 2, 10]
+    published = {"other": {("set5", 2): 33.0, ("set5", 8): 22.0}}
+    history.draw(found, published, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")

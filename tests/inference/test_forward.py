@@ -1,6 +1,6 @@
 import torch
 
-from cmslap.inference.ensemble import MEMBERS, self_ensemble
+from cmslap.inference.forward import MEMBERS, self_ensemble
 
 
 def test_a_pixelwise_network_is_unchanged():

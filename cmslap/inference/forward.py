@@ -1,0 +1,73 @@
+"""The forward pass over one image: tile by tile, or as the mean over its eight flips and rotations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from cmslap.inference.tiling import Tile
+from cmslap.models import Network
+from cmslap.precision import inference_autocast
+
+MEMBERS = 8  # of the ensemble
+
+
+def super_resolve(
+    network: Network,
+    image: Tensor,  # [image_channels, H, W] in [0, 1]
+    factor: int,
+    tiles: list[Tile],
+    *,
+    ensemble: bool = False,
+    precision: str = "float32",
+    progress: bool = False,
+) -> Tensor:  # [image_channels, factor H, factor W], float32 on the CPU, not clamped
+    """Run ``network`` on one image in its own colours, tile by tile."""
+    weight = next(network.parameters())
+    autocast = inference_autocast(precision, weight.device)
+    channels, height, width = image.shape
+    result = torch.empty(channels, factor * height, factor * width)
+    runs = len(tiles) * (MEMBERS if ensemble else 1)
+    with (
+        torch.inference_mode(),
+        autocast,
+        tqdm(total=runs, unit="tile", leave=False, disable=None if progress else True) as bar,
+    ):
+
+        def run(crop: Tensor) -> Tensor:
+            # A strided view is neither memory format, and every feature map would be converted back and forth.
+            larger = network(crop[None].contiguous(memory_format=torch.channels_last), factor)[-1][0].float()
+            bar.update()
+            return larger
+
+        for tile in tiles:
+            crop = image[:, slice(*tile.crop_rows), slice(*tile.crop_columns)].to(weight)
+            larger = self_ensemble(run, crop) if ensemble else run(crop)
+            kept = larger[
+                :, _within(tile.crop_rows, tile.rows, factor), _within(tile.crop_columns, tile.columns, factor)
+            ]
+            result[:, _within((0, height), tile.rows, factor), _within((0, width), tile.columns, factor)] = kept
+    return result
+
+
+def _within(whole: tuple[int, int], part: tuple[int, int], factor: int) -> slice:
+    """Where the low-resolution span ``part`` lies in the enlargement of the span ``whole``."""
+    return slice(factor * (part[0] - whole[0]), factor * (part[1] - whole[0]))
+
+
+def self_ensemble(
+    run: Callable[[Tensor], Tensor],
+    y: Tensor,  # [..., H, W]
+) -> Tensor:
+    """Mean of ``run`` over the eight flips and rotations of ``y``, each result turned back."""
+    total = None
+    for turns in range(4):
+        for flip in (False, True):
+            turned = torch.rot90(y.flip(-1) if flip else y, turns, (-2, -1)).contiguous()
+            result = torch.rot90(run(turned), -turns, (-2, -1))
+            result = result.flip(-1) if flip else result
+            total = result if total is None else total + result
+    return total / MEMBERS

@@ -80,18 +80,18 @@ def _resolve(path: Path) -> tuple[Path, bool]:
         return Path(os.path.realpath(path)), False
     if path.is_dir():
         raise OutputError(f"{path} is a folder; name a file")
-    if not path.is_file() or _is_standard_stream(status):
+    if not path.is_file() or _standard_stream(status) is not None:
         return path, True
     return Path(os.path.realpath(path)), False
 
 
-def _is_standard_stream(status: os.stat_result) -> bool:
-    """Whether standard output or error goes to that file: renamed over, what was printed there would be lost."""
+def _standard_stream(status: os.stat_result) -> int | None:
+    """Standard output or error if it goes to that file: renamed over, what was printed there would be lost."""
     for descriptor in (1, 2):
         with suppress(OSError):  # closed
             if os.path.samestat(os.fstat(descriptor), status):
-                return True
-    return False
+                return descriptor
+    return None
 
 
 def _probe(target: Path) -> None:
@@ -146,5 +146,7 @@ def _pour(temporary: Path, stream: Path) -> None:
     """Write the finished file to a device, a pipe or an open standard stream, after what was printed there."""
     if sys.stdout is not None:
         sys.stdout.flush()
-    with temporary.open("rb") as source, open(os.open(stream, os.O_WRONLY | os.O_APPEND), "wb") as destination:  # noqa: PTH123
+    descriptor = _standard_stream(stream.stat())  # a socket cannot be opened by its name
+    descriptor = os.open(stream, os.O_WRONLY | os.O_APPEND) if descriptor is None else os.dup(descriptor)
+    with temporary.open("rb") as source, open(descriptor, "wb") as destination:  # noqa: PTH123
         shutil.copyfileobj(source, destination)

@@ -19,7 +19,7 @@ from PIL import Image
 import cmslap
 from cmslap import cli
 from cmslap.inference.compare import assemble, enlarge, shrink
-from cmslap.inference.compare_command import write_page
+from cmslap.inference.page import write_page
 
 mpl.use("agg")
 import matplotlib.pyplot as plt
@@ -69,7 +69,7 @@ def upscale_photographs(out: Path) -> Path:
         draw(panels, crop, out / f"{name}-{SCALE}x.png")
     print(f"Wrote the comparisons to {out}/*-{SCALE}x.png\n")
     page = out / "compare.html"
-    write_page(comparisons, page, SCALE, torch.device("cpu"), "float32")
+    write_page(comparisons, page, torch.device("cpu"), "float32")
     return page
 
 

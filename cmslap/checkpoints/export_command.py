@@ -8,9 +8,9 @@ from pathlib import Path
 _DESCRIPTION = """\
 Write a network as ONNX (.onnx) or as a torch.export program (.pt2), for any batch and image size, and check it.
 
-The file takes `image` [batch, channels, height, width], float32 in [0, 1], and gives `enlarged`, not clamped. Networks of
-one channel take luma (Y of BT.601 YCbCr, studio range, over 255), those of three take RGB. No Python is needed to run
-the .onnx file: ONNX Runtime and others do, from C, C#, Java, JavaScript, ...
+The file takes `image` [batch, channels, height, width], float32 in [0, 1], and gives `enlarged`, not clamped.
+Networks of one channel take luma (Y of BT.601 YCbCr, studio range, over 255), those of three take RGB. No Python is
+needed to run the .onnx file: ONNX Runtime and others do, from C, C#, Java, JavaScript, ...
 """
 
 _EXAMPLES = """\
@@ -50,5 +50,7 @@ def run(args: argparse.Namespace) -> int:
         raise ExportError(f"{args.model}: {error}") from None
     difference = export(model, args.output, args.scale)
     size = args.output.stat().st_size / 1e6
-    print(f"{args.output}: {type(model).__name__}, {args.scale}x, {size:.1f} MB; differs by {difference:.1e} from PyTorch")
+    print(
+        f"{args.output}: {type(model).__name__}, {args.scale}x, {size:.1f} MB; differs by {difference:.1e} from PyTorch"
+    )
     return 0

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cmslap.errors import UserError
 from cmslap.evaluation.evaluate import Quality, quality
-from cmslap.imaging import imresize, interpolable
+from cmslap.imaging import imresize, interpolable, to_8_bits
 from cmslap.inference.page import Comparison, Version
 from cmslap.inference.upscaling import upscale
 
@@ -62,15 +62,29 @@ def enlarge(
 ) -> dict[str, tuple[Image.Image, float]]:
     """Each version's image and the seconds it took; arguments as for :func:`compare`."""
     size = tuple(math.floor(side * scale + 0.5) for side in image.size)
+    _check_size(size)
+    results = {"bicubic": _timed(lambda: resized(image, size))}
+    for name, model in models.items():
+        results[name] = _timed(lambda model=model: upscale(image, model=model, size=size, **options))
+    return results
+
+
+def beside_bicubic(
+    name: str, image: Image.Image, version: str, result: Image.Image, seconds: float
+) -> Comparison:
+    """What a page shows of an image that was enlarged to ``result`` already."""
+    _check_size(result.size)
+    image = displayable(image)
+    bicubic = _timed(lambda: resized(image, result.size))
+    return assemble(name, image.size, {"bicubic": bicubic, version: (result, seconds)})
+
+
+def _check_size(size: tuple[int, int]) -> None:
     if math.prod(size) > LARGEST:
         raise ComparisonError(
             f"a result of {size[0]}x{size[1]} pixels is too large for a page (at most {LARGEST >> 20} million); "
             "crop the image or give a smaller --scale"
         )
-    results = {"bicubic": _timed(lambda: resized(image, size))}
-    for name, model in models.items():
-        results[name] = _timed(lambda model=model: upscale(image, model=model, size=size, **options))
-    return results
 
 
 def assemble(
@@ -98,13 +112,8 @@ def _timed(work: Callable[[], Image.Image]) -> tuple[Image.Image, float]:  # and
 
 
 def displayable(image: Image.Image) -> Image.Image:
-    """The image in 8 bits, as browsers show it: gray or RGB, with an alpha channel if it has one."""
-    image = interpolable(image)
-    if image.mode in ("F", "I;16"):
-        white = 1 if image.mode == "F" else 65535
-        values = np.asarray(image, dtype=np.float64).clip(0, white)
-        return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
-    return image
+    """The image as browsers show it: gray or RGB in 8 bits, with an alpha channel if it has one."""
+    return to_8_bits(interpolable(image))
 
 
 def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:

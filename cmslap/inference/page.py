@@ -6,13 +6,18 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib import resources
 from string import Template
 
+import torch
+
+from cmslap import __version__
 from cmslap.evaluation.evaluate import Quality
+from cmslap.files import replacing
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,19 @@ def render(comparisons: Sequence[Comparison], title: str, note: str) -> str:
         pictures="\n".join(_picture(comparison) for comparison in comparisons),
         slider=f"/*\n{licence}*/\n" + slider.partition("//# sourceMappingURL")[0],  # the map is not here
     )
+
+
+def write_page(
+    comparisons: Sequence[Comparison], path: str | os.PathLike[str], device: torch.device, precision: str
+) -> None:
+    """Write a page of images enlarged on ``device`` in ``precision``."""
+    count = "one image" if len(comparisons) == 1 else f"{len(comparisons)} images"
+    factors = {f"{comparison.size[0] / comparison.source[0]:.3g}×" for comparison in comparisons}
+    place = f"{torch.get_num_threads()} CPU threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    note = f"cmslap {__version__}, PyTorch {torch.__version__}, {precision}, on {place}. Times are of one run each."
+    title = f"{count}, enlarged {factors.pop()}" if len(factors) == 1 else f"{count}, enlarged"
+    with replacing(path) as temporary:
+        temporary.write_text(render(comparisons, title, note), encoding="utf-8")
 
 
 def _picture(comparison: Comparison) -> str:

@@ -74,7 +74,9 @@ def test_pt2_runs_where_cmslap_is_not(architecture, tmp_path):
 def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
     from cmslap.checkpoints import export as module
 
-    monkeypatch.setitem(module._WRITERS, ".pt2", lambda program, path, about: lambda image: program.module()(image) + 1e-3)
+    monkeypatch.setitem(
+        module._WRITERS, ".pt2", lambda program, path, about: lambda image: program.module()(image) + 1e-3
+    )
     with pytest.raises(ExportError, match="differs from the network"):
         export(small("CMSLapSRN"), tmp_path / "network.pt2", 2)
     assert list(tmp_path.iterdir()) == []

@@ -137,7 +137,7 @@ def test_the_command(tmp_path, checkpoint, capsys, monkeypatch):
     captured = capsys.readouterr()
     assert captured.err.startswith("cmslap compare: error: in/damaged.png: not an image in a known format")
     assert captured.err.count("\n") == 1
-    assert captured.out.startswith("page.html: 2 of 3 images, ")
+    assert captured.out.startswith("page.html: a page of 2 of 3 images")
     assert "a.png, original" in (tmp_path / "page.html").read_text()
     assert main(command) == 1
     assert "page.html exists; give --overwrite" in capsys.readouterr().err

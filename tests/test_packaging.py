@@ -40,7 +40,7 @@ def test_sdist_has_all_that_builds_and_tests_it(built):
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     tracked = {
-        "csrc/library.cpp",
+        "csrc/cpu/bindings.cpp",
         "csrc/cpu/kernels.h",
         "csrc/cuda/dispatch.cu",
         "kernels/__init__.py",

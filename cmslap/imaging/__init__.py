@@ -1,7 +1,16 @@
 """Images: files, modes, colour, MATLAB-compatible resizing. Of ours it needs only ``errors`` and ``files``."""
 
 from cmslap.imaging.colour import enlarge_colour, rgb_to_ycbcr, ycbcr_to_rgb
-from cmslap.imaging.files import READABLE, WRITABLE, check_writable, find_images, fitting, read_image, read_planes, write_image
+from cmslap.imaging.files import (
+    READABLE,
+    WRITABLE,
+    check_writable,
+    find_images,
+    fitting,
+    read_image,
+    read_planes,
+    write_image,
+)
 from cmslap.imaging.modes import ImageError, ImageWarning, interpolable, to_8_bits
 from cmslap.imaging.resize import imresize
 

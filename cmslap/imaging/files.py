@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from cmslap.files import replacing
-from cmslap.imaging.modes import ImageError, ImageWarning, to_8_bits, interpolable, kept_metadata
+from cmslap.imaging.modes import ImageError, ImageWarning, interpolable, kept_metadata, to_8_bits
 
 READABLE = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm")
 _READERS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")  # no reader that runs other programs
@@ -137,9 +137,7 @@ def _raw_mode(args: object) -> str:
     return str(args[0] if isinstance(args, tuple) and args else args)
 
 
-def check_writable(
-    path: str | os.PathLike[str], mode: str, size: tuple[int, int], suffix: str | None = None
-) -> None:
+def check_writable(path: str | os.PathLike[str], mode: str, size: tuple[int, int], suffix: str | None = None) -> None:
     """Raise :class:`ImageError` unless ``suffix`` names a format for ``mode`` and ``size``, (width, height).
 
     Without a ``suffix``, that of ``path``.

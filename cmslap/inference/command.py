@@ -10,9 +10,9 @@ from cmslap import options
 _DESCRIPTION = """\
 Enlarge images with a Laplacian-pyramid network.
 
-IN are files, folders and patterns such as 'photos/*.png'; - is standard input. OUT is a file, a folder, or - for standard
-output; several images need a folder. An image keeps its name, and its format where that can be written (png, jpg, webp,
-tif); others become .png. Images that exist are not replaced unless --overwrite is given.
+IN are files, folders and patterns such as 'photos/*.png'; - is standard input. OUT is a file, a folder, or - for
+standard output; several images need a folder. An image keeps its name, and its format where that can be written (png,
+jpg, webp, tif); others become .png. Images that exist are not replaced unless --overwrite is given.
 """
 
 _EXAMPLES = """\
@@ -49,7 +49,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     options.add_device_options(parser)
     parser.add_argument("-r", "--recursive", action="store_true", help="enter folders in folders, and keep their tree")
     _add_writing_options(parser)
-    parser.add_argument("--huge", action="store_true", help="read images over the limit that guards against hostile ones")
+    parser.add_argument(
+        "--huge", action="store_true", help="read images over the limit that guards against hostile ones"
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="a line for each image that is written")
     parser.set_defaults(run=run, parser=parser)
 
@@ -77,7 +79,10 @@ def _add_writing_options(parser: argparse.ArgumentParser) -> None:
     existing.add_argument("--overwrite", action="store_true", help="replace images that exist")
     existing.add_argument("--skip-existing", action="store_true", help="leave images out that have a result already")
     parser.add_argument(
-        "--compare", type=Path, metavar="PAGE.html", help="also write a page with sliders between bicubic and the results"
+        "--compare",
+        type=Path,
+        metavar="PAGE.html",
+        help="also write a page with sliders between bicubic and the results",
     )
 
 

@@ -69,9 +69,7 @@ def enlarge(
     return results
 
 
-def beside_bicubic(
-    name: str, image: Image.Image, version: str, result: Image.Image, seconds: float
-) -> Comparison:
+def beside_bicubic(name: str, image: Image.Image, version: str, result: Image.Image, seconds: float) -> Comparison:
     """What a page shows of an image that was enlarged to ``result`` already."""
     _check_size(result.size)
     image = displayable(image)

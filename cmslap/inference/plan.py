@@ -22,7 +22,6 @@ from cmslap.options import DEFAULT_SCALE
 from cmslap.precision import inference_autocast
 
 
-
 class UpscaleError(UserError, ValueError):
     """A scale, size, tile, device or array that cannot be served; the message says what can."""
 

@@ -2,7 +2,7 @@
 
 from cmslap.ops.checks import ArgumentError
 from cmslap.ops.dispatch import BackendError, use_backend
-from cmslap.ops.explain import Explanation, explain
+from cmslap.ops.explain import Explanation, explain, missing_arithmetic
 from cmslap.ops.interface import (
     conv2d_lrelu,
     lapsrn_last_level,
@@ -20,6 +20,7 @@ __all__ = [
     "explain",
     "lapsrn_last_level",
     "lapsrn_level",
+    "missing_arithmetic",
     "recursive_embedding",
     "residual_head",
     "tied_conv_transpose2d",

@@ -1,4 +1,4 @@
-"""What a backend is.
+"""What a backend is, and what it is called with.
 
 A backend is one file of this folder with one :class:`Backend` object, listed in dispatch.py. It says where its kernels
 are and which calls they serve; everything else (checks, fake tensors, autograd, autocast) happens once for all.
@@ -6,12 +6,82 @@ are and which calls they serve; everything else (checks, fake tensors, autograd,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from cmslap.ops.operation import Arguments, Operation
+
+
+class Call:
+    """One checked call of an operation: its arguments are attributes, by their names.
+
+    ``upsample_weight`` is the weight that the upsampling reads, also where that is convolution ``shared_conv``'s.
+
+    Attributes:
+        operation, arguments: what is called, with what, as it came.
+        activation: the argument whose device and memory format results follow.
+        save: whether backward will need activations; the forward kernel then leaves them in ``saved``.
+        saved: the activations kept for backward, None where there are none.
+        output: of forward, for backward; None where the operation does not keep it.
+        grad: the gradient of the output, for backward.
+        wanted: the names of the tensor arguments to differentiate for.
+    """
+
+    def __init__(
+        self,
+        operation: Operation,
+        arguments: Arguments,
+        save: bool = False,
+        grad: Tensor | None = None,
+        output: Tensor | None = None,
+        saved: Tensor | None = None,
+        wanted: Sequence[str] = (),
+    ) -> None:
+        self.__dict__.update(arguments)
+        self.operation, self.arguments, self.activation = operation, arguments, operation.activation(arguments)
+        self.save, self.saved, self.output, self.grad, self.wanted = save, saved, output, grad, wanted
+        if arguments.get("shared_conv") is not None:
+            self.upsample_weight = self.shared_part(self.weights)
+
+    def shared_part(self, weights: Tensor) -> Tensor:
+        """What the upsampling shares of ``weights``, or of a buffer that lies as they do."""
+        return weights[self.shared_conv - 1]
+
+    def wanting(self, *names: str) -> list[str]:
+        """Those of ``names`` that are wanted."""
+        return [name for name in names if name in self.wanted]
+
+    def new_saved(self, dtype: torch.dtype) -> Tensor | None:
+        """``saved``, as memory for what backward will need; None where it will need nothing."""
+        if self.save:
+            self.saved = self.u.new_empty(saved_shape(self), dtype=dtype)
+        return self.saved
+
+    def zeros(self, *names: str) -> dict[str, Tensor]:
+        """Float32 buffers to add up the gradients of parameters in; a shared weight's two gradients go to one place."""
+        buffers: dict[str, Tensor] = {}
+        for name in names:
+            if name == "upsample_weight" and self.shared_conv is not None:
+                buffers[name] = self.shared_part(buffers["weights"])
+            else:
+                shape = getattr(self, name).shape
+                buffers[name] = torch.zeros(shape, dtype=torch.float32, device=self.activation.device)
+        return buffers
+
+
+def by_name(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Buffers as the compiled operators' keyword arguments: u's gradient is their ``grad_u``."""
+    return {f"grad_{name}": buffer for name, buffer in gradients.items()}
+
+
+def saved_shape(call: Call) -> tuple[int, ...]:
+    """[maps, N, H, W, C]: the input of every convolution, or of every recursion; of a level also what it upsamples."""
+    n, channels, height, width = call.u.shape
+    maps = call.recursions * (1 if call.recompute else call.weights.shape[0])
+    return maps + int(call.operation.name == "lapsrn_level"), n, height, width, channels
 
 
 @dataclass(frozen=True)
@@ -23,23 +93,20 @@ class Backend:
         missing: why it can't be used in this installation, or None.
         unsupported: ``(operation, arguments) -> reason or None``, for operations it has a forward kernel of. Read
             from devices, dtypes and shapes alone, as ``torch.compile`` traces it.
-        forward: kernels by operation name, ``kernel(**arguments) -> output``, or for an operation that saves
-            activations ``kernel(**arguments, save=bool) -> (output, saved or None)``.
-        backward: kernels by operation name, ``kernel(grad, output, saved, wanted, **arguments) -> gradients``:
-            ``wanted`` is the tuple of names of the tensor arguments to differentiate for, ``gradients`` a dict by
-            those names. ``output`` and ``saved`` are None where the operation does not keep them. Any dtype and
-            memory format will do; the caller casts to the argument's.
-        saved_shape: ``(operation, arguments) -> shape`` of ``saved``: a contiguous tensor of the activations' dtype
-            whose content is this backend's own affair.
+        forward: kernels by operation name, ``kernel(call) -> output``.
+        backward: kernels by operation name, ``kernel(call) -> gradients``: a dict by the names of arguments, those
+            in ``call.wanted`` at least. Any dtype and memory format will do here and in forward; the caller casts.
+        saved_shape: ``call -> shape`` of ``saved``: a contiguous tensor of the activations' dtype whose content is this
+            backend's own affair.
         only_forced: why it runs only where the user forces it, or None.
     """
 
     name: str
     missing: str | None = None
     unsupported: Callable[[Operation, Arguments], str | None] = lambda operation, arguments: None
-    forward: Mapping[str, Callable[..., Tensor | tuple[Tensor, Tensor | None]]] = field(default_factory=dict)
-    backward: Mapping[str, Callable[..., dict[str, Tensor]]] = field(default_factory=dict)
-    saved_shape: Callable[[Operation, Arguments], tuple[int, ...]] | None = None
+    forward: Mapping[str, Callable[[Call], Tensor]] = field(default_factory=dict)
+    backward: Mapping[str, Callable[[Call], dict[str, Tensor]]] = field(default_factory=dict)
+    saved_shape: Callable[[Call], tuple[int, ...]] = saved_shape
     only_forced: str | None = None
 
     def objection(self, operation: Operation, arguments: Arguments) -> str | None:
@@ -49,15 +116,3 @@ class Backend:
         if operation.name not in self.forward:
             return f"no {operation.name} kernel"
         return self.unsupported(operation, arguments)
-
-
-def saved_maps(recursions: int, recompute: bool, weights: Tensor) -> int:
-    """How many activations a recursive embedding keeps: the input of every convolution, or of every recursion."""
-    return recursions * (1 if recompute else weights.shape[0])
-
-
-def saved_shape(operation: Operation, arguments: Arguments) -> tuple[int, ...]:
-    """[maps, N, H, W, C]; a level also keeps what it upsamples."""
-    n, channels, height, width = arguments["u"].shape
-    maps = saved_maps(*(arguments[name] for name in ("recursions", "recompute", "weights")))
-    return maps + (operation.name == "lapsrn_level"), n, height, width, channels

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from cmslap.errors import UserError
-from cmslap.ops.operation import Arguments, Operation, size_of
+from cmslap.ops.operation import Arguments, Operation
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -23,40 +25,51 @@ def check(operation: Operation, arguments: Arguments) -> None:
     if "negative_slope" in arguments:
         _check_slope(arguments["negative_slope"])
     if "shared_conv" in arguments:
-        _check_upsampling_kernel(arguments)
+        _check_upsampling_weight(arguments)
 
 
 def _check_tensors(operation: Operation, arguments: Arguments) -> None:
-    sizes: dict[str, int] = {}
-    first_name = next(iter(operation.shapes))
-    features_name = operation.features_name
+    sizes = {"": 1}
+    first_name, features_name = operation.activation_name, operation.features_name
     for name, shape in operation.shapes.items():
         tensor = arguments[name]
         if tensor is None and name in operation.optional:
             continue
         if not isinstance(tensor, Tensor):
             raise ArgumentError(f"{name} must be a tensor [{_commas(shape)}], got {_kind(tensor)}")
-        _check_shape(name, tensor, shape, sizes)
-        _check_device(name, tensor, first_name, arguments[first_name])
+        _check_shape(operation, name, tensor, sizes)
+        if name != first_name:
+            _check_device(name, tensor, first_name, arguments[first_name])
         if name not in operation.images:
             _check_dtype(name, tensor, features_name, arguments[features_name])
     if operation.images:
         _check_image_dtypes(operation.images, arguments, features_name)
 
 
-def _check_shape(name: str, tensor: Tensor, shape: str, sizes: dict[str, int]) -> None:
+def _check_shape(operation: Operation, name: str, tensor: Tensor, sizes: dict[str, int]) -> None:
     """Compare with the dimensions known from the arguments before, and learn the new ones."""
-    dimensions = shape.split()
-    known = {dimension: size_of(dimension, sizes) for dimension in dimensions}
-    if tensor.ndim != len(dimensions) or any(
-        known[dimension] not in (None, size) for dimension, size in zip(dimensions, tensor.shape, strict=True)
-    ):
-        named = [f"{d}={size}" for d, size in known.items() if size is not None and not d.isdigit()]
+    known = dict(sizes)
+    if not _fits(tensor.shape, operation.dimensions[name], sizes):
+        named = [
+            f"{dimension}={factor * known[named]}"
+            for dimension, (factor, named) in zip(
+                operation.shapes[name].split(), operation.dimensions[name], strict=True
+            )
+            if named and named in known
+        ]
         where = f" with {', '.join(named)}" if named else ""
-        raise ArgumentError(f"{name} must be [{_commas(shape)}]{where}, got {list(tensor.shape)}")
+        raise ArgumentError(f"{name} must be [{_commas(operation.shapes[name])}]{where}, got {list(tensor.shape)}")
     if tensor.numel() == 0:
         raise ArgumentError(f"{name} must have at least one element, got {list(tensor.shape)}")
-    sizes.update(zip(dimensions, tensor.shape, strict=True))
+
+
+def _fits(shape: Sequence[int], dimensions: tuple[tuple[int, str], ...], sizes: dict[str, int]) -> bool:
+    if len(shape) != len(dimensions):
+        return False
+    for (factor, named), size in zip(dimensions, shape, strict=True):  # a loop, since every call comes here
+        if factor * sizes.setdefault(named, size) != size:
+            return False
+    return True
 
 
 def _check_dtype(name: str, tensor: Tensor, first_name: str, first: Tensor) -> None:
@@ -93,7 +106,7 @@ def _check_slope(value: object) -> None:
         raise ArgumentError(f"negative_slope must be a number of at least 0, got {value!r}")
 
 
-def _check_upsampling_kernel(arguments: Arguments) -> None:
+def _check_upsampling_weight(arguments: Arguments) -> None:
     shared_conv, weight = arguments["shared_conv"], arguments["upsample_weight"]
     if (shared_conv is None) == (weight is None):
         came = "neither" if weight is None else "both"

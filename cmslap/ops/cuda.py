@@ -1,20 +1,19 @@
 """The CUDA backend: the kernels of csrc/cuda.
 
 They run on maps in channels_last memory of bfloat16 or float16 and images of float32, and sum in float32, on the
-current stream of the tensors' device. Parameters' gradients are float32 and added to their buffers, so these start as
-zeros; everything else the kernels write in full.
+current stream of the tensors' device; the features that a float32 image becomes are float32, too. Parameters' gradients
+are float32 and added to their buffers, so these start as zeros; everything else the kernels write in full. Gradients go
+to the kernels by name: what is ``u`` here is ``grad_u`` there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from cmslap.ops.backend import Backend, saved_maps, saved_shape
+from cmslap.ops.backend import Backend, Call, by_name
 from cmslap.ops.extension import CUDA_MISSING
 from cmslap.ops.operation import Arguments, Operation
 
@@ -23,7 +22,6 @@ CHANNELS = range(16, 257, 16)
 CAPABILITY = (8, 0)  # the oldest there are kernels for
 
 _kernels = torch.ops.cmslap_cuda
-Gradients = dict[str, Tensor]
 
 
 def _unsupported(operation: Operation, arguments: Arguments) -> str | None:
@@ -36,13 +34,18 @@ def _unsupported(operation: Operation, arguments: Arguments) -> str | None:
     return _unsupported_sizes(operation, arguments)
 
 
+def _from_image(x: Tensor) -> bool:
+    return x.shape[1] == 1
+
+
 def _unsupported_sizes(operation: Operation, arguments: Arguments) -> str | None:
     dtype = arguments[operation.features_name].dtype
-    if dtype not in DTYPES:
+    from_image = operation.name == "conv2d_lrelu" and _from_image(arguments["x"])
+    if dtype not in DTYPES and not (from_image and dtype == torch.float32):
         return f"bfloat16 and float16 only, not {str(dtype).removeprefix('torch.')}"
     if operation.name == "residual_head":
         channels = arguments["f"].shape[1:2]
-    elif operation.name == "conv2d_lrelu" and arguments["x"].shape[1] == 1:  # from an image
+    elif from_image:
         if arguments["skip"] is not None:
             return "no skip where the input has one channel"
         channels = arguments["weight"].shape[:1]
@@ -52,19 +55,19 @@ def _unsupported_sizes(operation: Operation, arguments: Arguments) -> str | None
     return f"channels must be a multiple of 16 up to 256, got {unfit[0]}" if unfit else None
 
 
-def _on_its_device(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """Memory and launches of ``kernel`` go to the device of its first tensor."""
+def _on_its_device(kernel: Callable[[Call], object]) -> Callable[[Call], object]:
+    """Memory and launches of ``kernel`` go to the device of the call."""
 
-    @wraps(kernel)
-    def run(*args: object, **kwargs: object) -> Tensor | tuple[Tensor, Tensor | None] | Gradients:
-        with torch.cuda.device_of((*args, *kwargs.values())[0]):
-            return kernel(*args, **kwargs)
+    def run(call: Call) -> object:
+        with torch.cuda.device_of(call.activation):
+            return kernel(call)
 
     return run
 
 
-def _stream(tensor: Tensor) -> int:
+def _stream(call: Call) -> int:
     """The handle of the stream that PyTorch queues work on tensors of this device on; 0 on a CPU, which has none."""
+    tensor = call.activation
     return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
 
 
@@ -86,6 +89,11 @@ def _new_map(like: Tensor, channels: int, factor: int = 1) -> Tensor:
     return like.new_empty(n, factor * height, factor * width, channels).permute(0, 3, 1, 2)
 
 
+def _new_maps(call: Call, *names: str) -> dict[str, Tensor]:
+    """Memory for the gradients of features."""
+    return {name: _new_map(getattr(call, name), getattr(call, name).shape[1]) for name in names}
+
+
 def _new_image(like: Tensor, factor: int = 1) -> Tensor:
     """Memory for images of ``like``'s batch, ``factor`` times as high and wide: float32."""
     n, _, height, width = like.shape
@@ -93,190 +101,106 @@ def _new_image(like: Tensor, factor: int = 1) -> Tensor:
 
 
 def _zeros(like: Tensor, *shape: int) -> Tensor:
-    """A float32 buffer on ``like``'s device, of its shape if no other is given."""
-    return torch.zeros(shape or like.shape, dtype=torch.float32, device=like.device)
+    return torch.zeros(shape, dtype=torch.float32, device=like.device)
 
 
-def _from_image(x: Tensor) -> bool:
-    return x.shape[1] == 1
-
-
-def _conv2d_lrelu(x: Tensor, weight: Tensor, bias: Tensor | None, skip: Tensor | None, negative_slope: float) -> Tensor:
-    out = _new_map(x, weight.shape[0])
-    if _from_image(x):
-        _kernels.image_conv(_floats(x), _floats(weight), _floats(bias), negative_slope, _stream(x), out)
+def _conv2d_lrelu(call: Call) -> Tensor:
+    out = _new_map(call.x, call.weight.shape[0])
+    if _from_image(call.x):
+        inputs = _floats(call.x), _floats(call.weight), _floats(call.bias)
+        _kernels.image_conv(*inputs, call.negative_slope, _stream(call), out)
     else:
-        inputs = _map(x), weight.contiguous(), _floats(bias), _map(skip)
-        _kernels.conv2d_lrelu(*inputs, negative_slope, _stream(x), out)
+        inputs = _map(call.x), call.weight.contiguous(), _floats(call.bias), _map(call.skip)
+        _kernels.conv2d_lrelu(*inputs, call.negative_slope, _stream(call), out)
     return out
 
 
-def _conv2d_lrelu_backward(
-    grad: Tensor,
-    output: Tensor,
-    saved: None,
-    wanted: tuple[str, ...],
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    skip: Tensor | None,
-    negative_slope: float,
-) -> Gradients:
-    if _from_image(x):
-        return _image_conv_backward(grad, output, wanted, x, weight, negative_slope)
-    gradients = {
-        "x": _new_map(x, x.shape[1]) if "x" in wanted else None,
-        "weight": _zeros(weight) if "weight" in wanted else None,
-        "bias": _zeros(weight, weight.shape[0]) if "bias" in wanted else None,
-        "skip": _new_map(x, weight.shape[0]),
-    }
-    inputs = _map(x), weight.contiguous(), _map(output), _map(grad)
-    _kernels.conv2d_lrelu_backward(*inputs, negative_slope, _stream(x), *gradients.values())
+def _conv2d_lrelu_backward(call: Call) -> dict[str, Tensor]:
+    if _from_image(call.x):
+        return _image_conv_backward(call)
+    gradients = {"skip": _new_map(call.x, call.weight.shape[0])}
+    gradients |= _new_maps(call, *call.wanting("x")) | call.zeros(*call.wanting("weight", "bias"))
+    inputs = _map(call.x), call.weight.contiguous(), _map(call.output), _map(call.grad)
+    _kernels.conv2d_lrelu_backward(*inputs, call.negative_slope, _stream(call), **by_name(gradients))
     return gradients
 
 
-def _image_conv_backward(
-    grad: Tensor, output: Tensor, wanted: tuple[str, ...], x: Tensor, weight: Tensor, negative_slope: float
-) -> Gradients:
+def _image_conv_backward(call: Call) -> dict[str, Tensor]:
     """The image's own gradient, which training never asks for, is left to PyTorch."""
-    before, parameters = _new_map(x, weight.shape[0]), _zeros(weight, weight.shape[0], 10)
-    _kernels.image_conv_backward(_floats(x), _map(output), _map(grad), negative_slope, _stream(x), before, parameters)
+    x, weight, slope = call.x, call.weight, call.negative_slope
+    parameters = _zeros(x, weight.shape[0], 10)
+    inputs = _floats(x), _map(call.output), _map(call.grad)
+    _kernels.image_conv_backward(*inputs, slope, _stream(call), parameters)
     gradients = {"weight": parameters[:, :9].reshape(weight.shape), "bias": parameters[:, 9]}
-    if "x" in wanted:
+    if "x" in call.wanted:
+        before = torch.where(call.output > 0, call.grad, slope * call.grad)
         gradients["x"] = torch.nn.grad.conv2d_input(x.shape, weight, before, padding=1)
     return gradients
 
 
-def _new_saved(u: Tensor, maps: int) -> Tensor:
-    n, channels, height, width = u.shape
-    return u.new_empty(maps, n, height, width, channels)
+def _block(call: Call) -> tuple[object, ...]:
+    return call.weights.contiguous(), _floats(call.biases), call.recursions, call.negative_slope, call.recompute
 
 
-def _recursive_embedding(
-    u: Tensor, weights: Tensor, biases: Tensor, recursions: int, negative_slope: float, recompute: bool, save: bool
-) -> tuple[Tensor, Tensor | None]:
-    out = _new_map(u, u.shape[1])
-    saved = _new_saved(u, saved_maps(recursions, recompute, weights)) if save else None
-    block = weights.contiguous(), _floats(biases), recursions, negative_slope, recompute
-    _kernels.recursive_embedding(_map(u), *block, _stream(u), saved, out)
-    return out, saved
-
-
-def _recursive_embedding_backward(
-    grad: Tensor,
-    output: Tensor,
-    saved: Tensor,
-    wanted: tuple[str, ...],
-    u: Tensor,
-    weights: Tensor,
-    biases: Tensor,
-    recursions: int,
-    negative_slope: float,
-    recompute: bool,
-) -> Gradients:
-    gradients = {"u": _new_map(u, u.shape[1]), "weights": _zeros(weights), "biases": _zeros(biases)}
-    block = weights.contiguous(), _floats(biases), recursions, negative_slope, recompute
-    maps = saved, _map(output), _map(grad)
-    _kernels.recursive_embedding_backward(*block, *maps, _stream(u), *gradients.values())
-    return gradients
-
-
-def _tied_conv_transpose2d(a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    out = _new_map(a, weight.shape[1], factor=2)
-    _kernels.tied_conv_transpose2d(_map(a), weight.contiguous(), _floats(bias), _stream(a), out)
+def _recursive_embedding(call: Call) -> Tensor:
+    out, saved = _new_map(call.u, call.u.shape[1]), call.new_saved(call.u.dtype)
+    _kernels.recursive_embedding(_map(call.u), *_block(call), _stream(call), saved, out)
     return out
 
 
-def _tied_conv_transpose2d_backward(
-    grad: Tensor, output: None, saved: None, wanted: tuple[str, ...], a: Tensor, weight: Tensor, bias: Tensor | None
-) -> Gradients:
-    gradients = {
-        "a": _new_map(a, a.shape[1]) if "a" in wanted else None,
-        "weight": _zeros(weight) if "weight" in wanted else None,
-        "bias": _zeros(weight, weight.shape[1]) if "bias" in wanted else None,
-    }
-    inputs = _map(a), weight.contiguous(), _map(grad)
-    _kernels.tied_conv_transpose2d_backward(*inputs, _stream(a), *gradients.values())
+def _recursive_embedding_backward(call: Call) -> dict[str, Tensor]:
+    gradients = _new_maps(call, "u") | call.zeros("weights", "biases")
+    maps = call.saved, _map(call.output), _map(call.grad)
+    _kernels.recursive_embedding_backward(*_block(call), *maps, _stream(call), **by_name(gradients))
     return gradients
 
 
-def _lapsrn_level(
-    u: Tensor,
-    weights: Tensor,
-    biases: Tensor,
-    shared_conv: int | None,
-    upsample_bias: Tensor,
-    recursions: int,
-    negative_slope: float,
-    recompute: bool,
-    upsample_weight: Tensor | None,
-    save: bool,
-) -> tuple[Tensor, Tensor | None]:
-    weights = weights.contiguous()
-    kernel = upsample_weight.contiguous() if shared_conv is None else weights[shared_conv - 1]
-    out = _new_map(u, u.shape[1], factor=2)
-    saved = _new_saved(u, saved_maps(recursions, recompute, weights) + 1) if save else None
-    parameters = weights, _floats(biases), kernel, _floats(upsample_bias)
-    _kernels.lapsrn_level(_map(u), *parameters, recursions, negative_slope, recompute, _stream(u), saved, out)
-    return out, saved
+def _tied_conv_transpose2d(call: Call) -> Tensor:
+    out = _new_map(call.a, call.weight.shape[1], factor=2)
+    _kernels.tied_conv_transpose2d(_map(call.a), call.weight.contiguous(), _floats(call.bias), _stream(call), out)
+    return out
 
 
-def _lapsrn_level_backward(
-    grad: Tensor,
-    output: None,
-    saved: Tensor,
-    wanted: tuple[str, ...],
-    u: Tensor,
-    weights: Tensor,
-    biases: Tensor,
-    shared_conv: int | None,
-    upsample_bias: Tensor,
-    recursions: int,
-    negative_slope: float,
-    recompute: bool,
-    upsample_weight: Tensor | None,
-) -> Gradients:
-    weights = weights.contiguous()
-    kernel = upsample_weight.contiguous() if shared_conv is None else weights[shared_conv - 1]
-    gradients = {"u": _new_map(u, u.shape[1]), "weights": _zeros(weights), "biases": _zeros(biases)}
-    # The tied kernel's two gradients go to one place.
-    gradients["upsample_weight"] = _zeros(kernel) if shared_conv is None else gradients["weights"][shared_conv - 1]
-    gradients["upsample_bias"] = _zeros(upsample_bias)
-    block = weights, _floats(biases), kernel, recursions, negative_slope, recompute
-    _kernels.lapsrn_level_backward(*block, saved, _map(grad), _stream(u), *gradients.values())
+def _tied_conv_transpose2d_backward(call: Call) -> dict[str, Tensor]:
+    gradients = _new_maps(call, *call.wanting("a")) | call.zeros(*call.wanting("weight", "bias"))
+    inputs = _map(call.a), call.weight.contiguous(), _map(call.grad)
+    _kernels.tied_conv_transpose2d_backward(*inputs, _stream(call), **by_name(gradients))
     return gradients
 
 
-def _residual_head(
-    f: Tensor, image: Tensor, residual_weight: Tensor, residual_bias: Tensor, image_weight: Tensor
-) -> Tensor:
-    out = _new_image(image, factor=2)
-    parameters = _floats(residual_weight), _floats(residual_bias), _floats(image_weight)
-    _kernels.residual_head(_map(f), _floats(image), *parameters, _stream(f), out)
-    return out.to(image.dtype)
+def _lapsrn_level(call: Call) -> Tensor:
+    out, saved = _new_map(call.u, call.u.shape[1], factor=2), call.new_saved(call.u.dtype)
+    upsampling = call.upsample_weight.contiguous(), _floats(call.upsample_bias)
+    _kernels.lapsrn_level(_map(call.u), *upsampling, *_block(call), _stream(call), saved, out)
+    return out
 
 
-def _residual_head_backward(
-    grad: Tensor,
-    output: None,
-    saved: None,
-    wanted: tuple[str, ...],
-    f: Tensor,
-    image: Tensor,
-    residual_weight: Tensor,
-    residual_bias: Tensor,
-    image_weight: Tensor,
-) -> Gradients:
-    shapes = {"residual_weight": residual_weight.shape, "residual_bias": (1,), "image_weight": image_weight.shape}
-    parameters = _zeros(f, 9 * f.shape[1] + 17)
-    gradients = {
-        "f": _new_map(f, f.shape[1]) if "f" in wanted else None,
-        "image": _new_image(image) if "image" in wanted else None,
-    }
-    inputs = _map(f), _floats(image), _floats(residual_weight), _floats(image_weight), _floats(grad)
-    _kernels.residual_head_backward(*inputs, _stream(f), *gradients.values(), parameters)
-    parts = parameters.split([9 * f.shape[1], 1, 16])
-    return gradients | {name: part.reshape(shapes[name]) for name, part in zip(shapes, parts, strict=True)}
+def _lapsrn_level_backward(call: Call) -> dict[str, Tensor]:
+    gradients = _new_maps(call, "u") | call.zeros("weights", "biases", "upsample_weight", "upsample_bias")
+    maps = call.saved, _map(call.grad)
+    _kernels.lapsrn_level_backward(
+        call.upsample_weight.contiguous(), *_block(call), *maps, _stream(call), **by_name(gradients)
+    )
+    return gradients
+
+
+def _residual_head(call: Call) -> Tensor:
+    out = _new_image(call.image, factor=2)
+    parameters = _floats(call.residual_weight), _floats(call.residual_bias), _floats(call.image_weight)
+    _kernels.residual_head(_map(call.f), _floats(call.image), *parameters, _stream(call), out)
+    return out
+
+
+def _residual_head_backward(call: Call) -> dict[str, Tensor]:
+    shapes = {name: getattr(call, name).shape for name in ("residual_weight", "residual_bias", "image_weight")}
+    parameters = _zeros(call.f, sum(shape.numel() for shape in shapes.values()))
+    gradients = _new_maps(call, *call.wanting("f"))
+    if "image" in call.wanted:
+        gradients["image"] = _new_image(call.image)
+    inputs = _map(call.f), _floats(call.image), _floats(call.residual_weight), _floats(call.image_weight)
+    _kernels.residual_head_backward(*inputs, _floats(call.grad), _stream(call), parameters, **by_name(gradients))
+    parts = parameters.split([shape.numel() for shape in shapes.values()])
+    return gradients | {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
 FORWARD = {
@@ -300,6 +224,5 @@ CUDA = Backend(
     _unsupported,
     forward={name: _on_its_device(kernel) for name, kernel in FORWARD.items()},
     backward={name: _on_its_device(kernel) for name, kernel in BACKWARD.items()},
-    saved_shape=saved_shape,
     only_forced="never run on a GPU yet; CMSLAP_BACKEND=cuda runs it",
 )

@@ -6,14 +6,21 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from torch import Tensor
+
 from cmslap.errors import UserError
-from cmslap.ops.backend import Backend
+from cmslap.ops.backend import Backend, Call
 from cmslap.ops.cpu import CPU
 from cmslap.ops.cuda import CUDA
 from cmslap.ops.operation import OPERATIONS, Arguments, Operation
 from cmslap.ops.triton_backend import TRITON
 
-REFERENCE = Backend("reference", forward={name: operation.reference for name, operation in OPERATIONS.items()})
+
+def _reference(call: Call) -> Tensor:
+    return call.operation.reference(**call.arguments)
+
+
+REFERENCE = Backend("reference", forward=dict.fromkeys(OPERATIONS, _reference))
 
 # Best first.
 BACKENDS = (

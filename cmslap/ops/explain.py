@@ -1,4 +1,4 @@
-"""Says which backend runs a call and why the others do not."""
+"""Says which backend runs a call and why the others do not, and what a device can't compute in."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from cmslap.ops import interface
 from cmslap.ops.checks import ArgumentError
-from cmslap.ops.dispatch import BACKENDS, REFERENCE, choose, forced, objection_by_default
-from cmslap.ops.operation import OPERATIONS, Arguments
+from cmslap.ops.cpu import missing_bfloat16
+from cmslap.ops.dispatch import BACKENDS, REFERENCE, choose, forced, named, objection_by_default
+from cmslap.ops.operation import OPERATIONS, Arguments, Operation
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Explanation:
     """What :func:`explain` found; ``print`` it."""
 
     operation: str
-    backend: str  # that runs the call
+    backend: str | None  # that runs the call; None where the forced one can't, and the call would be a BackendError
     gradients: str | None  # the backend whose backward kernel runs, None for a call that needs no gradients
     others: dict[str, str]  # backend -> why it does not run the call
     steps: tuple[Explanation, ...] = ()  # the operations it runs as, if not as one; the fields above are the first's
@@ -29,14 +31,27 @@ class Explanation:
             names = " and ".join(step.operation for step in self.steps)
             return "\n".join([f"{self.operation} runs as {names}", *map(str, self.steps)])
         gradients = "" if self.gradients is None else f", gradients by {self.gradients}"
-        lines = [f"{self.operation} runs on {self.backend}{gradients}"]
+        lines = [
+            f"{self.operation} runs on {self.backend}{gradients}" if self.backend else f"{self.operation} can't run"
+        ]
         return "\n".join(lines + [f"  not {name}: {reason}" for name, reason in self.others.items()])
+
+
+def missing_arithmetic(dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why ``device`` does not multiply numbers of ``dtype`` but would convert them back and forth, or None."""
+    if dtype == torch.float32:
+        return None
+    if device.type == "cuda":
+        native = dtype == torch.float16 or torch.cuda.get_device_capability(device) >= (8, 0)
+        return None if native else f"{torch.cuda.get_device_name(device)} has no bfloat16"
+    return "there are no float16 kernels for a CPU" if dtype == torch.float16 else missing_bfloat16()
 
 
 def explain(operation: str | Callable[..., Tensor], *args: object, **kwargs: object) -> Explanation:
     """Which backend would run ``operation(*args, **kwargs)`` here and now, and why no other.
 
-    ``operation`` is one of this package's or its name. Raises what the call would: ArgumentError, BackendError.
+    ``operation`` is one of this package's or its name. Raises ArgumentError as the call would, and BackendError where
+    the forced backend does not exist; one that can't serve the call is an answer.
 
     >>> print(cmslap.ops.explain("tied_conv_transpose2d", a, weight))
     """
@@ -45,28 +60,32 @@ def explain(operation: str | Callable[..., Tensor], *args: object, **kwargs: obj
         raise ArgumentError(f"operation must be one of {', '.join(OPERATIONS)}, got {operation!r}")
     bound = inspect.signature(getattr(interface, name)).bind(*args, **kwargs)
     bound.apply_defaults()
-    arguments, needs_grad = interface.prepare(OPERATIONS[name], bound.arguments.values())
-    if name == "lapsrn_last_level" and not interface.runs_folded(arguments, needs_grad):
-        n, channels, height, width = arguments["u"].shape
-        features = arguments["u"].new_empty(1).expand(n, channels, 2 * height, 2 * width)  # takes no memory
-        steps = (
-            _explain("lapsrn_level", arguments, needs_grad),
-            _explain("residual_head", {**arguments, "f": features}, needs_grad),
-        )
-        return replace(steps[0], operation=name, steps=steps)
-    return _explain(name, arguments, needs_grad)
-
-
-def _explain(name: str, arguments: Arguments, needs_grad: bool) -> Explanation:
-    """The explanation of a checked call; ``arguments`` may have more than the operation's."""
     operation = OPERATIONS[name]
-    arguments = {argument: arguments[argument] for argument in operation.arguments}
-    chosen = choose(operation, arguments, needs_grad)
+    arguments = interface.prepare(operation, bound.arguments.values())
+    if name != "lapsrn_last_level":
+        return _explain(operation, arguments)
+    level = _explain(OPERATIONS["lapsrn_level"], arguments)
+    if level.backend is not None and interface.folds(arguments, named(level.backend, "backend")):
+        return _explain(operation, arguments)
+    n, channels, height, width = arguments["u"].shape
+    features = arguments["u"].new_empty(1).expand(n, channels, 2 * height, 2 * width)  # takes no memory
+    steps = level, _explain(OPERATIONS["residual_head"], {**arguments, "f": features})
+    return replace(level, operation=name, steps=steps)
+
+
+def _explain(operation: Operation, arguments: Arguments) -> Explanation:
+    """The explanation of a checked call; ``arguments`` may have more than the operation's."""
+    arguments = operation.of(arguments)
+    needs_grad = interface.needs_gradients(operation, arguments)
+    chosen = named(forced(), "CMSLAP_BACKEND") if forced() else choose(operation, arguments, needs_grad)
+    refused = chosen.objection(operation, arguments)
     others = {}
     for backend in BACKENDS:
-        if backend is not chosen:
+        if backend is not chosen or refused:
             reason = objection_by_default(backend, operation, arguments, needs_grad)
             others[backend.name] = reason or f"{chosen.name} is {'forced' if forced() else 'preferred'}"
-    has_kernel = name in chosen.backward
+    if refused:
+        return Explanation(operation.name, None, None, others)
+    has_kernel = operation.name in chosen.backward
     gradients = (chosen.name if has_kernel else REFERENCE.name) if needs_grad else None
-    return Explanation(name, chosen.name, gradients, others)
+    return Explanation(operation.name, chosen.name, gradients, others)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from cmslap.ops.backend import Backend
 from cmslap.ops.checks import ArgumentError, check
 from cmslap.ops.dispatch import REFERENCE, choose
 from cmslap.ops.operation import OPERATIONS, Arguments, Operation
@@ -25,12 +26,12 @@ def conv2d_lrelu(
     negative_slope: float = 0.2,
 ) -> Tensor:  # [N, Cout, H, W]
     """φ(W ⋆ x + b + skip): 3×3 convolution, padding 1, with its skip and LeakyReLU (slope 1: none, 0: ReLU)."""
-    return _run("conv2d_lrelu", x, weight, bias, skip, negative_slope)
+    return _call("conv2d_lrelu", x, weight, bias, skip, negative_slope)
 
 
 def recursive_embedding(
     u: Tensor,  # [N, C, H, W]
-    weights: Tensor | Sequence[Tensor],  # [D, C, C, 3, 3], or D kernels
+    weights: Tensor | Sequence[Tensor],  # [D, C, C, 3, 3], or D weights
     biases: Tensor | Sequence[Tensor],  # [D, C], or D biases
     recursions: int,
     negative_slope: float = 0.2,
@@ -40,21 +41,21 @@ def recursive_embedding(
 
     ``recompute`` keeps one activation a recursion for the backward pass instead of one a convolution.
     """
-    return _run("recursive_embedding", u, weights, biases, recursions, negative_slope, recompute)
+    return _call("recursive_embedding", u, weights, biases, recursions, negative_slope, recompute)
 
 
 def tied_conv_transpose2d(
     a: Tensor,  # [N, Cout, H, W]
-    weight: Tensor,  # [Cout, Cin, 3, 3], a convolution's kernel as it lies
+    weight: Tensor,  # [Cout, Cin, 3, 3], a convolution's as it lies
     bias: Tensor | None = None,  # [Cin]
 ) -> Tensor:  # [N, Cin, 2H, 2W]
-    """2× upsampling with a convolution's own kernel: transposed convolution, stride 2, cropped at the end."""
-    return _run("tied_conv_transpose2d", a, weight, bias)
+    """2× upsampling with a convolution's own weight: transposed convolution, stride 2, cropped at the end."""
+    return _call("tied_conv_transpose2d", a, weight, bias)
 
 
 def lapsrn_level(
     u: Tensor,  # [N, C, H, W]
-    weights: Tensor | Sequence[Tensor],  # [D, C, C, 3, 3], or D kernels
+    weights: Tensor | Sequence[Tensor],  # [D, C, C, 3, 3], or D weights
     biases: Tensor | Sequence[Tensor],  # [D, C], or D biases
     shared_conv: int | None,
     upsample_bias: Tensor,  # [C]
@@ -63,11 +64,11 @@ def lapsrn_level(
     recompute: bool = False,
     upsample_weight: Tensor | None = None,  # [C, C, 3, 3] when shared_conv is None
 ) -> Tensor:  # [N, C, 2H, 2W]
-    """Features of one pyramid level: recursive embedding, then 2× upsampling that reads conv ``shared_conv``'s kernel.
+    """Features of one pyramid level: recursive embedding, then 2× upsampling that reads conv ``shared_conv``'s weight.
 
-    Convolutions count from 1. With ``shared_conv`` None the upsampling has a kernel of its own, ``upsample_weight``.
+    Convolutions count from 1. With ``shared_conv`` None the upsampling has a weight of its own, ``upsample_weight``.
     """
-    return _run(
+    return _call(
         "lapsrn_level",
         u,
         weights,
@@ -89,13 +90,13 @@ def residual_head(
     image_weight: Tensor,  # [1, 1, 4, 4]
 ) -> Tensor:  # [N, 1, 2H, 2W]
     """I' = K ⋆ᵀ I + (W_res ⋆ f + b_res): the upsampled image plus the sub-band residual."""
-    return _run("residual_head", f, image, residual_weight, residual_bias, image_weight)
+    return _call("residual_head", f, image, residual_weight, residual_bias, image_weight)
 
 
 def lapsrn_last_level(
     u: Tensor,  # [N, C, H, W]
     image: Tensor,  # [N, 1, H, W]
-    weights: Tensor | Sequence[Tensor],  # [D, C, C, 3, 3], or D kernels
+    weights: Tensor | Sequence[Tensor],  # [D, C, C, 3, 3], or D weights
     biases: Tensor | Sequence[Tensor],  # [D, C], or D biases
     shared_conv: int | None,
     upsample_bias: Tensor,  # [C]
@@ -112,43 +113,57 @@ def lapsrn_last_level(
     Without gradients a backend may fold upsampling and residual convolution into one, so that the features at twice
     the resolution never exist. Otherwise this is those two operations.
     """
-    level = (weights, biases, shared_conv, upsample_bias, recursions)
-    head = (residual_weight, residual_bias, image_weight)
-    options = (negative_slope, recompute, upsample_weight)
-    values = (u, image, *level, *head, *options)
-    arguments, needs_grad = prepare(OPERATIONS["lapsrn_last_level"], values)
-    if runs_folded(arguments, needs_grad):
-        return _run("lapsrn_last_level", *values)
-    return residual_head(lapsrn_level(u, *level, *options), image, *head)
+    whole, level, head = (OPERATIONS[name] for name in ("lapsrn_last_level", "lapsrn_level", "residual_head"))
+    options = (shared_conv, upsample_bias, recursions, residual_weight, residual_bias, image_weight, negative_slope)
+    arguments = prepare(whole, (u, image, weights, biases, *options, recompute, upsample_weight))
+    of_level = level.of(arguments)
+    backend = choose(level, of_level, needs_gradients(level, of_level))
+    if folds(arguments, backend):
+        return _run(whole, arguments, False, backend)
+    f = _run(level, of_level, needs_gradients(level, of_level), backend)
+    return _run_best(head, head.of({**arguments, "f": f}))
 
 
-def runs_folded(arguments: Arguments, needs_grad: bool) -> bool:
-    """Whether a checked call of :func:`lapsrn_last_level` is one kernel, or a level and a head."""
-    level = OPERATIONS["lapsrn_level"]
-    backend = choose(level, {name: arguments[name] for name in level.arguments}, needs_grad)
-    return not needs_grad and backend is not REFERENCE and "lapsrn_last_level" in backend.forward
+def folds(arguments: Arguments, backend: Backend) -> bool:
+    """Whether a checked call of :func:`lapsrn_last_level` is one kernel, where ``backend`` runs the level."""
+    whole = OPERATIONS["lapsrn_last_level"]
+    return backend is not REFERENCE and whole.name in backend.forward and not needs_gradients(whole, arguments)
 
 
-def _run(name: str, *values: object) -> Tensor:
+def _call(name: str, *values: object) -> Tensor:
     operation = OPERATIONS[name]
-    arguments, needs_grad = prepare(operation, values)
-    backend = choose(operation, arguments, needs_grad)
+    return _run_best(operation, prepare(operation, values))
+
+
+def _run_best(operation: Operation, arguments: Arguments) -> Tensor:
+    needs_grad = needs_gradients(operation, arguments)
+    return _run(operation, arguments, needs_grad, choose(operation, arguments, needs_grad))
+
+
+def _run(operation: Operation, arguments: Arguments, needs_grad: bool, backend: Backend) -> Tensor:
+    """One call, its arguments prepared and its backend chosen."""
     if backend is REFERENCE:
         return reference_value(operation, arguments)
     return call(operation, arguments, needs_grad, backend)
 
 
-def prepare(operation: Operation, values: Iterable[object]) -> tuple[Arguments, bool]:
-    """One call's arguments: named, stacked, in the active autocast's dtype, checked; and whether it needs gradients."""
+def prepare(operation: Operation, values: Iterable[object]) -> Arguments:
+    """One call's arguments: named, stacked, in the active autocast's dtype, checked."""
     arguments = {name: _stack(name, value) for name, value in zip(operation.arguments, values, strict=True)}
     arguments = autocast(operation, arguments)
     check(operation, arguments)
-    tensors = [arguments[name] for name in operation.shapes if arguments[name] is not None]
-    return arguments, torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return arguments
+
+
+def needs_gradients(operation: Operation, arguments: Arguments) -> bool:
+    if not torch.is_grad_enabled():
+        return False
+    tensors = (arguments[name] for name in operation.shapes)
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def _stack(name: str, value: object) -> object:
-    """D kernels or biases given one by one, as one tensor."""
+    """D weights or biases given one by one, as one tensor."""
     if name not in ("weights", "biases") or not isinstance(value, list | tuple):
         return value
     if not value or any(not isinstance(tensor, Tensor) or tensor.shape != value[0].shape for tensor in value):

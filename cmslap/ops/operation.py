@@ -6,6 +6,7 @@ Argument checks, schemas, fake tensors and gradients (interface.py, registration
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +23,9 @@ Arguments = dict[str, Any]  # one call's arguments by name, in the order of the 
 class Operation:
     """One operation.
 
-    A shape is a string of sizes: numbers, named dimensions ("C"), or twice one ("2H"). ``shapes`` has the tensor
-    arguments; the first of them is the activation whose dtype, device and memory format the result takes.
+    A shape is a string of sizes: numbers, named dimensions ("C"), or twice one ("2H") that an argument before has
+    named. ``shapes`` has the tensor arguments; the first of them is the activation whose dtype, device and memory
+    format the result takes.
 
     ``images`` are the arguments that make the image, which the features only correct: they may be float32 where
     the features are shorter, autocast leaves them alone, and the result has their dtype. (A bfloat16 has 8 bits, as
@@ -40,44 +42,44 @@ class Operation:
 
     def __post_init__(self) -> None:
         self.name = self.reference.__name__
+        self.dimensions = {name: parsed(shape) for name, shape in self.shapes.items()}
         parameters = inspect.signature(self.reference).parameters
         self.arguments = tuple(parameters)
         self.optional = tuple(name for name in self.shapes if parameters[name].default is None)
+        self.activation_name = next(iter(self.shapes))
+        # The first tensor argument that is no image, whose dtype all others take.
+        self.features_name = next(name for name in self.shapes if name not in self.images)
+
+    def of(self, arguments: Arguments) -> Arguments:
+        """This operation's among the arguments of a larger one."""
+        return {name: arguments[name] for name in self.arguments}
 
     def activation(self, arguments: Arguments) -> Tensor:
-        return arguments[next(iter(self.shapes))]
-
-    @property
-    def features_name(self) -> str:
-        """The first tensor argument that is no image, whose dtype all others take."""
-        return next(name for name in self.shapes if name not in self.images)
+        return arguments[self.activation_name]
 
     def result_dtype(self, arguments: Arguments) -> torch.dtype:
         return (arguments[self.images[0]] if self.images else self.activation(arguments)).dtype
 
     def empty_output(self, arguments: Arguments) -> Tensor:
         """Memory for the result of a checked call."""
-        sizes: dict[str, int] = {}
-        for name, shape in self.shapes.items():
+        sizes = {"": 1}
+        for name, dimensions in self.dimensions.items():
             if arguments[name] is not None:
-                sizes.update(zip(shape.split(), arguments[name].shape, strict=True))
+                for (_, named), size in zip(dimensions, arguments[name].shape, strict=True):
+                    sizes.setdefault(named, size)
         activation = self.activation(arguments)
         return torch.empty(
-            [size_of(dimension, sizes) for dimension in self.output.split()],
+            [factor * sizes[named] for factor, named in parsed(self.output)],
             dtype=self.result_dtype(arguments),
             device=activation.device,
             memory_format=memory_format(activation),
         )
 
 
-def size_of(dimension: str, sizes: dict[str, int]) -> int | None:
-    """What "3", "C" or "2H" comes to, None while the named dimension is unknown."""
-    if dimension.isdigit():
-        return int(dimension)
-    if dimension.startswith("2"):
-        half = sizes.get(dimension[1:])
-        return None if half is None else 2 * half
-    return sizes.get(dimension)
+def parsed(shape: str) -> tuple[tuple[int, str], ...]:
+    """Each dimension as a factor and a name: "C 2H 3" is (1, "C"), (2, "H"), (3, ""). The size named "" is 1."""
+    found = [re.fullmatch(r"(\d*)(\D*)", dimension) for dimension in shape.split()]
+    return tuple((int(match[1] or 1), match[2]) for match in found)
 
 
 def memory_format(tensor: Tensor) -> torch.memory_format:

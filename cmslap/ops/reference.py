@@ -64,12 +64,12 @@ def recursive_embedding(
 
 def tied_conv_transpose2d(
     a: Tensor,  # [N, Cout, H, W]
-    weight: Tensor,  # [Cout, Cin, 3, 3], a convolution's kernel as it lies
+    weight: Tensor,  # [Cout, Cin, 3, 3], a convolution's as it lies
     bias: Tensor | None = None,  # [Cin]
 ) -> Tensor:  # [N, Cin, 2H, 2W]
-    """2× upsampling with a convolution's own kernel.
+    """2× upsampling with a convolution's own weight.
 
-    A conv kernel is [out, in, 3, 3], which is what a transposed convolution takes as [in, out, 3, 3]. The
+    A conv weight is [out, in, 3, 3], which is what a transposed convolution takes as [in, out, 3, 3]. The
     (2H+1)×(2W+1) result is cropped at the end to 2H×2W (MatConvNet's crop [0 1 0 1]).
     """
     height, width = a.shape[-2:]
@@ -87,10 +87,10 @@ def lapsrn_level(
     recompute: bool = False,
     upsample_weight: Tensor | None = None,  # [C, C, 3, 3] when shared_conv is None
 ) -> Tensor:  # [N, C, 2H, 2W]
-    """Features of one pyramid level: f = U(φ(h_R)) + b_u, where U reads the kernel of conv ``shared_conv``."""
+    """Features of one pyramid level: f = U(φ(h_R)) + b_u, where U reads the weight of conv ``shared_conv``."""
     a = recursive_embedding(u, weights, biases, recursions, negative_slope, recompute)
-    kernel = upsample_weight if shared_conv is None else weights[shared_conv - 1]
-    return tied_conv_transpose2d(a, kernel, upsample_bias)
+    weight = upsample_weight if shared_conv is None else weights[shared_conv - 1]
+    return tied_conv_transpose2d(a, weight, upsample_bias)
 
 
 def residual_head(

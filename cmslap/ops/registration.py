@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from cmslap.ops.backend import Backend
-from cmslap.ops.dispatch import REFERENCE, choose, named
+from cmslap.ops.backend import Backend, Call
+from cmslap.ops.dispatch import choose, named
 from cmslap.ops.operation import OPERATIONS, Arguments, Operation, memory_format
 
 _library = torch.library.Library("cmslap", "DEF")
@@ -51,13 +51,11 @@ def autocast(operation: Operation, arguments: Arguments) -> Arguments:
     if not isinstance(activation, Tensor):
         return arguments  # not checked yet
     device = activation.device.type
-    if not is_autocast(device):
-        return arguments
+    return _autocast_on(operation, arguments, device) if is_autocast(device) else arguments
+
+
+def _autocast_on(operation: Operation, arguments: Arguments, device: str) -> Arguments:
     dtype = torch.get_autocast_dtype(device)
-    return _autocast_to(operation, arguments, device, dtype)
-
-
-def _autocast_to(operation: Operation, arguments: Arguments, device: str, dtype: torch.dtype) -> Arguments:
     return {
         name: value if name in operation.images else _cast(value, device, dtype) for name, value in arguments.items()
     }
@@ -94,34 +92,30 @@ class _Registered:
         for device in ("cpu", "cuda"):
             _library.impl(name, self.autocast_on(device), f"Autocast{device.upper()}")
 
-    def split(self, inputs: Sequence[object]) -> tuple[Arguments, bool, Backend]:
-        """The arguments by name, whether to save activations, and the backend."""
+    def split(self, inputs: Sequence[object]) -> tuple[Call, Backend]:
         arguments = dict(zip(self.operation.arguments, inputs, strict=False))
         save = self.operation.saves and inputs[-2]
         backend = named(inputs[-1], "backend") if inputs[-1] else choose(self.operation, arguments, needs_grad=save)
-        return arguments, save and self.operation.name in backend.backward, backend
+        return Call(self.operation, arguments, save and self.operation.name in backend.backward), backend
 
     def forward(self, *inputs: object) -> Tensor | tuple[Tensor, Tensor]:
-        arguments, save, backend = self.split(inputs)
-        kernel = backend.forward[self.operation.name]
-        layout = memory_format(self.operation.activation(arguments))
-        if not self.operation.saves:
-            return kernel(**arguments).contiguous(memory_format=layout)
-        if backend is REFERENCE:
-            output, saved = kernel(**arguments), None
-        else:
-            output, saved = kernel(**arguments, save=save)
-        return output.contiguous(memory_format=layout), output.new_empty(0) if saved is None else saved
-
-    def fake_forward(self, *inputs: object) -> Tensor | tuple[Tensor, Tensor]:
-        arguments, save, backend = self.split(inputs)
-        output = self.operation.empty_output(arguments)
+        call, backend = self.split(inputs)
+        output = backend.forward[self.operation.name](call)
+        output = _like(output, call.activation, self.operation.result_dtype(call.arguments))
         if not self.operation.saves:
             return output
-        return output, output.new_empty(backend.saved_shape(self.operation, arguments) if save else 0)
+        return output, call.saved.to(output.dtype) if call.save else output.new_empty(0)
+
+    def fake_forward(self, *inputs: object) -> Tensor | tuple[Tensor, Tensor]:
+        call, backend = self.split(inputs)
+        output = self.operation.empty_output(call.arguments)
+        if not self.operation.saves:
+            return output
+        return output, output.new_empty(backend.saved_shape(call) if call.save else 0)
 
     def setup_context(self, ctx: FunctionCtx, inputs: Sequence[object], output: Tensor | tuple[Tensor, Tensor]) -> None:
-        arguments, _, backend = self.split(inputs)
+        call, backend = self.split(inputs)
+        arguments = call.arguments
         output, saved = output if self.operation.saves else (output, None)
         ctx.set_materialize_grads(False)
         if saved is not None:
@@ -157,26 +151,27 @@ class _Registered:
         saves = not self.operation.saves or saved.numel() > 0
         return saves and self.operation.name in named(backend, "backend").backward
 
-    def unpack_backward(self, inputs: Sequence[object]) -> tuple[Arguments, list[str]]:
-        arguments = dict(zip(self.operation.arguments, inputs[3:], strict=False))
+    def split_backward(self, inputs: Sequence[object]) -> Call:
+        grad, output, saved, *rest = inputs
+        arguments = dict(zip(self.operation.arguments, rest, strict=False))
         wanted = [name for name, mask in zip(self.operation.shapes, inputs[-2], strict=True) if mask]
-        return arguments, wanted
+        return Call(self.operation, arguments, grad=grad, output=output, saved=saved, wanted=wanted)
 
     def backward(self, *inputs: object) -> list[Tensor]:
-        (grad, output, saved), (arguments, wanted) = inputs[:3], self.unpack_backward(inputs)
-        kernel = named(inputs[-1], "backend").backward[self.operation.name]
-        gradients = kernel(grad, output, saved, tuple(wanted), **arguments)
-        return [_like(gradients[name], arguments[name]) for name in wanted]
+        call = self.split_backward(inputs)
+        gradients = named(inputs[-1], "backend").backward[self.operation.name](call)
+        return [_like(gradients[name], call.arguments[name], call.arguments[name].dtype) for name in call.wanted]
 
     def fake_backward(self, *inputs: object) -> list[Tensor]:
-        arguments, wanted = self.unpack_backward(inputs)
-        return [torch.empty_like(arguments[n], memory_format=memory_format(arguments[n])) for n in wanted]
+        call = self.split_backward(inputs)
+        wanted = [call.arguments[name] for name in call.wanted]
+        return [torch.empty_like(tensor, memory_format=memory_format(tensor)) for tensor in wanted]
 
     def autocast_on(self, device: str) -> Callable[..., Tensor | tuple[Tensor, Tensor]]:
         def kernel(*inputs: object) -> Tensor | tuple[Tensor, Tensor]:
             arguments = dict(zip(self.operation.arguments, inputs, strict=False))
             options = inputs[len(arguments) :]
-            arguments = _autocast_to(self.operation, arguments, device, torch.get_autocast_dtype(device))
+            arguments = _autocast_on(self.operation, arguments, device)
             with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(f"Autocast{device.upper()}")):
                 return getattr(torch.ops.cmslap, self.operation.name)(*arguments.values(), *options)
 
@@ -209,8 +204,10 @@ def reference_gradients(
     return dict(zip(wanted, gradients, strict=True))
 
 
-def _like(gradient: Tensor, argument: Tensor) -> Tensor:
-    return gradient.to(argument.dtype).contiguous(memory_format=memory_format(argument))
+def _like(result: Tensor, argument: Tensor, dtype: torch.dtype) -> Tensor:
+    if result.dtype != dtype:
+        result = result.to(dtype)
+    return result.contiguous(memory_format=memory_format(argument))
 
 
 for _operation in OPERATIONS.values():

@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from cmslap.ops.backend import Backend, saved_shape
+from cmslap.ops.backend import Backend, Call
 from cmslap.ops.operation import Arguments, Operation
 
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"  # which Triton itself reads
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 CHANNELS = range(16, 257, 16)
 NAMES = ("conv2d_lrelu", "recursive_embedding", "tied_conv_transpose2d", "lapsrn_level", "residual_head")
@@ -21,9 +20,8 @@ ONE_CHANNEL = ("conv2d_lrelu", "residual_head")  # from or to an image
 
 def _unsupported(operation: Operation, arguments: Arguments) -> str | None:
     activation = operation.activation(arguments)
-    device = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"  # which Triton itself reads
-    if activation.device.type != device:
-        return f"runs on {device}, not on {activation.device.type}"
+    if activation.device.type != DEVICE:
+        return f"runs on {DEVICE}, not on {activation.device.type}"
     if activation.dtype not in DTYPES:
         return f"bfloat16, float16 or float32 only, not {str(activation.dtype).removeprefix('torch.')}"
     weight = next(arguments[name] for name in ("weight", "weights", "residual_weight") if name in arguments)
@@ -33,13 +31,12 @@ def _unsupported(operation: Operation, arguments: Arguments) -> str | None:
     return None
 
 
-def _kernel(name: str) -> Callable[..., Any]:
-    def run(*args: object, **kwargs: object) -> Tensor | tuple[Tensor, Tensor | None] | dict[str, Tensor]:
+def _kernel(name: str) -> Callable[[Call], object]:
+    def run(call: Call) -> object:
         from cmslap.kernels import operations  # imports Triton, which takes a moment: not before the first launch
 
-        first = (*args, *kwargs.values())[0]
-        with torch.cuda.device_of(first):  # Triton launches on the current device
-            return getattr(operations, name)(*args, **kwargs)
+        with torch.cuda.device_of(call.activation):  # Triton launches on the current device
+            return getattr(operations, name)(call)
 
     return run
 
@@ -51,5 +48,4 @@ TRITON = Backend(
     unsupported=_unsupported,
     forward={name: _kernel(name) for name in NAMES},
     backward={name: _kernel(f"{name}_backward") for name in NAMES},
-    saved_shape=saved_shape,
 )

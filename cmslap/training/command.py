@@ -28,7 +28,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "train",
         help="train a network from a TOML file",
         usage="cmslap train CONFIG [KEY=VALUE ...] [--resume | --reproduce]",
-        description=DESCRIPTION.format(shipped=", ".join(sorted(path.stem for path in (Path(__file__).parent / "configs").glob("*.toml")))),
+        description=DESCRIPTION.format(
+            shipped=", ".join(sorted(path.stem for path in (Path(__file__).parent / "configs").glob("*.toml")))
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", metavar="CONFIG", help="a TOML file, a shipped configuration's name, or a record")

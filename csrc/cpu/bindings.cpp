@@ -1,8 +1,17 @@
-#include "bindings.h"
-
+// The CPU kernels as PyTorch operators, `cmslap_cpu::*`, each with its schema below it: cmslap/_C.so.
+//
+// Only the LibTorch stable ABI is used (torch/csrc/stable, torch/headeronly) and nothing of CPython's, so one binary
+// serves every later version of both. Callers outside cmslap.ops use the operators of the `cmslap` namespace.
+//
+// Everything is float32, but where multiplies_bfloat16() and nothing is saved, the features of a forward operation may
+// be bfloat16. Images are [N, C, H, W] in channels_last memory; weights, biases and `saved` are contiguous. Results go
+// to tensors the caller made; gradients of parameters are added to what theirs hold.
+#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <optional>
 #include <type_traits>
 
 #include "kernels.h"
@@ -21,6 +30,8 @@ void on_threads(int64_t workers, void (*body)(const void* context, int64_t worke
 namespace {
 
 using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
 
 template <class Number>
 void check_type(const Tensor& tensor) {
@@ -36,7 +47,8 @@ Number* pixels(const Tensor& tensor) {
   STD_TORCH_CHECK(tensor.dim() == 4, "an image [N, C, H, W] expected");
   int64_t expected = 1;
   for (int64_t dimension : {1, 3, 2, 0}) {
-    STD_TORCH_CHECK(tensor.size(dimension) == 1 || tensor.stride(dimension) == expected, "channels_last memory expected");
+    STD_TORCH_CHECK(tensor.size(dimension) == 1 || tensor.stride(dimension) == expected,
+                    "channels_last memory expected");
     expected *= tensor.size(dimension);
   }
   return static_cast<Number*>(tensor.data_ptr());
@@ -60,12 +72,19 @@ Conv conv_of(const Tensor& weight, const OptionalTensor& bias, double negative_s
   return {weight.size(1), weight.size(0), array(weight), array(bias), static_cast<float>(negative_slope)};
 }
 
-Embedding embedding_of(const Tensor& weights, const Tensor& biases, int64_t recursions, double negative_slope, Save save) {
-  return {weights.size(1), weights.size(0), recursions, array(weights), array(biases), static_cast<float>(negative_slope), save};
+Embedding embedding_of(const Tensor& weights, const Tensor& biases, int64_t recursions, double negative_slope,
+                       Save save) {
+  return {weights.size(1),
+          weights.size(0),
+          recursions,
+          array(weights),
+          array(biases),
+          static_cast<float>(negative_slope),
+          save};
 }
 
-Save save_mode(const Tensor& saved, bool recompute) {
-  return saved.numel() == 0 ? Save::kNothing : recompute ? Save::kRecursions : Save::kConvolutions;
+Save save_mode(const OptionalTensor& saved, bool recompute) {
+  return !saved ? Save::kNothing : recompute ? Save::kRecursions : Save::kConvolutions;
 }
 
 Upsampling upsampling_of(const Tensor& weight, const OptionalTensor& bias) {
@@ -76,6 +95,8 @@ ResidualHead head_of(const Tensor& weight, const OptionalTensor& bias, const Ten
   return {weight.size(1), array(weight), array(bias), array(image_weight)};
 }
 
+bool multiplies_bfloat16() { return bfloat16_kernels() != nullptr; }
+
 // The kernels for images of bfloat16, if these are such.
 const BFloat16Kernels* bfloat16_kernels_for(const Tensor& images) {
   if (images.scalar_type() != ScalarType::BFloat16) return nullptr;
@@ -83,9 +104,15 @@ const BFloat16Kernels* bfloat16_kernels_for(const Tensor& images) {
   return bfloat16_kernels();
 }
 
-}  // namespace
+// Registers a function under its name.
+#define OPERATOR(function, schema)                                          \
+  STABLE_TORCH_LIBRARY_FRAGMENT(cmslap_cpu, m) { m.def(#function schema); } \
+  STABLE_TORCH_LIBRARY_IMPL(cmslap_cpu, CPU, m) { m.impl(#function, TORCH_BOX(&function)); }
 
-bool multiplies_bfloat16() { return bfloat16_kernels() != nullptr; }
+STABLE_TORCH_LIBRARY(cmslap_cpu, m) { m.def("multiplies_bfloat16() -> bool"); }
+STABLE_TORCH_LIBRARY_IMPL(cmslap_cpu, CompositeExplicitAutograd, m) {  // it has no tensor to say it is the CPU's
+  m.impl("multiplies_bfloat16", TORCH_BOX(&multiplies_bfloat16));
+}
 
 void conv2d_lrelu(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& skip,
                   double negative_slope, Tensor out) {
@@ -94,28 +121,46 @@ void conv2d_lrelu(const Tensor& x, const Tensor& weight, const OptionalTensor& b
     return kernels->conv(conv, size_of(x), pixels<BFloat16>(x), pixels<BFloat16>(skip), pixels<BFloat16>(out));
   kernels().conv(conv, size_of(x), pixels(x), pixels(skip), pixels(out));
 }
+OPERATOR(conv2d_lrelu,
+         "(Tensor x, Tensor weight, Tensor? bias, Tensor? skip, float negative_slope, Tensor(a!) out) -> ()")
 
-void conv2d_lrelu_backward(const Tensor& x, const Tensor& weight, const Tensor& out, const Tensor& grad, double negative_slope,
-                           OptionalTensor grad_x, OptionalTensor grad_weight, OptionalTensor grad_bias, Tensor grad_skip) {
-  kernels().conv_backward(conv_of(weight, std::nullopt, negative_slope), size_of(x), pixels(x), pixels(out), pixels(grad),
-                          pixels(grad_x), array(grad_weight), array(grad_bias), pixels(grad_skip));
+// Writes grad_skip, which is also the gradient before the activation. The other gradients are optional, those of weight
+// and bias together.
+void conv2d_lrelu_backward(const Tensor& x, const Tensor& weight, const Tensor& out, const Tensor& grad,
+                           double negative_slope, Tensor grad_skip, OptionalTensor grad_x, OptionalTensor grad_weight,
+                           OptionalTensor grad_bias) {
+  kernels().conv_backward(conv_of(weight, std::nullopt, negative_slope), size_of(x), pixels(x), pixels(out),
+                          pixels(grad), pixels(grad_x), array(grad_weight), array(grad_bias), pixels(grad_skip));
 }
+OPERATOR(conv2d_lrelu_backward,
+         "(Tensor x, Tensor weight, Tensor out, Tensor grad, float negative_slope, Tensor(a!) grad_skip, Tensor(b!)? "
+         "grad_x=None, "
+         "Tensor(c!)? grad_weight=None, Tensor(d!)? grad_bias=None) -> ()")
 
+// saved is [R·D, N, H, W, C], with recompute [R, N, H, W, C]; None when no gradient will be asked for.
 void recursive_embedding(const Tensor& u, const Tensor& weights, const Tensor& biases, int64_t recursions,
-                         double negative_slope, bool recompute, Tensor saved, Tensor out) {
+                         double negative_slope, bool recompute, OptionalTensor saved, Tensor out) {
   const Embedding embedding = embedding_of(weights, biases, recursions, negative_slope, save_mode(saved, recompute));
   if (const auto* kernels = bfloat16_kernels_for(u))
     return kernels->embedding(embedding, size_of(u), pixels<BFloat16>(u), pixels<BFloat16>(out));
   kernels().embedding(embedding, size_of(u), pixels(u), array(saved), pixels(out));
 }
+OPERATOR(recursive_embedding,
+         "(Tensor u, Tensor weights, Tensor biases, int recursions, float negative_slope, bool recompute, Tensor(a!)? "
+         "saved, "
+         "Tensor(b!) out) -> ()")
 
-void recursive_embedding_backward(const Tensor& weights, const Tensor& biases, int64_t recursions, double negative_slope,
-                                  bool recompute, const Tensor& saved, const Tensor& out, const Tensor& grad, Tensor grad_u,
-                                  Tensor grad_weights, Tensor grad_biases) {
+void recursive_embedding_backward(const Tensor& weights, const Tensor& biases, int64_t recursions,
+                                  double negative_slope, bool recompute, const Tensor& saved, const Tensor& out,
+                                  const Tensor& grad, Tensor grad_u, Tensor grad_weights, Tensor grad_biases) {
   const Embedding embedding = embedding_of(weights, biases, recursions, negative_slope, save_mode(saved, recompute));
   kernels().embedding_backward(embedding, size_of(grad), array(saved), pixels(out), pixels(grad), pixels(grad_u),
                                array(grad_weights), array(grad_biases));
 }
+OPERATOR(
+    recursive_embedding_backward,
+    "(Tensor weights, Tensor biases, int recursions, float negative_slope, bool recompute, Tensor saved, Tensor out, "
+    "Tensor grad, Tensor(a!) grad_u, Tensor(b!) grad_weights, Tensor(c!) grad_biases) -> ()")
 
 void tied_conv_transpose2d(const Tensor& a, const Tensor& weight, const OptionalTensor& bias, Tensor out) {
   const Upsampling upsampling = upsampling_of(weight, bias);
@@ -123,15 +168,21 @@ void tied_conv_transpose2d(const Tensor& a, const Tensor& weight, const Optional
     return kernels->upsampling(upsampling, size_of(a), pixels<BFloat16>(a), pixels<BFloat16>(out));
   kernels().upsampling(upsampling, size_of(a), pixels(a), pixels(out));
 }
+OPERATOR(tied_conv_transpose2d, "(Tensor a, Tensor weight, Tensor? bias, Tensor(a!) out) -> ()")
 
+// Gradients are optional, those of weight and bias together.
 void tied_conv_transpose2d_backward(const Tensor& a, const Tensor& weight, const Tensor& grad, OptionalTensor grad_a,
                                     OptionalTensor grad_weight, OptionalTensor grad_bias) {
-  kernels().upsampling_backward(upsampling_of(weight, std::nullopt), size_of(a), pixels(a), pixels(grad), pixels(grad_a),
-                                array(grad_weight), array(grad_bias));
+  kernels().upsampling_backward(upsampling_of(weight, std::nullopt), size_of(a), pixels(a), pixels(grad),
+                                pixels(grad_a), array(grad_weight), array(grad_bias));
 }
+OPERATOR(tied_conv_transpose2d_backward,
+         "(Tensor a, Tensor weight, Tensor grad, Tensor(a!)? grad_a=None, Tensor(b!)? grad_weight=None, "
+         "Tensor(c!)? grad_bias=None) -> ()")
 
-void lapsrn_level(const Tensor& u, const Tensor& weights, const Tensor& biases, const Tensor& upsample_weight,
-                  const Tensor& upsample_bias, int64_t recursions, double negative_slope, bool recompute, Tensor saved,
+// saved is one image longer than the recursive embedding's: the last one is the embedding's result.
+void lapsrn_level(const Tensor& u, const Tensor& upsample_weight, const Tensor& upsample_bias, const Tensor& weights,
+                  const Tensor& biases, int64_t recursions, double negative_slope, bool recompute, OptionalTensor saved,
                   Tensor out) {
   const Embedding embedding = embedding_of(weights, biases, recursions, negative_slope, save_mode(saved, recompute));
   const Upsampling upsampling = upsampling_of(upsample_weight, upsample_bias);
@@ -141,16 +192,26 @@ void lapsrn_level(const Tensor& u, const Tensor& weights, const Tensor& biases, 
   float* a = unsaved.data() ? unsaved.data() : array(saved) + embedding.saved_images() * u.numel();
   kernels().level(embedding, upsampling, size_of(u), pixels(u), array(saved), a, pixels(out));
 }
+OPERATOR(lapsrn_level,
+         "(Tensor u, Tensor upsample_weight, Tensor upsample_bias, Tensor weights, Tensor biases, int recursions, "
+         "float negative_slope, bool recompute, Tensor(a!)? saved, Tensor(b!) out) -> ()")
 
-void lapsrn_level_backward(const Tensor& weights, const Tensor& biases, const Tensor& upsample_weight, int64_t recursions,
-                           double negative_slope, bool recompute, const Tensor& saved, const Tensor& grad, Tensor grad_u,
-                           Tensor grad_weights, Tensor grad_biases, Tensor grad_upsample_weight, Tensor grad_upsample_bias) {
+// grad_upsample_weight may be a part of grad_weights.
+void lapsrn_level_backward(const Tensor& upsample_weight, const Tensor& weights, const Tensor& biases,
+                           int64_t recursions, double negative_slope, bool recompute, const Tensor& saved,
+                           const Tensor& grad, Tensor grad_u, Tensor grad_weights, Tensor grad_biases,
+                           Tensor grad_upsample_weight, Tensor grad_upsample_bias) {
   const Embedding embedding = embedding_of(weights, biases, recursions, negative_slope, save_mode(saved, recompute));
   const float* a = array(saved) + embedding.saved_images() * grad_u.numel();
-  kernels().level_backward(embedding, upsampling_of(upsample_weight, std::nullopt), size_of(grad_u), array(saved), a, pixels(grad),
-                           pixels(grad_u), array(grad_weights), array(grad_biases), array(grad_upsample_weight),
-                           array(grad_upsample_bias));
+  kernels().level_backward(embedding, upsampling_of(upsample_weight, std::nullopt), size_of(grad_u), array(saved), a,
+                           pixels(grad), pixels(grad_u), array(grad_weights), array(grad_biases),
+                           array(grad_upsample_weight), array(grad_upsample_bias));
 }
+OPERATOR(
+    lapsrn_level_backward,
+    "(Tensor upsample_weight, Tensor weights, Tensor biases, int recursions, float negative_slope, bool recompute, "
+    "Tensor saved, Tensor grad, Tensor(a!) grad_u, Tensor(b!) grad_weights, Tensor(c!) grad_biases, "
+    "Tensor(d!) grad_upsample_weight, Tensor(e!) grad_upsample_bias) -> ()")
 
 void residual_head(const Tensor& f, const Tensor& image, const Tensor& residual_weight, const Tensor& residual_bias,
                    const Tensor& image_weight, Tensor out) {
@@ -159,24 +220,39 @@ void residual_head(const Tensor& f, const Tensor& image, const Tensor& residual_
     return kernels->residual_head(head, size_of(image), pixels<BFloat16>(f), pixels(image), pixels(out));
   kernels().residual_head(head, size_of(image), pixels(f), pixels(image), pixels(out));
 }
+OPERATOR(
+    residual_head,
+    "(Tensor f, Tensor image, Tensor residual_weight, Tensor residual_bias, Tensor image_weight, Tensor(a!) out) -> ()")
 
-void residual_head_backward(const Tensor& f, const Tensor& image, const Tensor& residual_weight, const Tensor& image_weight,
-                            const Tensor& grad, Tensor grad_f, Tensor grad_image, Tensor grad_residual_weight,
-                            Tensor grad_residual_bias, Tensor grad_image_weight) {
+void residual_head_backward(const Tensor& f, const Tensor& image, const Tensor& residual_weight,
+                            const Tensor& image_weight, const Tensor& grad, Tensor grad_f, Tensor grad_image,
+                            Tensor grad_residual_weight, Tensor grad_residual_bias, Tensor grad_image_weight) {
   kernels().residual_head_backward(head_of(residual_weight, std::nullopt, image_weight), size_of(image), pixels(f),
-                                   pixels(image), pixels(grad), pixels(grad_f), pixels(grad_image), array(grad_residual_weight),
-                                   array(grad_residual_bias), array(grad_image_weight));
+                                   pixels(image), pixels(grad), pixels(grad_f), pixels(grad_image),
+                                   array(grad_residual_weight), array(grad_residual_bias), array(grad_image_weight));
 }
+OPERATOR(residual_head_backward,
+         "(Tensor f, Tensor image, Tensor residual_weight, Tensor image_weight, Tensor grad, Tensor(a!) grad_f, "
+         "Tensor(b!) grad_image, Tensor(c!) grad_residual_weight, Tensor(d!) grad_residual_bias, "
+         "Tensor(e!) grad_image_weight) -> ()")
 
-void lapsrn_last_level(const Tensor& u, const Tensor& image, const Tensor& weights, const Tensor& biases,
-                       const Tensor& upsample_weight, const Tensor& upsample_bias, int64_t recursions, double negative_slope,
-                       const Tensor& residual_weight, const Tensor& residual_bias, const Tensor& image_weight, Tensor out) {
+// Level and residual head in one, without the features between them and without gradients.
+void lapsrn_last_level(const Tensor& u, const Tensor& image, const Tensor& upsample_weight, const Tensor& upsample_bias,
+                       const Tensor& weights, const Tensor& biases, int64_t recursions, double negative_slope,
+                       const Tensor& residual_weight, const Tensor& residual_bias, const Tensor& image_weight,
+                       Tensor out) {
   const Embedding embedding = embedding_of(weights, biases, recursions, negative_slope, Save::kNothing);
   const Upsampling upsampling = upsampling_of(upsample_weight, upsample_bias);
   const ResidualHead head = head_of(residual_weight, residual_bias, image_weight);
   if (const auto* kernels = bfloat16_kernels_for(u))
-    return kernels->last_level(embedding, upsampling, head, size_of(u), pixels<BFloat16>(u), pixels(image), pixels(out));
+    return kernels->last_level(embedding, upsampling, head, size_of(u), pixels<BFloat16>(u), pixels(image),
+                               pixels(out));
   kernels().last_level(embedding, upsampling, head, size_of(u), pixels(u), pixels(image), pixels(out));
 }
+OPERATOR(lapsrn_last_level,
+         "(Tensor u, Tensor image, Tensor upsample_weight, Tensor upsample_bias, Tensor weights, Tensor biases, "
+         "int recursions, float negative_slope, Tensor residual_weight, Tensor residual_bias, Tensor image_weight, "
+         "Tensor(a!) out) -> ()")
 
+}  // namespace
 }  // namespace cmslap::cpu

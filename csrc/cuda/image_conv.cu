@@ -1,6 +1,8 @@
-// Between images, maps of one channel, and feature maps: conv_in and the residual head, with their gradients. A tensor core has
-// little to do here; each kernel reads or writes one feature map once, at 1152 FLOP for its 2 bytes a channel of 64.
+// Between images, maps of one channel, and feature maps: conv_in and the residual head, with their gradients. A tensor
+// core has little to do here; each kernel reads or writes one feature map once, at 1152 FLOP for its 2 bytes a channel
+// of 64.
 #include <algorithm>
+#include <cstring>
 
 #include "indexing_image.h"
 #include "kernels.h"
@@ -12,6 +14,30 @@ namespace cmslap::cuda {
 using namespace image_indexing;
 
 constexpr int kThreads = 256;
+
+// What the elements of a map are in memory.
+template <class T>
+struct Stored {
+  using Element = uint16_t;
+};
+template <>
+struct Stored<float> {
+  using Element = float;
+};
+
+template <class T>
+DEVICE void load_eight(const float* from, float (&values)[8]) {
+  const uint4 halves[2] = {load_16(from), load_16(from + 4)};
+  memcpy(values, halves, sizeof values);
+}
+
+template <class T>
+DEVICE void store_eight(float* to, const float (&values)[8]) {
+  uint4 halves[2];
+  memcpy(halves, values, sizeof values);
+  store_16(to, halves[0]);
+  store_16(to + 4, halves[1]);
+}
 
 struct Plane {
   const float* data;
@@ -50,9 +76,9 @@ struct SpreadParameters {
   int batch, channels;
   const float* weight;  // [channels, 9]
   bool flipped;
-  const float* bias;    // [channels], optional
+  const float* bias;  // [channels], optional
   float slope;
-  uint16_t* y;
+  void* y;  // [N, H, W, channels]
 };
 
 // A thread makes eight channels, whose 72 weights it keeps, of the pixels of a strip.
@@ -82,7 +108,7 @@ __global__ void __launch_bounds__(kThreads) spread_kernel(const __grid_constant_
         values[c] *= values[c] > 0.0f ? 1.0f : p.slope;
       }
       const int64_t place = (int64_t{strip.image} * p.x.height + near.y) * p.x.width + strip.x;
-      store_eight<T>(p.y + place * p.channels + channel, values);
+      store_eight<T>(static_cast<typename Stored<T>::Element*>(p.y) + place * p.channels + channel, values);
     }
   }
 }
@@ -90,13 +116,15 @@ __global__ void __launch_bounds__(kThreads) spread_kernel(const __grid_constant_
 static void spread(Type type, const SpreadParameters& p, cudaStream_t stream) {
   const int64_t strips = Strips(p.batch, p.x.height, p.x.width, p.channels).count;
   const int64_t most = 8 * device_attribute(cudaDevAttrMultiProcessorCount);
-  launch(type == Type::kBFloat16 ? spread_kernel<BFloat16> : spread_kernel<Float16>, dim3(unsigned(std::min(strips, most))),
-         dim3(kThreads), 0, stream, p);
+  const auto kernel = type == Type::kFloat32    ? spread_kernel<float>
+                      : type == Type::kBFloat16 ? spread_kernel<BFloat16>
+                                                : spread_kernel<Float16>;
+  launch(kernel, dim3(unsigned(std::min(strips, most))), dim3(kThreads), 0, stream, p);
 }
 
 void image_conv(const ImageConv& c, cudaStream_t stream) {
-  spread(c.type,
-         {{c.x, c.size.height, c.size.width}, c.size.batch, c.out, c.weight, false, c.bias, c.slope, halves(c.y)}, stream);
+  spread(c.type, {{c.x, c.size.height, c.size.width}, c.size.batch, c.out, c.weight, false, c.bias, c.slope, c.y},
+         stream);
 }
 
 // ---- Sums over pixels of many channels times one: the weight gradients of both ----
@@ -104,31 +132,38 @@ void image_conv(const ImageConv& c, cudaStream_t stream) {
 struct CorrelateParameters {
   Plane x;
   int batch, channels;
-  const uint16_t* map;  // [N, H, W, channels]
+  const void* map;    // [N, H, W, channels]
+  const void* saved;  // [N, H, W, channels], optional: an activation whose signs say φ', which multiplies the map
+  float slope;
   bool flipped;
-  int taps;             // a channel of a row: 10 with the sum of the map itself, or 9
-  int pitch;            // of the rows of sums
+  int taps;   // a channel of a row: 10 with the sum of the map itself, or 9
+  int pitch;  // of the rows of sums
   float* sums;
 };
 
-// A thread sums eight channels × nine taps over the pixels of its strips; then those of the same channels are added in order.
+// A thread sums eight channels × nine taps over the pixels of its strips; then those of the same channels are added in
+// order.
 template <class T>
 __global__ void __launch_bounds__(kThreads) correlate_kernel(const __grid_constant__ CorrelateParameters p) {
   SHARED_MEMORY(smem);
   float* shared = reinterpret_cast<float*>(smem);  // [lanes, channels]
   const Strips strips(p.batch, p.x.height, p.x.width, p.channels);
   const int lane = threadIdx.x / strips.eights, channel = threadIdx.x % strips.eights * 8;
+  const auto* map = static_cast<const typename Stored<T>::Element*>(p.map);
+  const auto* saved = static_cast<const typename Stored<T>::Element*>(p.saved);
   float own[10][8] = {};
   for (int64_t number = blockIdx.x; number < strips.count && lane < strips.lanes; number += gridDim.x) {
     const Strip strip = strips.at(number, lane);
     if (strip.x >= p.x.width) continue;
     Neighbourhood near(p.x, strip.image, strip.y, strip.x);
     for (; near.y < strip.end; near.down()) {
-      float values[8];
+      float values[8], activations[8];
       const int64_t place = (int64_t{strip.image} * p.x.height + near.y) * p.x.width + strip.x;
-      load_eight<T>(p.map + place * p.channels + channel, values);
+      load_eight<T>(map + place * p.channels + channel, values);
+      if (saved != nullptr) load_eight<T>(saved + place * p.channels + channel, activations);
 #pragma unroll
       for (int c = 0; c < 8; ++c) {
+        if (saved != nullptr) values[c] *= activations[c] > 0.0f ? 1.0f : p.slope;
 #pragma unroll
         for (int tap = 0; tap < 9; ++tap) own[tap][c] += values[c] * near.values[tap];
         own[9][c] += values[c];
@@ -159,13 +194,15 @@ int image_sum_rows(Size size) {
 }
 
 static void correlate(Type type, const CorrelateParameters& p, int rows, cudaStream_t stream) {
-  launch(type == Type::kBFloat16 ? correlate_kernel<BFloat16> : correlate_kernel<Float16>, dim3(rows), dim3(kThreads),
-         kThreads * 8 * sizeof(float), stream, p);
+  const auto kernel = type == Type::kFloat32    ? correlate_kernel<float>
+                      : type == Type::kBFloat16 ? correlate_kernel<BFloat16>
+                                                : correlate_kernel<Float16>;
+  launch(kernel, dim3(rows), dim3(kThreads), kThreads * 8 * sizeof(float), stream, p);
 }
 
-void image_conv_weight_gradient(Type type, Size size, int out, const float* x, const void* grad, float* sums,
-                                  cudaStream_t stream) {
-  correlate(type, {{x, size.height, size.width}, size.batch, out, halves(grad), false, 10, 10 * out, sums},
+void image_conv_weight_gradient(Type type, Size size, int out, const float* x, const void* grad, const void* y,
+                                float slope, float* sums, cudaStream_t stream) {
+  correlate(type, {{x, size.height, size.width}, size.batch, out, grad, y, slope, false, 10, 10 * out, sums},
             image_sum_rows(size), stream);
 }
 
@@ -199,13 +236,15 @@ DEVICE float upsampled(const HeadParameters& p, int batch, int y, int x) {
   return sum;
 }
 
-// A block makes 16×32 pixels. First a matrix product [pixels of the halo tile, channels] · [channels, 9 taps], the pixels read
-// from memory straight into fragments, eight successive channels a lane; then each pixel adds up its nine neighbours' products.
+// A block makes 16×32 pixels. First a matrix product [pixels of the halo tile, channels] · [channels, 9 taps], the
+// pixels read from memory straight into fragments, eight successive channels a lane; then each pixel adds up its nine
+// neighbours' products.
 template <class T>
 __global__ void __launch_bounds__(kThreads) residual_head_kernel(const __grid_constant__ HeadParameters p) {
   SHARED_MEMORY(smem);
-  float* products = reinterpret_cast<float*>(smem);                        // [9, kHeadHalo]
-  uint32_t* matrix = reinterpret_cast<uint32_t*>(products + 9 * kHeadHalo);  // [channels / 32, 32 lanes, step, n, register]
+  float* products = reinterpret_cast<float*>(smem);  // [9, kHeadHalo]
+  uint32_t* matrix =
+      reinterpret_cast<uint32_t*>(products + 9 * kHeadHalo);  // [channels / 32, 32 lanes, step, n, register]
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, groups = (p.channels + 31) / 32;
   const int64_t tile = blockIdx.x;
   const int batch = int(tile / (p.down * p.across));
@@ -224,7 +263,8 @@ __global__ void __launch_bounds__(kThreads) residual_head_kernel(const __grid_co
       const int place = first + 8 * half + lane / 4;
       const int y = top - 1 + place / kHeadHaloWidth, x = left - 1 + place % kHeadHaloWidth;
       const bool inside = place < kHeadHalo && y >= 0 && y < p.height && x >= 0 && x < p.width;
-      pixels[half] = inside ? p.f + ((int64_t{batch} * p.height + y) * p.width + x) * p.channels + lane % 4 * 8 : nullptr;
+      pixels[half] =
+          inside ? p.f + ((int64_t{batch} * p.height + y) * p.width + x) * p.channels + lane % 4 * 8 : nullptr;
     }
     float sums[2][4] = {};
 #pragma unroll 2
@@ -268,8 +308,8 @@ __global__ void __launch_bounds__(kThreads) residual_head_kernel(const __grid_co
 void residual_head(const ResidualHead& h, cudaStream_t stream) {
   const int height = 2 * h.size.height, width = 2 * h.size.width;
   const int down = (height + kHeadHeight - 1) / kHeadHeight, across = (width + kHeadWidth - 1) / kHeadWidth;
-  const HeadParameters p{h.size.batch, height, width, h.channels, down, across, halves(h.f), h.image, h.weight, h.bias,
-                         h.image_weight, h.y};
+  const HeadParameters p{h.size.batch, height,  width,    h.channels, down,           across,
+                         halves(h.f),  h.image, h.weight, h.bias,     h.image_weight, h.y};
   const size_t bytes = 9 * kHeadHalo * sizeof(float) + (h.channels + 31) / 32 * 32 * 8 * sizeof(uint32_t);
   launch(h.type == Type::kBFloat16 ? residual_head_kernel<BFloat16> : residual_head_kernel<Float16>,
          dim3(unsigned(h.size.batch * down * across)), dim3(kThreads), bytes, stream, p);
@@ -281,9 +321,9 @@ struct ImageGradientParameters {
   Plane image, grad;
   int batch;
   const float* weight;
-  float* grad_image;     // optional
-  float* sums;           // of b_res and K, optional
-  int pitch;             // of the rows of sums
+  float* grad_image;  // optional
+  float* sums;        // of b_res and K, optional
+  int pitch;          // of the rows of sums
 };
 
 // A thread takes pixels of the image: each meets 4×4 pixels of the gradient, four of them its own.
@@ -325,12 +365,17 @@ void residual_head_gradient(const ResidualHeadGradient& g, cudaStream_t stream) 
   const Plane grad{g.grad, large.height, large.width};
   const int rows = image_sum_rows(large), pitch = 9 * g.channels + 1 + 16;
   if (g.grad_f != nullptr)
-    spread(g.type, {grad, g.size.batch, g.channels, g.weight, true, nullptr, 1.0f, halves(g.grad_f)}, stream);
+    spread(g.type, {grad, g.size.batch, g.channels, g.weight, true, nullptr, 1.0f, g.grad_f}, stream);
   if (g.sums != nullptr)
-    correlate(g.type, {grad, g.size.batch, g.channels, halves(g.f), true, 9, pitch, g.sums}, rows, stream);
+    correlate(g.type, {grad, g.size.batch, g.channels, g.f, nullptr, 1.0f, true, 9, pitch, g.sums}, rows, stream);
   if (g.grad_image == nullptr && g.sums == nullptr) return;
-  const ImageGradientParameters p{{g.image, g.size.height, g.size.width}, grad, g.size.batch, g.image_weight,
-                                  g.grad_image, g.sums != nullptr ? g.sums + 9 * g.channels : nullptr, pitch};
+  const ImageGradientParameters p{{g.image, g.size.height, g.size.width},
+                                  grad,
+                                  g.size.batch,
+                                  g.image_weight,
+                                  g.grad_image,
+                                  g.sums != nullptr ? g.sums + 9 * g.channels : nullptr,
+                                  pitch};
   launch(image_gradient_kernel, dim3(rows), dim3(kThreads), 17 * (kThreads / 32) * sizeof(float), stream, p);
 }
 

@@ -11,7 +11,7 @@
 
 namespace cmslap::cuda {
 
-enum class Type { kBFloat16, kFloat16 };
+enum class Type { kBFloat16, kFloat16, kFloat32 };  // kFloat32: only of the features that an image becomes
 
 struct Size {  // of a batch of maps
   int batch, height, width;
@@ -119,8 +119,10 @@ struct ImageConv {  // φ(W ⋆ x + b), 1 → out
   void* y;                // [N, H, W, out]
 };
 void image_conv(const ImageConv&, cudaStream_t);
-// grad: of the value before φ. sums [image_sum_rows(), out · 10]: for each channel 9 taps and the bias; rows add up.
-void image_conv_weight_gradient(Type, Size, int out, const float* x, const void* grad, float* sums, cudaStream_t);
+// grad, y: of the output, y optional: its signs say φ'. sums [image_sum_rows(), out · 10]: for each channel 9 taps and the
+// bias; rows add up.
+void image_conv_weight_gradient(Type, Size, int out, const float* x, const void* grad, const void* y, float slope,
+                                float* sums, cudaStream_t);
 int image_sum_rows(Size);
 
 struct ResidualHead {  // I' = K ⋆ᵀ I + (W_res ⋆ f + b_res)

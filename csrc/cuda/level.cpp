@@ -298,12 +298,10 @@ void level_backward(const Embedding& op, const Upsampling& up, const void* saved
   add_upsampling_parameters(up, a, grad_f, grad_upsample_weight, grad_upsample_bias, queue);
 }
 
-void image_backward(const ImageConv& op, const void* y, const void* grad_y, void* grad_before, float* grad_parameters,
-                      Queue queue) {
-  differentiate(op.type, grad_y, y, op.size.pixels() * op.out, op.slope, grad_before, queue.stream);
+void image_conv_backward(const ImageConv& op, const void* grad_y, float* grad_parameters, Queue queue) {
   const int rows = image_sum_rows(op.size);
   float* sums = queue.memory.floats(int64_t{rows} * op.out * 10);
-  image_conv_weight_gradient(op.type, op.size, op.out, op.x, grad_before, sums, queue.stream);
+  image_conv_weight_gradient(op.type, op.size, op.out, op.x, grad_y, op.y, op.slope, sums, queue.stream);
   reduce_rows(sums, rows, op.out * 10, grad_parameters, queue.stream);
 }
 

@@ -85,8 +85,8 @@ void level(const Embedding&, const Upsampling&, const void* u, const float* upsa
 void level_backward(const Embedding&, const Upsampling&, const void* saved, const void* grad_f, const EmbeddingGradients&,
                     float* grad_upsample_weight, float* grad_upsample_bias, Queue);
 
-// W ⋆ x for one input channel. grad_before: that of the value before φ; sums as image_conv_weight_gradient's, summed.
-void image_backward(const ImageConv&, const void* y, const void* grad_y, void* grad_before, float* grad_parameters, Queue);
+// grad_parameters: as image_conv_weight_gradient's sums, summed.
+void image_conv_backward(const ImageConv&, const void* grad_y, float* grad_parameters, Queue);
 // grad_parameters: as ResidualHeadGradient::sums, summed.
 void residual_head_backward(ResidualHeadGradient, float* grad_parameters, Queue);
 

@@ -172,10 +172,14 @@ TEST(image_convolution_weight_gradient) {
   Inputs inputs(p.type);
   const float* const x = inputs.floats(pixels);
   const uint16_t* const grad = inputs.words(pixels * p.out);
+  const uint16_t* const y = coin() ? inputs.words(pixels * p.out) : nullptr;
+  const float slope = static_cast<float>(p.slope);
   Values want(10 * p.out, 0.0), slack(10 * p.out, 0.0);
   for_pixels(p.size, [&](int n, int i, int j) {
     for (int o = 0; o < p.out; ++o) {
-      const double g = decode(p.type, grad[pixel(p.size, n, i, j) * p.out + o]);
+      const int64_t place = pixel(p.size, n, i, j) * p.out + o;
+      const bool sloped = y != nullptr && !(decode(p.type, y[place]) > 0);
+      const double g = decode(p.type, grad[place]) * (sloped ? slope : 1.0f);
       const auto add = [&](int place, double value) {
         want[10 * o + place] += value;
         slack[10 * o + place] += std::fabs(value);
@@ -191,7 +195,7 @@ TEST(image_convolution_weight_gradient) {
   run_and_check(
       [&](Outputs& outputs) {
         sums = outputs.floats(count);
-        image_conv_weight_gradient(p.type, p.size, p.out, x, grad, sums, nullptr);
+        image_conv_weight_gradient(p.type, p.size, p.out, x, grad, y, slope, sums, nullptr);
       },
       [&] { check_close("sums", column_sums(values(sums, count), 10 * p.out), want, 1e-5, slack); });
 }

@@ -7,6 +7,7 @@ import torch
 
 import cmslap
 from cmslap import ops
+from cmslap.inference.memory import pixels_at_once
 from cmslap.ops import cuda
 from cmslap.ops.operation import OPERATIONS
 
@@ -40,6 +41,7 @@ def test_what_only_cuda_leaves_to_others():
     backend = dataclasses.replace(cuda.CUDA, missing=None, unsupported=cuda._unsupported_sizes)
     conv = OPERATIONS["conv2d_lrelu"]
     assert "not float32" in backend.objection(conv, conv_call("cpu", torch.float32))
+    assert backend.objection(conv, conv_call("cpu", torch.float32, cin=1)) is None
     call = conv_call("cpu", cin=1) | {"skip": torch.zeros(1, 16, 3, 4, dtype=torch.bfloat16)}
     assert "no skip" in backend.objection(conv, call)
 
@@ -74,6 +76,36 @@ def test_a_network_through_autograd(place, recompute):
         expected = step(model.double(), y.double(), "reference")
     for value, target in zip(values, expected, strict=True):
         assert (value.double() - target).norm() < tolerance * target.norm()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance", "recompute"), [(torch.float16, 1e-2, True), (torch.bfloat16, 8e-2, False)], ids=str
+)
+def test_a_network_of_float32_weights_under_autocast(place, dtype, tolerance, recompute):
+    """As it is trained: the image and what becomes of it in float32, the features in 16 bits, gradients in float32.
+
+    Without activation, as above; and weights are what 16 bits can hold, so that only activations are rounded.
+    """
+    size = {"scale": 2, "recursions": 1} if place.name == "interpreter" else {"scale": 4, "recursions": 2}
+    model = cmslap.CMSLapSRN(**size, depth=2, channels=16, shared_conv=2).to(place.device)
+    torch.nn.init.normal_(model.conv_in.weight)
+    model.recompute, model.negative_slope = recompute, 1.0
+    model = model.to(dtype).float()
+    y = torch.rand(1, 1, 3, 4, device=place.device)
+    with torch.autocast(place.device.type, dtype):
+        values = step(model, y, place.backend.name)
+    assert all(value.dtype == torch.float32 for value in values)
+    expected = step(model.double(), y.double(), "reference")
+    for value, target in zip(values, expected, strict=True):
+        assert (value.double() - target).norm() < tolerance * target.norm()
+
+
+def test_what_memory_asks_outside_the_autocast(place):
+    """Tiling asks which way the last level runs before autocast makes its features short: no error, an answer."""
+    model = cmslap.CMSLapSRN(scale=2, depth=1, recursions=1, channels=16, shared_conv=1).to(place.device)
+    with ops.use_backend(place.backend.name):
+        assert not model.folds_last_level()
+        assert pixels_at_once(model, 2, halo=4) > 0
 
 
 def test_a_network_at_inference(place):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cmslap.ops import reference
+from cmslap.ops.backend import Call
 from cmslap.ops.operation import OPERATIONS
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -39,13 +40,30 @@ def draw(*shape, dtype, device, scale=1.0):
     return (torch.randn(*shape, device=device) * scale).to(dtype)
 
 
-def kernel_of(cout, cin, dtype, device):
+def weight_of(cout, cin, dtype, device):
     """Random weights that keep the size of activations."""
     return draw(cout, cin, 3, 3, dtype=dtype, device=device, scale=(2 / (9 * cin)) ** 0.5)
 
 
 def relative_error(value, expected):
     return ((value.double() - expected).norm() / expected.norm()).item()
+
+
+def forward(place, name, arguments, save):
+    """Output and saved activations, of an operation that has these."""
+    operator, options = getattr(torch.ops.cmslap, name), (place.backend.name,)
+    if OPERATIONS[name].saves:
+        return operator(*arguments.values(), save, *options)
+    return operator(*arguments.values(), *options), None
+
+
+def backward(place, name, arguments, grad, output, saved, wanted):
+    """The gradients by name."""
+    operation, operator = OPERATIONS[name], getattr(torch.ops.cmslap, f"{name}_backward")
+    kept = output if operation.keeps_output else None
+    mask = [argument in wanted for argument in operation.shapes]
+    gradients = operator(grad, kept, saved, *arguments.values(), mask, place.backend.name)
+    return dict(zip([argument for argument in operation.shapes if argument in wanted], gradients, strict=True))
 
 
 def compare(place, name, arguments, tolerance):
@@ -62,11 +80,8 @@ def compare(place, name, arguments, tolerance):
     gradients = torch.autograd.grad(expected, [exact[key] for key in wanted], grad.double())
 
     def run():
-        save = {"save": True} if operation.saves else {}
-        output = place.backend.forward[name](**arguments, **save)
-        output, saved = output if operation.saves else (output, None)
-        kept = output if operation.keeps_output else None
-        return output, place.backend.backward[name](grad, kept, saved, wanted, **arguments)
+        output, saved = forward(place, name, arguments, save=True)
+        return output, backward(place, name, arguments, grad, output, saved, wanted)
 
     output, results = run()
     assert output.shape == expected.shape
@@ -93,7 +108,7 @@ def test_conv2d_lrelu(place, dtype, shape, cout, plain):
     images, cin, height, width = shape
     arguments = {
         "x": draw(*shape, dtype=dtype, device=place.device),
-        "weight": kernel_of(cout, cin, dtype, place.device),
+        "weight": weight_of(cout, cin, dtype, place.device),
         "bias": draw(cout, dtype=dtype, device=place.device) if not plain else None,
         "skip": draw(images, cout, height, width, dtype=dtype, device=place.device) if not plain else None,
         "negative_slope": 0.2,
@@ -101,14 +116,16 @@ def test_conv2d_lrelu(place, dtype, shape, cout, plain):
     compare(place, "conv2d_lrelu", arguments, TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("has_bias", [False, True])
-def test_a_image_becomes_features(place, dtype, has_bias):
+@pytest.mark.parametrize("float32", [False, True])
+@pytest.mark.parametrize(("has_bias", "slope"), [(False, 0.2), (True, 1.0)])
+def test_an_image_becomes_features(place, dtype, has_bias, slope, float32):
+    dtype = torch.float32 if float32 else dtype
     arguments = {
         "x": draw(2, 1, 2, 9, dtype=dtype, device=place.device),
-        "weight": kernel_of(32, 1, dtype, place.device),
+        "weight": weight_of(32, 1, dtype, place.device),
         "bias": draw(32, dtype=dtype, device=place.device) if has_bias else None,
         "skip": None,
-        "negative_slope": 1.0,
+        "negative_slope": slope,
     }
     compare(place, "conv2d_lrelu", arguments, TOLERANCE[dtype])
 
@@ -116,7 +133,7 @@ def test_a_image_becomes_features(place, dtype, has_bias):
 @pytest.mark.parametrize("slope", [0.0, 1.0])
 def test_relu_and_no_activation(place, dtype, slope):
     x = draw(1, 16, 3, 9, dtype=dtype, device=place.device).to(memory_format=torch.channels_last)
-    weight = kernel_of(16, 16, dtype, place.device)
+    weight = weight_of(16, 16, dtype, place.device)
     arguments = {"x": x, "weight": weight, "bias": None, "skip": None, "negative_slope": slope}
     compare(place, "conv2d_lrelu", arguments, TOLERANCE[dtype])
 
@@ -128,7 +145,7 @@ def test_tied_conv_transpose2d(place, dtype, shape, cin, has_bias):
     cout = shape[1]
     arguments = {
         "a": draw(*shape, dtype=dtype, device=place.device),
-        "weight": kernel_of(cout, cin, dtype, place.device),
+        "weight": weight_of(cout, cin, dtype, place.device),
         "bias": draw(cin, dtype=dtype, device=place.device) if has_bias else None,
     }
     compare(place, "tied_conv_transpose2d", arguments, TOLERANCE[dtype])
@@ -141,7 +158,7 @@ def test_residual_head(place, dtype, images, height, width, float32_image):
     arguments = {
         "f": draw(images, 16, 2 * height, 2 * width, dtype=dtype, device=device),
         "image": draw(images, 1, height, width, dtype=image, device=device),
-        "residual_weight": kernel_of(1, 16, dtype, device),
+        "residual_weight": weight_of(1, 16, dtype, device),
         "residual_bias": draw(1, dtype=dtype, device=device),
         "image_weight": draw(1, 1, 4, 4, dtype=image, device=device),
     }
@@ -151,7 +168,7 @@ def test_residual_head(place, dtype, images, height, width, float32_image):
 def block(depth, dtype, device, images=1):
     return {
         "u": draw(images, 16, 2, 5, dtype=dtype, device=device),
-        "weights": torch.stack([kernel_of(16, 16, dtype, device) for _ in range(depth)]),
+        "weights": torch.stack([weight_of(16, 16, dtype, device) for _ in range(depth)]),
         "biases": draw(depth, 16, dtype=dtype, device=device, scale=0.1),
     }
 
@@ -191,7 +208,7 @@ def test_lapsrn_level(place, dtype, depth, shared_conv, recompute):
         "recursions": 2,
         "negative_slope": slope,
         "recompute": recompute,
-        "upsample_weight": None if shared_conv else kernel_of(16, 16, dtype, device),
+        "upsample_weight": None if shared_conv else weight_of(16, 16, dtype, device),
     }
     compare(place, "lapsrn_level", arguments, LAYERS * TOLERANCE[dtype])
 
@@ -205,7 +222,7 @@ def test_a_level_of_64_channels(place, dtype, depth, recursions):
     images, height, width = random.randint(1, 2), random.randint(17, 20), random.randint(33, 40)
     arguments = {
         "u": draw(images, 64, height, width, dtype=dtype, device=place.device),
-        "weights": torch.stack([kernel_of(64, 64, dtype, place.device) for _ in range(depth)]),
+        "weights": torch.stack([weight_of(64, 64, dtype, place.device) for _ in range(depth)]),
         "biases": draw(depth, 64, dtype=dtype, device=place.device, scale=0.1),
         "shared_conv": 1,
         "upsample_bias": draw(64, dtype=dtype, device=place.device),
@@ -226,17 +243,16 @@ def test_saving_and_recomputing_change_no_bit(place, name):
     if name == "lapsrn_level":
         bias = draw(16, dtype=dtype, device=place.device)
         arguments |= {"shared_conv": 2, "upsample_bias": bias, "upsample_weight": None}
-    plain, nothing = backend.forward[name](**arguments, recompute=False, save=False)
-    assert nothing is None
+    arguments = operation.of({**dict.fromkeys(operation.arguments), **arguments})
+    plain, nothing = forward(place, name, arguments | {"recompute": False}, save=False)
+    assert nothing.numel() == 0
     grad = torch.randn_like(plain)
     results = []
     for recompute in (False, True):
         options = arguments | {"recompute": recompute}
-        output, saved = backend.forward[name](**options, save=True)
-        assert saved.shape == backend.saved_shape(operation, options)
+        output, saved = forward(place, name, options, save=True)
+        assert saved.shape == backend.saved_shape(Call(operation, options))
         assert torch.equal(output, plain)
-        kept = {"output": output if operation.keeps_output else None, "saved": saved}
-        wanted = ("u", "weights", "biases")
-        results.append(backend.backward[name](grad, wanted=wanted, **kept, **options))
+        results.append(backward(place, name, options, grad, output, saved, ("u", "weights", "biases")))
     for key, gradient in results[0].items():
         assert torch.equal(gradient, results[1][key]), key

@@ -4,7 +4,7 @@ import random
 
 import torch
 
-from cmslap.ops.operation import OPERATIONS, size_of
+from cmslap.ops.operation import OPERATIONS
 
 NAMES = tuple(OPERATIONS)
 
@@ -18,10 +18,10 @@ def random_call(
     name: str, dtype: torch.dtype = torch.float32, requires_grad: bool = False, optional: bool = True, **given: int
 ) -> dict:
     """Arguments by name, in order. ``optional`` also gives the tensors that may be left out."""
-    operation, dimensions = OPERATIONS[name], {**sizes(), **given}
+    operation, dimensions = OPERATIONS[name], {**sizes(), **given, "": 1}
 
     def tensor(argument: str) -> torch.Tensor:
-        shape = [size_of(dimension, dimensions) for dimension in operation.shapes[argument].split()]
+        shape = [factor * dimensions[named] for factor, named in operation.dimensions[argument]]
         scale = 1.0 if len(shape) < 4 or argument in ("x", "u", "a", "f", "image", "skip") else (9 * shape[-3]) ** -0.5
         return (scale * torch.randn(shape, dtype=torch.float64)).to(dtype).requires_grad_(requires_grad)
 

@@ -77,6 +77,22 @@ def test_forced_backend_that_can_not_serve_says_why():
         ops.tied_conv_transpose2d(**arguments)
 
 
+@needs_extension
+@pytest.mark.parametrize("name", ["conv2d_lrelu", "lapsrn_last_level"])
+def test_explain_answers_where_the_call_would_fail(name):
+    """So that whoever asks outside an autocast what will run inside it gets an answer."""
+    arguments = random_call(name, torch.float64)
+    with ops.use_backend("cpu"):
+        explanation = ops.explain(name, **arguments)
+        with pytest.raises(ops.BackendError):
+            getattr(ops, name)(**arguments)
+    for step in explanation.steps or (explanation,):
+        assert (step.backend, step.gradients) == (None, None)
+        assert "not float64" in step.others["cpu"]
+        assert step.others["reference"] == "cpu is forced"
+    assert "can't run\n" in str(explanation)
+
+
 @pytest.mark.parametrize("backend", [b for b in dispatch.BACKENDS if b.missing], ids=lambda backend: backend.name)
 def test_forced_backend_that_is_missing_says_why(backend):
     with ops.use_backend(backend.name), pytest.raises(ops.BackendError) as error:
@@ -135,6 +151,18 @@ def test_explain_says_when_the_last_level_is_two_operations():
         assert len(ops.explain("lapsrn_last_level", **random_call("lapsrn_last_level")).steps) == 2
 
 
+@needs_extension
+def test_the_last_level_saves_nothing_for_a_head_that_trains_alone():
+    arguments = random_call("lapsrn_last_level", N=1, C=4, D=2, H=5, W=6)
+    arguments["residual_weight"].requires_grad_()
+    explanation = ops.explain("lapsrn_last_level", **arguments)
+    assert [step.gradients for step in explanation.steps] == [None, "cpu"]
+    gradient = torch.autograd.grad(ops.lapsrn_last_level(**arguments).sum(), arguments["residual_weight"])[0]
+    exact = convert(arguments, dtype=torch.float64)
+    result = OPERATIONS["lapsrn_last_level"].reference(**exact)
+    assert relative_error(gradient, torch.autograd.grad(result.sum(), exact["residual_weight"])[0]) < 1e-4
+
+
 def test_explain_refuses_what_is_no_operation():
     with pytest.raises(ops.ArgumentError, match="operation must be one of conv2d_lrelu"):
         ops.explain("conv3d")
@@ -156,22 +184,22 @@ def plugged(monkeypatch):
     """A backend with forward and backward kernels of lapsrn_level, made of the reference, that counts its calls."""
     calls = []
 
-    def maps(operation, arguments):
-        return (arguments["weights"].shape[0] * arguments["recursions"] + 1, *arguments["u"].shape)
+    def maps(call):
+        return (call.weights.shape[0] * call.recursions + 1, *call.u.shape)
 
-    def forward(save, **arguments):
+    def forward(call):
         calls.append("forward")
-        saved = torch.full(maps(None, arguments), 7.0, dtype=arguments["u"].dtype) if save else None
-        return OPERATIONS["lapsrn_level"].reference(**arguments), saved
+        call.saved = torch.full(maps(call), 7.0, dtype=call.u.dtype) if call.save else None
+        return OPERATIONS["lapsrn_level"].reference(**call.arguments)
 
-    def backward(grad, output, saved, wanted, **arguments):
+    def backward(call):
         calls.append("backward")
-        assert output is None
-        assert (saved == 7).all()
+        assert call.output is None
+        assert (call.saved == 7).all()
         with torch.enable_grad():
-            inputs = {name: arguments[name].detach().requires_grad_() for name in wanted}
-            result = OPERATIONS["lapsrn_level"].reference(**{**arguments, **inputs})
-        return dict(zip(wanted, torch.autograd.grad(result, list(inputs.values()), grad), strict=True))
+            inputs = {name: call.arguments[name].detach().requires_grad_() for name in call.wanted}
+            result = OPERATIONS["lapsrn_level"].reference(**{**call.arguments, **inputs})
+        return dict(zip(call.wanted, torch.autograd.grad(result, list(inputs.values()), call.grad), strict=True))
 
     backend = Backend(
         "plugged", forward={"lapsrn_level": forward}, backward={"lapsrn_level": backward}, saved_shape=maps

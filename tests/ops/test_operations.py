@@ -79,7 +79,7 @@ def test_recompute_changes_nothing(name):
 
 
 @pytest.mark.parametrize("name", ["recursive_embedding", "lapsrn_level"])
-def test_kernels_may_come_one_by_one(name):
+def test_weights_may_come_one_by_one(name):
     arguments = random_call(name, torch.float64, requires_grad=True)
     lists = {n: [t.detach().clone().requires_grad_() for t in arguments[n]] for n in ("weights", "biases")}
     together, apart = getattr(ops, name)(**arguments), getattr(ops, name)(**{**arguments, **lists})
@@ -88,8 +88,8 @@ def test_kernels_may_come_one_by_one(name):
     torch.testing.assert_close(torch.stack(torch.autograd.grad(apart.sum(), lists["weights"])), expected)
 
 
-def test_shared_kernel_gathers_both_gradients():
-    """The gradient of the shared kernel is that of the convolution plus that of the upsampling."""
+def test_shared_weight_gathers_both_gradients():
+    """The gradient of the shared weight is that of the convolution plus that of the upsampling."""
     arguments = random_call("lapsrn_level", torch.float64, requires_grad=True, optional=False, C=4, D=3)
     shared = arguments["shared_conv"]
     tied = torch.autograd.grad(ops.lapsrn_level(**arguments).square().sum(), arguments["weights"])[0]

@@ -4,11 +4,13 @@ import pytest
 import torch
 from calls import NAMES, convert, random_call, tensors
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils.flop_counter import FlopCounterMode
 
 import cmslap
 from cmslap.ops import dispatch
-from cmslap.ops.backend import Backend
+from cmslap.ops.backend import Backend, Call
 from cmslap.ops.operation import OPERATIONS
 
 SMALL = {"N": 2, "C": 3, "Cin": 3, "Cout": 2, "D": 2, "R": 2, "H": 4, "W": 3}
@@ -37,12 +39,29 @@ def test_opcheck(name, dtype, layout):
     torch.library.opcheck(operator(name).default, inputs(name, arguments))
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if OPERATIONS[name].saves])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_shape_of_what_is_saved_may_be_dynamic(name, recompute):
+    """Sizes that are no plain integers: symbols while something is traced."""
+    environment = ShapeEnv()
+    with FakeTensorMode(shape_env=environment) as mode:
+        arguments = {
+            n: mode.from_tensor(v, static_shapes=False) if isinstance(v, torch.Tensor) else v
+            for n, v in random_call(name, optional=False, **SMALL).items()
+        }
+        call = Call(OPERATIONS[name], arguments | {"recompute": recompute}, save=True)
+        shape = dispatch.CPU.saved_shape(call)
+        assert all(type(size) in (int, torch.SymInt) for size in shape)
+        assert call.new_saved(torch.float32).shape == torch.Size(shape)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_opcheck_backward(name, monkeypatch):
     """With a kernel whose gradients have an unusual dtype and layout."""
 
-    def kernel(grad, output, saved, wanted, **arguments):
-        return {name: arguments[name].double().transpose(0, -1).contiguous().transpose(0, -1) for name in wanted}
+    def kernel(call):
+        tensors = {name: call.arguments[name].double() for name in call.wanted}
+        return {name: tensor.transpose(0, -1).contiguous().transpose(0, -1) for name, tensor in tensors.items()}
 
     backend = Backend("plugged", backward={name: kernel})
     monkeypatch.setattr(dispatch, "BACKENDS", (backend,))

@@ -67,7 +67,7 @@ def test_pt2_runs_where_cmslap_is_not(architecture, tmp_path):
         "torch.save(run(torch.load('image.pt')), 'enlarged.pt')"
     )
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
-    enlarged, truth = torch.load(tmp_path / "enlarged.pt").numpy(), expected(network, image, scale)
+    enlarged, truth = torch.load(tmp_path / "enlarged.pt").detach().numpy(), expected(network, image, scale)
     assert np.linalg.norm(enlarged - truth) <= 1e-5 * np.linalg.norm(truth)
 
 

@@ -53,6 +53,7 @@ gpu-sanitize:
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(shell git ls-files '*.cpp' '*.cu' '*.h')
 
 dist: install
 	$(BIN)/python -m build --no-isolation

@@ -9,14 +9,17 @@ runtime inside, so that nothing about CUDA can break the CPU kernels. Environmen
 - ``CMSLAP_CUDA=0`` leaves them out, ``CMSLAP_CUDA=1`` fails where they can't be built. Otherwise they are built
   wherever nvcc is found (``CUDA_HOME``, ``PATH``, /usr/local/cuda), and ``cmslap info`` says why not.
 - ``TORCH_CUDA_ARCH_LIST``: the compute capabilities to build for, from 8.0 on; default: "8.0+PTX 8.6 8.9 9.0a".
+- ``CMSLAP_SM90_VARIANT``: which of the kernels' variants for Hopper to build (csrc/cuda/README.md); default: 0.
 - ``MAX_JOBS``: how many compilers run at once. nvcc itself reads ``NVCC_CCBIN``, the C++ compiler it works with.
 """
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -73,6 +76,10 @@ class Build(BuildExtension):
         if self.no_cuda is not None:
             note.write_text(self.no_cuda + "\n")
 
+    def build_extensions(self) -> None:
+        check_compiler()
+        super().build_extensions()
+
     def build_extension(self, extension: Extension) -> None:
         if extension.name != CUDA:
             super().build_extension(extension)
@@ -82,6 +89,17 @@ class Build(BuildExtension):
         library = Path(self.get_ext_fullpath(CUDA)).resolve()
         library.parent.mkdir(parents=True, exist_ok=True)
         build_cuda(objects, library)
+
+
+def check_compiler() -> None:
+    """Ends in one line where there is no C++ compiler; setuptools' own would be "No such file or directory: 'g++'"."""
+    compilers = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", sysconfig.get_config_var("CXX")]
+    for name in (shlex.split(compiler)[0] for compiler in compilers if compiler):
+        if shutil.which(name) is None:
+            raise SystemExit(
+                f"cmslap is built with a C++ compiler, and {name} was not found: install one (apt install g++, "
+                "dnf install gcc-c++ or conda install gxx), or name another in CXX"
+            )
 
 
 def why_no_cuda() -> str | None:
@@ -160,8 +178,10 @@ def build_cuda(objects: Path, library: Path) -> None:
 
     def compiled(source: Path) -> str:
         target = objects / f"{source.name}.o"
-        code = machine_code(source, wanted) if source.suffix == ".cu" else []
-        make(target, [nvcc, "-c", str(source), "-o", str(target), *options, *code], [source, *map(Path, paths("*.h"))])
+        own = machine_code(source, wanted) if source.suffix == ".cu" else []
+        if source.name.startswith("sm90_"):
+            own.append(f"-DCMSLAP_SM90_VARIANT={os.environ.get('CMSLAP_SM90_VARIANT') or 0}")
+        make(target, [nvcc, "-c", str(source), "-o", str(target), *options, *own], [source, *map(Path, paths("*.h"))])
         return str(target)
 
     with ThreadPoolExecutor(jobs) as pool:

@@ -10,7 +10,8 @@ One kernel serves three passes:
 A program makes one tile of pixels × one block of output channels; no im2col buffer exists. Loading a shifted tile for
 each of the nine taps would move 1152 B a pixel from L2 for 64 bf16 channels, 64 B a cycle and multiprocessor at full
 rate, which no GPU delivers (Triton's asynchronous copies of 16 bytes pass L1 by). So the rows of a tile are taken in
-pairs: for each column of the window, four shifted loads serve six products, 768 B a pixel.
+pairs: for each column of the window, four shifted loads serve six products, 768 B a pixel. Every tile also reads all
+weights, 72 KiB from L2: 288 B a pixel at 256 pixels a tile, 576 at 128.
 
 The products are oriented ``[Cout, pixels]``: weights are the left operand, of 64 rows, pixels the right one, of 128 or
 more columns. On Hopper that asks shared memory for 96 bytes a cycle where ``[pixels, Cout]`` would ask for 128, its
@@ -28,7 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiles import channel_block, load_pixels, load_tap, multiply, tile_count, tile_origin
+from .tiles import ceil_div, channel_block, load_pixels, load_tap, multiply, tile_count, tile_origin
 from .tuning import Configurations, precision, size_bucket
 
 
@@ -67,7 +68,7 @@ def _pixels(corner, row, column, top, left, height, width, cin, CIN: tl.constexp
     return tl.trans(load_pixels(corner, row, column, top, left, height, width, cin, CIN))
 
 
-@CONFIGURATIONS.tuned("bucket", "CIN", "COUT", "STRIDE", "PRECISION")
+@CONFIGURATIONS.tuned("bucket", "CIN", "COUT", "STRIDE", "PRECISION", partial="sums")
 @triton.jit(do_not_specialize=["bucket", "height_in", "width_in", "height", "width"])
 def conv_kernel(
     source,  # [N, height_in, width_in, CIN]
@@ -178,10 +179,10 @@ def launch_conv(
     cin, block = x.shape[-1], channel_block(cout)
 
     def grid(tile: dict[str, int]) -> tuple[int, int]:
-        return tile_count(shape, 2 * tile["TILE_H"], tile["TILE_W"]), triton.cdiv(cout, block)
+        return tile_count(shape, 2 * tile["TILE_H"], tile["TILE_W"]), ceil_div(cout, block)
 
-    conv_kernel[grid](
-        x, weight, out, bias, skip, saved, total, sums, slope,
+    conv_kernel.launch(
+        grid, x, weight, out, bias, skip, saved, total, sums, slope,
         x.shape[1], x.shape[2], height, width, size_bucket(images * height * width),
         CIN=cin, COUT=cout, STRIDE=stride, PAD=pad, FLIPPED=flipped, PRECISION=precision(x.dtype),
         BLOCK_M=block, MAX_BLOCK_K=channel_block(cin),

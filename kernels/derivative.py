@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .tiles import ceil_div
+
 ELEMENTS = 8192  # a program: 32 a thread
 
 
@@ -45,8 +47,8 @@ def derivative(
 ) -> tuple[Tensor, Tensor]:  # [N, H, W, C] and float32 [C]
     """The gradient of the value before φ, and its sum over all pixels."""
     channels = grad.shape[-1]
-    pixels, block = grad.numel() // channels, max(16, triton.next_power_of_2(channels))
-    programs = triton.cdiv(pixels, ELEMENTS // block)
+    pixels, block = grad.numel() // channels, max(16, 1 << (channels - 1).bit_length())
+    programs = ceil_div(pixels, ELEMENTS // block)
     out = torch.empty_like(grad)
     sums = torch.empty(programs, channels, dtype=torch.float32, device=grad.device)
     derivative_kernel[(programs,)](

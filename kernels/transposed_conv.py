@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .conv import launch_conv, sums_rows
-from .tiles import channel_block, load_pixels, load_tap, multiply, tile_count, tile_origin
+from .tiles import ceil_div, channel_block, load_pixels, load_tap, multiply, tile_count, tile_origin
 from .tuning import Configurations, precision, size_bucket
 
 
@@ -100,10 +100,10 @@ def transposed_conv(
     block = channel_block(cin)
 
     def grid(tile: dict[str, int]) -> tuple[int, int]:
-        return 4 * tile_count(a.shape, tile["TILE_H"], tile["TILE_W"]), triton.cdiv(cin, block)
+        return 4 * tile_count(a.shape, tile["TILE_H"], tile["TILE_W"]), ceil_div(cin, block)
 
-    transposed_conv_kernel[grid](
-        a, weight, out, bias, height, width, size_bucket(images * height * width),
+    transposed_conv_kernel.launch(
+        grid, a, weight, out, bias, height, width, size_bucket(images * height * width),
         CIN=cin, COUT=cout, PRECISION=precision(a.dtype), BLOCK_M=block, MAX_BLOCK_K=channel_block(cout),
     )  # fmt: skip
     return out

@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiles import channel_block, load_pixels, multiply, tile_count, tile_origin
+from .tiles import ceil_div, channel_block, load_pixels, multiply, tile_count, tile_origin
 from .tuning import Configurations, multiprocessors, precision, size_bucket
 
 
@@ -117,12 +117,13 @@ def weight_gradient_kernel(
 def share_count(left_shape: tuple[int, ...], right_channels: int, device: torch.device) -> int:
     """How many programs share the pixels of ``left`` [D, N, H, W, Cout]: two programs a multiprocessor in all.
 
-    Depends on the shape and the device alone, so that the same call always sums in the same order.
+    No more than that: a second round would have the device all but empty. Depends on the shape and the device alone,
+    so that the same call always sums in the same order.
     """
     depth, images, height, width, cout = left_shape
-    blocks = triton.cdiv(cout, channel_block(cout)) * triton.cdiv(right_channels, channel_block(right_channels))
-    wanted = triton.cdiv(2 * multiprocessors(device), 3 * depth * blocks)
-    return min(wanted, tile_count((images, height, width), 8, 8))
+    blocks = ceil_div(cout, channel_block(cout)) * ceil_div(right_channels, channel_block(right_channels))
+    wanted = 2 * multiprocessors(device) // (3 * depth * blocks)
+    return min(max(1, wanted), tile_count((images, height, width), 8, 8))
 
 
 def weight_gradient_shares(
@@ -138,9 +139,10 @@ def weight_gradient_shares(
         count = share_count(left.shape, cin, left.device)
         shares = torch.empty(depth, count, 9, cout, cin, dtype=torch.float32, device=left.device)
     block_cout, block_cin = channel_block(cout), channel_block(cin)
-    grid = (shares.shape[1], 3 * depth, triton.cdiv(cout, block_cout) * triton.cdiv(cin, block_cin))
-    weight_gradient_kernel[grid](
-        left, right, shares, images, height, width, height_right, width_right, size_bucket(images * height * width),
+    grid = (shares.shape[1], 3 * depth, ceil_div(cout, block_cout) * ceil_div(cin, block_cin))
+    weight_gradient_kernel.launch(
+        lambda tile: grid, left, right, shares,
+        images, height, width, height_right, width_right, size_bucket(images * height * width),
         CIN=cin, COUT=cout, STRIDE=stride, PAD=1 if stride == 1 else 0, PRECISION=precision(left.dtype),
         BLOCK_COUT=block_cout, BLOCK_CIN=block_cin,
     )  # fmt: skip

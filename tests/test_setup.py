@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture
 def setup(monkeypatch, tmp_path):
     """The functions of setup.py, where nothing is set and no nvcc is found but what a test puts into ``tmp_path``."""
-    for name in ("CMSLAP_CUDA", "CUDA_PATH", "TORCH_CUDA_ARCH_LIST"):
+    for name in ("CMSLAP_CUDA", "CMSLAP_SM90_VARIANT", "CUDA_PATH", "CXX", "TORCH_CUDA_ARCH_LIST"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", "/nowhere")
@@ -112,3 +112,37 @@ def test_what_is_made_already_is_not_made_again(setup, tmp_path):
     assert log.read_text() == "made\n"
     setup.make(target, [*command, "otherwise"], [source])
     assert log.read_text() == "made\nmade\n"
+
+
+def test_the_variant_of_the_hopper_kernels_reaches_them_and_a_new_one_rebuilds_them(setup, tmp_path, monkeypatch):
+    install_nvcc(tmp_path, "13.0")
+    log = tmp_path / "log"
+    (tmp_path / "bin" / "nvcc").write_text(f'#!/bin/sh\necho "$@" >> {log}\nshift 3\n: > "$1"\n')  # -c source -o target
+
+    def compiled():
+        log.unlink(missing_ok=True)
+        setup.build_cuda(tmp_path, tmp_path / "library")
+        commands = [line.split() for line in log.read_text().splitlines() if line.startswith("-c")]
+        variants = {Path(command[1]).name: [word for word in command if "VARIANT" in word] for command in commands}
+        return {name: found for name, found in variants.items() if found}, len(commands)
+
+    variants, count = compiled()
+    assert set(variants) == {"sm90_conv.cu", "sm90_transposed_conv.cu", "sm90_weight_gradient.cu"}
+    assert all(found == ["-DCMSLAP_SM90_VARIANT=0"] for found in variants.values())
+    assert count > len(variants)
+    assert compiled() == ({}, 0)
+    monkeypatch.setenv("CMSLAP_SM90_VARIANT", "3")
+    variants, count = compiled()
+    assert count == len(variants) == 3
+    assert all(found == ["-DCMSLAP_SM90_VARIANT=3"] for found in variants.values())
+
+
+def test_without_a_compiler(setup, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match=r"c\+\+ was not found: install one \(apt install g\+\+") as error:
+        build_command(setup, tmp_path).build_extensions()
+    assert "\n" not in str(error.value)
+    monkeypatch.setenv("CXX", "/nowhere/ccache g++")
+    with pytest.raises(SystemExit, match="/nowhere/ccache was not found"):
+        setup.check_compiler()
+    monkeypatch.setenv("CXX", "/bin/sh -c")
+    setup.check_compiler()

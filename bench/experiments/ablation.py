@@ -19,7 +19,7 @@ from typing import Any
 from bench.speed.timing import Pace, take_turns
 from cmslap.files import replacing
 from cmslap.training import config as configuration
-from cmslap.training import distributed, loop
+from cmslap.training import directory, distributed, loop
 from cmslap.training.config import Config
 from cmslap.training.data import TrainingImages, split
 from cmslap.training.trainer import Trainer
@@ -43,7 +43,7 @@ def variant(base: Config, name: str) -> Config:
 
 def train(config: Config) -> dict[str, Any]:
     """The record of a configuration's run, which is trained as far as it is not."""
-    status = loop.train(config, resume=(Path(config.out) / loop.LAST).is_file())
+    status = loop.train(config, resume=directory.saved(Path(config.out)))
     if status:
         sys.exit(status)
     return json.loads((Path(config.out) / "record.json").read_text(encoding="utf-8"))

@@ -25,6 +25,7 @@ from triton.runtime.autotuner import Autotuner
 from bench.gpu import machine_code
 from cmslap.files import replacing
 from cmslap.kernels import conv, transposed_conv, weight_gradient
+from cmslap.kernels.tuning import TunedKernel
 
 NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
@@ -53,10 +54,10 @@ def record(launch: Callable[[], Any]) -> tuple[Autotuner, dict[str, Any]]:
     """The kernel a launch asks for and its arguments by name, without running it."""
     calls = []
 
-    def run(tuner: Autotuner, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        calls.append((tuner, dict(zip(tuner.arg_names, args, strict=False)) | kwargs))
+    def note(kernel: TunedKernel, grid: Any, *args: Any, **constants: Any) -> None:
+        calls.append((kernel.tuner, dict(zip(kernel.tuner.arg_names, args, strict=False)) | constants))
 
-    with mock.patch.object(Autotuner, "run", run):
+    with mock.patch.object(TunedKernel, "launch", note):
         launch()
     (call,) = calls
     return call

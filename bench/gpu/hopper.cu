@@ -1,8 +1,8 @@
-// Measures the kernels for Hopper on a Hopper device, one built variant at a time: bench/hopper.py builds and runs all.
+// Measures the kernels for Hopper on a Hopper device, one built variant at a time: hopper.py builds and runs all.
 //
-// First it asks the tensor cores how they read an operand that starts in the middle of a swizzle's pattern, which is what all
-// variants but the last rely on. Then every kernel must agree with the one for compute capability 8.0, and is timed on the
-// three levels of the paper's training step. One line of JSON each.
+// First it asks the tensor cores how they read an operand that starts in the middle of a swizzle's pattern, which is
+// what all variants but the last rely on. Then every kernel must agree with the one for compute capability 8.0, and is
+// timed on the three levels of the paper's training step. One line of JSON each, as soon as it is known.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -30,7 +30,7 @@ class Buffer {
   ~Buffer() { cudaFree(data_); }
   Element* data() const { return data_; }
   size_t bytes() const { return count_ * sizeof(Element); }
-  void poison() { check(cudaMemset(data_, 0xff, bytes()), "cudaMemset"); }
+  void poison() const { check(cudaMemset(data_, 0xff, bytes()), "cudaMemset"); }
   std::vector<Element> host() const {
     std::vector<Element> values(count_);
     check(cudaMemcpy(values.data(), data_, bytes(), cudaMemcpyDeviceToHost), "cudaMemcpy");
@@ -70,22 +70,43 @@ double difference(const Map& a, const Map& b, size_t count) {  // ‖a − b‖ 
   }
   return std::sqrt(error / norm);
 }
+double larger(double a, double b) { return a > b || std::isnan(a) ? a : b; }
 
 // ---- How the tensor cores read a shifted operand ----
 
-// d[64, 64] is a tile of pixels from pixel `shift` of a box on, its groups of eight `stride` bytes apart; transposed: as the
-// operand whose sum is over pixels. The other operand is the identity.
+constexpr int kBoxPixels = 160;
+constexpr int kLeftBytes = sm90::kMatrixBytes;
+
+// What element (row, column) of an operand of 64 columns in shared memory is to be.
+template <class Value>
+__device__ void write_operand(uint8_t* shared, uint32_t operand, int rows, Value value) {
+  const uint32_t base = shared_address(shared);
+  for (int i = threadIdx.x; i < rows * kC; i += blockDim.x) {
+    const uint32_t at = sm90::swizzled(operand + i * 2) - base;
+    *reinterpret_cast<uint16_t*>(shared + at) = pack<BFloat16>(value(i / kC, i % kC), 0) & 0xffff;
+  }
+}
+HOST_DEVICE float box_value(int pixel, int channel) { return static_cast<float>((pixel * kC + channel) % 251); }
+
+template <int kN>
+__device__ void write_result(const float (&sum)[kN / 2], float* d) {
+  const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, column = 2 * (threadIdx.x % 4);
+#pragma unroll
+  for (int i = 0; i < kN / 2; ++i) d[(row + i / 2 % 2 * 8) * kN + i / 4 * 8 + column + i % 2] = sum[i];
+}
+
+__device__ uint64_t shifted(uint32_t start, uint32_t leading, uint32_t stride, uint32_t base_offset) {
+  return sm90::descriptor(start, leading, stride) | uint64_t{base_offset} << 49;
+}
+
+// d[64, 64] is a tile of pixels from pixel `shift` of a box on, its groups of eight `stride` bytes apart; transposed:
+// as the operand whose sum is over pixels. The other operand is the identity.
 template <bool kTransposed>
 __global__ void shift_kernel(int shift, uint32_t stride, uint32_t base_offset, float* d) {
-  __shared__ __align__(1024) uint8_t room[160 * sm90::kPixelBytes + 8192];
-  const uint32_t pixels = shared_address(room), identity = pixels + 160 * sm90::kPixelBytes;
-  const auto word = [&](uint32_t address) -> uint16_t& { return *reinterpret_cast<uint16_t*>(room + (address - pixels)); };
-  for (int i = threadIdx.x; i < 160 * kC; i += blockDim.x) {
-    word(sm90::swizzled(pixels + i * 2)) = pack<BFloat16>(static_cast<float>(i % 251), 0) & 0xffff;
-  }
-  for (int i = threadIdx.x; i < kC * kC; i += blockDim.x) {
-    word(sm90::swizzled(identity + i * 2)) = pack<BFloat16>(i / kC == i % kC ? 1.0f : 0.0f, 0) & 0xffff;
-  }
+  __shared__ __align__(1024) uint8_t shared[kBoxPixels * sm90::kPixelBytes + kLeftBytes];
+  const uint32_t pixels = shared_address(shared), identity = pixels + kBoxPixels * sm90::kPixelBytes;
+  write_operand(shared, pixels, kBoxPixels, box_value);
+  write_operand(shared, identity, kC, [](int row, int column) { return row == column ? 1.0f : 0.0f; });
   fence_proxy_async();
   __syncthreads();
   float sum[32];
@@ -93,16 +114,15 @@ __global__ void shift_kernel(int shift, uint32_t stride, uint32_t base_offset, f
   fence_registers(sum);
   wgmma_fence();
   for (int step = 0; step < 4; ++step) {
-    const uint32_t start = pixels + shift * sm90::kPixelBytes + (kTransposed ? step * 2 * stride : step * sm90::kStepBytes);
-    const uint64_t b = sm90::descriptor(start, sm90::kLeadingUnread, stride) | uint64_t{base_offset} << 49;
+    const uint32_t start =
+        pixels + shift * sm90::kPixelBytes + (kTransposed ? step * 2 * stride : step * sm90::kStepBytes);
     const uint64_t a = sm90::descriptor(identity + step * sm90::kStepBytes, sm90::kLeadingUnread, sm90::kPatternBytes);
-    wgmma<BFloat16, 64, 0, kTransposed>(sum, a, b);
+    wgmma<BFloat16, 64, 0, kTransposed>(sum, a, shifted(start, sm90::kLeadingUnread, stride, base_offset));
   }
   wgmma_commit();
   wgmma_wait<0>();
   fence_registers(sum);
-  const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, column = 2 * (threadIdx.x % 4);
-  for (int i = 0; i < 32; ++i) d[(row + i / 2 % 2 * 8) * 64 + i / 4 * 8 + column + i % 2] = sum[i];
+  write_result<64>(sum, d);
 }
 
 template <bool kTransposed>
@@ -113,25 +133,62 @@ bool reads_shifted(int shift, int pitch, uint32_t base_offset) {
   const std::vector<float> got = d.host();
   for (int pixel = 0; pixel < 64; ++pixel)
     for (int channel = 0; channel < 64; ++channel) {
-      const int at = (shift + pixel / 8 * pitch + pixel % 8) * 64 + channel;
-      if (got[kTransposed ? pixel * 64 + channel : channel * 64 + pixel] != static_cast<float>(at % 251)) return false;
+      const float want = box_value(shift + pixel / 8 * pitch + pixel % 8, channel);
+      if (got[kTransposed ? pixel * 64 + channel : channel * 64 + pixel] != want) return false;
     }
   return true;
 }
 
-void ask_about_shifts() {
-  for (int pitch : {8, 10}) {
-    for (const bool by_address : {false, true}) {
-      std::string right[2];
-      for (int shift = 0; shift < 8; ++shift) {
-        const uint32_t base_offset = by_address ? shift : 0;
-        right[0] += reads_shifted<false>(shift, pitch, base_offset) ? "y" : "n";
-        right[1] += reads_shifted<true>(shift, pitch, base_offset) ? "y" : "n";
-      }
-      std::printf("{\"descriptor\": {\"pitch\": %d, \"base_offset\": \"%s\", \"over_channels\": \"%s\", \"over_pixels\": \"%s\"}}\n",
-                  pitch, by_address ? "start >> 7 & 7" : "0", right[0].c_str(), right[1].c_str());
-    }
+// A step of the weight gradient: both operands transposed, the sum over 16 pixels of a row. Columns of d[64, 192] are
+// the channels of three rows of a box from pixel `shift` on, `leading` bytes apart; left is the identity, four times.
+__global__ void taps_kernel(int shift, uint32_t leading, uint32_t base_offset, float* d) {
+  __shared__ __align__(1024) uint8_t shared[kBoxPixels * sm90::kPixelBytes + kLeftBytes];
+  const uint32_t pixels = shared_address(shared), left = pixels + kBoxPixels * sm90::kPixelBytes;
+  write_operand(shared, pixels, kBoxPixels, box_value);
+  write_operand(shared, left, 16, [](int pixel, int channel) { return pixel == channel % 16 ? 1.0f : 0.0f; });
+  fence_proxy_async();
+  __syncthreads();
+  float sum[96];
+  for (float& x : sum) x = 0;
+  fence_registers(sum);
+  wgmma_fence();
+  const uint32_t start = pixels + shift * sm90::kPixelBytes;
+  wgmma<BFloat16, 192, 1, 1>(sum, sm90::descriptor(left, sm90::kLeadingUnread, sm90::kPatternBytes),
+                             shifted(start, leading, sm90::kPatternBytes, base_offset));
+  wgmma_commit();
+  wgmma_wait<0>();
+  fence_registers(sum);
+  write_result<192>(sum, d);
+}
+
+bool reads_taps(int shift, int pitch, uint32_t base_offset) {
+  Buffer<float> d(64 * 192);
+  taps_kernel<<<1, 128>>>(shift, pitch * sm90::kPixelBytes, base_offset, d.data());
+  check(cudaDeviceSynchronize(), "operand of three taps");
+  const std::vector<float> got = d.host();
+  for (int row = 0; row < 64; ++row)
+    for (int column = 0; column < 192; ++column)
+      if (got[row * 192 + column] != box_value(shift + column / 64 * pitch + row % 16, column % 64)) return false;
+  return true;
+}
+
+// For each start in the pattern, y or n: whether the operand is read as the kernels expect. One line of JSON.
+void ask(const char* operand, int pitch, const std::function<bool(int shift, int pitch, uint32_t base_offset)>& reads) {
+  for (const bool of_start : {false, true}) {
+    std::string right;
+    for (int shift = 0; shift < 8; ++shift) right += reads(shift, pitch, of_start ? shift : 0) ? "y" : "n";
+    std::printf("{\"descriptor\": {\"operand\": \"%s\", \"pitch\": %d, \"base_offset\": \"%s\", \"right\": \"%s\"}}\n",
+                operand, pitch, of_start ? "start >> 7 & 7" : "0", right.c_str());
+    std::fflush(stdout);
   }
+}
+
+void ask_about_descriptors() {
+  for (const int pitch : {8, 10}) {
+    ask("over channels", pitch, reads_shifted<false>);
+    ask("over pixels", pitch, reads_shifted<true>);
+  }
+  for (const int pitch : {18, 17}) ask("three taps, over pixels", pitch, reads_taps);  // of stride 1 and 2
 }
 
 // ---- Kernels ----
@@ -156,98 +213,151 @@ double microseconds(const std::function<void()>& run) {
   return times[times.size() / 2];
 }
 
+// Times both sets' kernels and prints a line of JSON; an error that is no number is null.
 void report(const char* name, Size size, double maps, int bytes, double error, const std::function<void()>& mine,
             const std::function<void()>& other) {
   const double us = microseconds(mine), other_us = microseconds(other), pixels = maps * size.pixels();
+  char number[32] = "null";
+  if (std::isfinite(error)) std::snprintf(number, sizeof number, "%.3g", error);
   std::printf(
-      "{\"kernel\": \"%s\", \"size\": [%d, %d, %d], \"error\": %.3g, \"us\": %.2f, \"tflops\": %.1f, \"gbs\": %.0f, "
+      "{\"kernel\": \"%s\", \"size\": [%d, %d, %d], \"error\": %s, \"us\": %.2f, \"tflops\": %.1f, \"gbs\": %.0f, "
       "\"sm80_us\": %.2f}\n",
-      name, size.batch, size.height, size.width, error, us, pixels * 73728 / us * 1e-6, pixels * bytes / us * 1e-3, other_us);
+      name, size.batch, size.height, size.width, number, us, pixels * 73728 / us * 1e-6, pixels * bytes / us * 1e-3,
+      other_us);
   std::fflush(stdout);
 }
 
-void measure(Size size) {
-  constexpr int kMaps = 5;
-  const size_t elements = size.pixels() * kC;
-  Map maps(kMaps * elements), others(kMaps * elements), large(4 * elements), matrices(9 * kC * kC);
-  Map y(4 * elements), y80(4 * elements), total(elements), total80(elements);
-  fill(maps, 1), fill(others, 2), fill(large, 3), fill(matrices, 4, 0.06f);
-  std::vector<float> host(kC);
-  for (int i = 0; i < kC; ++i) host[i] = 0.01f * (i - 30);
-  Buffer<float> bias(kC);
-  check(cudaMemcpy(bias.data(), host.data(), bias.bytes(), cudaMemcpyHostToDevice), "cudaMemcpy");
-  const uint16_t *const skip = others.data(), *const saved = others.data() + elements;
+// The maps of one size that all kernels share, random; y and total receive results, those of the sm_80 kernels beside
+// them.
+struct Maps {
+  static constexpr int kCount = 5;
 
-  Conv c{Type::kBFloat16, size, kC, kC, maps.data(), matrices.data(), false, 0.2f, bias.data(), nullptr, nullptr, nullptr,
-         nullptr, nullptr};
-  Buffer<float> sums(sm90::conv_sum_rows(c) * kC), sums80(sm80::conv_sum_rows(c) * kC);
-  const auto conv = [&](const char* name, int bytes, bool with_total) {
-    y.poison(), y80.poison(), total.poison(), total80.poison();
-    Conv mine = c, other = c;
-    mine.y = y.data(), other.y = y80.data();
-    if (c.saved != nullptr) mine.sums = sums.data(), other.sums = sums80.data();
-    if (with_total) mine.total = total.data(), other.total = total80.data();
-    const auto run = [&] { sm90::conv(mine, nullptr); };
-    const auto run80 = [&] { sm80::conv(other, nullptr); };
-    run(), run80();
-    double error = difference(y, y80, elements);
-    if (with_total) error = std::max(error, difference(total, total80, elements));
-    report(name, size, 1, bytes, error, run, run80);
-  };
-  conv("conv", 256, false);
-  c.skip = skip;
-  conv("conv, skip", 384, false);
-  c.skip = nullptr, c.saved = saved, c.bias = nullptr, c.flipped = true;
-  conv("data gradient", 384, false);
-  c.skip = skip;
-  conv("data gradient, total", 640, true);
-
-  y.poison(), y80.poison();
-  TransposedConv up{Type::kBFloat16, size, kC, kC, maps.data(), matrices.data(), bias.data(), y.data()}, up80 = up;
-  up80.y = y80.data();
-  const auto run_up = [&] { sm90::transposed_conv(up, nullptr); };
-  const auto run_up80 = [&] { sm80::transposed_conv(up80, nullptr); };
-  run_up(), run_up80();
-  report("transposed conv", size, 1, 640, difference(y, y80, 4 * elements), run_up, run_up80);
-
-  TransposedConvGradient down{Type::kBFloat16, size, kC, kC, large.data(), matrices.data(), saved, 0.2f, total.data(), nullptr};
-  TransposedConvGradient down80 = down;
-  down80.y = total80.data();
-  total.poison(), total80.poison();
-  const auto run_down = [&] { sm90::transposed_conv_gradient(down, nullptr); };
-  const auto run_down80 = [&] { sm80::transposed_conv_gradient(down80, nullptr); };
-  run_down(), run_down80();
-  report("transposed conv, data gradient", size, 1, 768, difference(total, total80, elements), run_down, run_down80);
-
-  for (const int stride : {1, 2}) {
-    WeightGradient g{Type::kBFloat16, size, kC, kC, stride == 1 ? kMaps : 1, stride, maps.data(),
-                     stride == 1 ? others.data() : large.data(), false, 0, nullptr};
-    WeightGradient g80 = g;
-    g.splits = sm90::weight_gradient_splits(g), g80.splits = sm80::weight_gradient_splits(g80);
-    const size_t weights = size_t{9} * kC * kC * g.maps;
-    Buffer<float> partials(g.splits * weights), partials80(g80.splits * weights);
-    g.partials = partials.data(), g80.partials = partials80.data();
-    const auto run = [&] { sm90::weight_gradient(g, nullptr); };
-    const auto run80 = [&] { sm80::weight_gradient(g80, nullptr); };
-    run(), run80();
-    const std::vector<float> shares = partials.host(), shares80 = partials80.host();
-    double error = 0, norm = 0;
-    for (size_t i = 0; i < weights; ++i) {
-      double sum = 0, sum80 = 0;
-      for (int s = 0; s < g.splits; ++s) sum += shares[s * weights + i];
-      for (int s = 0; s < g80.splits; ++s) sum80 += shares80[s * weights + i];
-      error += (sum - sum80) * (sum - sum80), norm += sum80 * sum80;
-    }
-    report(stride == 1 ? "weight gradient" : "transposed conv, weight gradient", size, g.maps, stride == 1 ? 256 : 640,
-           std::sqrt(error / norm), run, run80);
+  explicit Maps(Size size)
+      : size(size),
+        elements(size.pixels() * kC),
+        maps(kCount * elements),
+        others(kCount * elements),
+        large(4 * elements),
+        matrices(9 * kC * kC),
+        y(4 * elements),
+        y80(4 * elements),
+        total(elements),
+        total80(elements),
+        bias(kC) {
+    fill(maps, 1), fill(others, 2), fill(large, 3), fill(matrices, 4, 0.06f);
+    std::vector<float> numbers(kC);
+    for (int i = 0; i < kC; ++i) numbers[i] = 0.01f * (i - 30);
+    check(cudaMemcpy(bias.data(), numbers.data(), bias.bytes(), cudaMemcpyHostToDevice), "cudaMemcpy");
   }
+  void poison() const { y.poison(), y80.poison(), total.poison(), total80.poison(); }
+
+  Size size;
+  size_t elements;
+  Map maps, others, large, matrices, y, y80, total, total80;
+  Buffer<float> bias;
+};
+
+void measure_conv(const Maps& m, const char* name, int bytes, Conv c) {
+  const bool with_total = c.saved != nullptr && c.skip != nullptr;
+  Conv c80 = c;
+  Buffer<float> sums(sm90::conv_sum_rows(c) * kC), sums80(sm80::conv_sum_rows(c80) * kC);
+  c.y = m.y.data(), c80.y = m.y80.data();
+  if (c.saved != nullptr) c.sums = sums.data(), c80.sums = sums80.data();
+  if (with_total) c.total = m.total.data(), c80.total = m.total80.data();
+  const auto run = [&] { sm90::conv(c, nullptr); };
+  const auto run80 = [&] { sm80::conv(c80, nullptr); };
+  m.poison();
+  run(), run80();
+  double error = difference(m.y, m.y80, m.elements);
+  if (with_total) error = larger(error, difference(m.total, m.total80, m.elements));
+  report(name, m.size, 1, bytes, error, run, run80);
+}
+
+void measure_convs(const Maps& m) {
+  const uint16_t *const skip = m.others.data(), *const saved = m.others.data() + m.elements;
+  Conv c{};
+  c.type = Type::kBFloat16, c.size = m.size, c.in = c.out = kC, c.slope = 0.2f;
+  c.x = m.maps.data(), c.matrices = m.matrices.data(), c.bias = m.bias.data();
+  measure_conv(m, "conv", 256, c);
+  c.skip = skip;
+  measure_conv(m, "conv, skip", 384, c);
+  c.skip = nullptr, c.saved = saved, c.bias = nullptr, c.flipped = true;
+  measure_conv(m, "data gradient", 384, c);
+  c.skip = skip;
+  measure_conv(m, "data gradient, total", 640, c);
+}
+
+void measure_transposed_conv(const Maps& m) {
+  const TransposedConv up{Type::kBFloat16, m.size, kC, kC, m.maps.data(), m.matrices.data(), m.bias.data(), m.y.data()};
+  TransposedConv up80 = up;
+  up80.y = m.y80.data();
+  const auto run = [&] { sm90::transposed_conv(up, nullptr); };
+  const auto run80 = [&] { sm80::transposed_conv(up80, nullptr); };
+  m.poison();
+  run(), run80();
+  report("transposed conv", m.size, 1, 640, difference(m.y, m.y80, 4 * m.elements), run, run80);
+}
+
+void measure_transposed_conv_gradient(const Maps& m) {
+  const uint16_t* const saved = m.others.data() + m.elements;
+  const TransposedConvGradient down{Type::kBFloat16, m.size, kC, kC, m.large.data(), m.matrices.data(), saved, 0.2f,
+                                    m.total.data(),  nullptr};
+  TransposedConvGradient down80 = down;
+  down80.y = m.total80.data();
+  const auto run = [&] { sm90::transposed_conv_gradient(down, nullptr); };
+  const auto run80 = [&] { sm80::transposed_conv_gradient(down80, nullptr); };
+  m.poison();
+  run(), run80();
+  const double error = difference(m.total, m.total80, m.elements);
+  report("transposed conv, data gradient", m.size, 1, 768, error, run, run80);
+}
+
+// ‖a − b‖ / ‖b‖ of sums over shares.
+double difference_of_sums(const Buffer<float>& a, int a_shares, const Buffer<float>& b, int b_shares, size_t count) {
+  const std::vector<float> left = a.host(), right = b.host();
+  double error = 0, norm = 0;
+  for (size_t i = 0; i < count; ++i) {
+    double left_sum = 0, right_sum = 0;
+    for (int s = 0; s < a_shares; ++s) left_sum += left[s * count + i];
+    for (int s = 0; s < b_shares; ++s) right_sum += right[s * count + i];
+    error += (left_sum - right_sum) * (left_sum - right_sum), norm += right_sum * right_sum;
+  }
+  return std::sqrt(error / norm);
+}
+
+void measure_weight_gradient(const Maps& m, int stride) {
+  WeightGradient g{};
+  g.type = Type::kBFloat16, g.size = m.size, g.rows = g.columns = kC, g.stride = stride;
+  g.maps = stride == 1 ? Maps::kCount : 1;
+  g.left = m.maps.data(), g.right = stride == 1 ? m.others.data() : m.large.data();
+  WeightGradient g80 = g;
+  g.splits = sm90::weight_gradient_splits(g), g80.splits = sm80::weight_gradient_splits(g80);
+  const size_t weights = size_t{9} * kC * kC * g.maps;
+  Buffer<float> partials(g.splits * weights), partials80(g80.splits * weights);
+  partials.poison(), partials80.poison();
+  g.partials = partials.data(), g80.partials = partials80.data();
+  const auto run = [&] { sm90::weight_gradient(g, nullptr); };
+  const auto run80 = [&] { sm80::weight_gradient(g80, nullptr); };
+  run(), run80();
+  const double error = difference_of_sums(partials, g.splits, partials80, g80.splits, weights);
+  report(stride == 1 ? "weight gradient" : "transposed conv, weight gradient", m.size, g.maps, stride == 1 ? 256 : 640,
+         error, run, run80);
+}
+
+void measure(Size size) {
+  const Maps m(size);
+  measure_convs(m);
+  measure_transposed_conv(m);
+  measure_transposed_conv_gradient(m);
+  measure_weight_gradient(m, 1);
+  measure_weight_gradient(m, 2);
 }
 
 }  // namespace
 
 int main() {
   try {
-    ask_about_shifts();
+    ask_about_descriptors();
     measure({3, 45, 83});
     for (int side : {64, 128, 256}) measure({16, side, side});
   } catch (const std::exception& error) {

@@ -48,7 +48,7 @@ def cuobjdump() -> str | None:
 
 def resources(file: Path, arch: str | None = None) -> dict[str, dict[str, int]]:
     """Registers and spills of every kernel in a cubin or library, or of those for one architecture ("sm_80")."""
-    usage = _dump("-res-usage", file, arch)
+    usage = dump("-res-usage", file, arch)
     found = re.findall(r"Function (\S+?):\s+REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", usage)
     return {  # stack and local memory are all spills, since no kernel has local arrays
         _readable(name): {"registers": int(registers), "spilled_bytes": int(stack) + int(local)}
@@ -59,7 +59,7 @@ def resources(file: Path, arch: str | None = None) -> dict[str, dict[str, int]]:
 def kernels(file: Path, arch: str | None = None) -> dict[str, dict[str, int]]:
     """The same and how many instructions of each kind."""
     found = resources(file, arch)
-    for part in _dump("-sass", file, arch).split("Function : ")[1:]:
+    for part in dump("-sass", file, arch).split("Function : ")[1:]:
         name, _, body = part.partition("\n")
         counts = Counter(NAME.findall(body))
         found[_readable(name)] |= {
@@ -69,7 +69,7 @@ def kernels(file: Path, arch: str | None = None) -> dict[str, dict[str, int]]:
     return found
 
 
-def _dump(what: str, file: Path, arch: str | None) -> str:
+def dump(what: str, file: Path, arch: str | None) -> str:
     command = [cuobjdump(), *([] if arch is None else ["-arch", arch]), what, str(file)]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 

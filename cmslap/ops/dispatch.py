@@ -6,7 +6,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from cmslap.errors import UserError
 from cmslap.ops.backend import Backend, Call
@@ -39,14 +41,16 @@ class BackendError(UserError, RuntimeError):
 
 
 @contextmanager
-def use_backend(name: str) -> Iterator[None]:
+def use_backend(name: str | None) -> Iterator[None]:
     """Force the backend ``name`` for every call inside the ``with``, in all threads; outranks ``CMSLAP_BACKEND``.
 
+    With None the best that serves a call runs it, whatever is forced outside.
     A forced backend that can't serve a call raises BackendError. One without a backward kernel takes its gradients
     from the reference.
     """
     global _forced
-    named(name, "backend")
+    if name is not None:
+        named(name, "backend")
     before, _forced = _forced, name
     try:
         yield
@@ -63,7 +67,7 @@ def choose(operation: Operation, arguments: Arguments, needs_grad: bool) -> Back
     """The backend that runs a checked call."""
     if _forced is not None:
         backend = named(_forced, "CMSLAP_BACKEND")
-        reason = backend.objection(operation, arguments)
+        reason = objection(backend, operation, arguments)
         if reason is not None:
             raise BackendError(f"backend {backend.name} can't run this {operation.name}: {reason}")
         return backend
@@ -73,9 +77,23 @@ def choose(operation: Operation, arguments: Arguments, needs_grad: bool) -> Back
     raise AssertionError("the reference serves every call")
 
 
+def objection(backend: Backend, operation: Operation, arguments: Arguments) -> str | None:
+    """Why ``backend`` can't run a checked call here and now, or None."""
+    if backend is not REFERENCE and _is_transformed():
+        return "torch.func's transforms and forward-mode derivatives go through the definition"
+    return backend.objection(operation, arguments)
+
+
+def _is_transformed() -> bool:
+    """Whether the call is to be differentiated or mapped in a way that the operators don't know, eagerly."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
 def objection_by_default(backend: Backend, operation: Operation, arguments: Arguments, needs_grad: bool) -> str | None:
     """Why ``backend`` is not chosen unless forced: it can't run the call, should not, or would not run its gradient."""
-    reason = backend.objection(operation, arguments) or backend.only_forced
+    reason = objection(backend, operation, arguments) or backend.only_forced
     if reason is None and needs_grad and backend is not REFERENCE and operation.name not in backend.backward:
         return f"no {operation.name} backward kernel, and this call needs gradients"
     return reason

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from torch import nn
 from cmslap.checkpoints.checkpoint import load_model, save_model
 from cmslap.errors import UserError
 from cmslap.files import replacing
+
+LAST, PREVIOUS = "last.pt", "previous.pt"
+KEYS = {"step", "best", "seconds", "losses", "summed", "first_losses", "config", "pictures"}  # and of the trainer:
+KEYS |= {"model", "ema", "optimizers", "scaler"}
 
 
 class CheckpointError(UserError, OSError):
@@ -37,22 +42,56 @@ def write(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` (tensors and plain values). Raises :class:`CheckpointError`; the previous file then survives."""
+def save(folder: Path, state: dict[str, Any]) -> None:
+    """Write ``state`` (tensors and plain values) as ``last.pt``; an intact one before it stays as ``previous.pt``.
+
+    Raises :class:`CheckpointError`; what was there then survives.
+    """
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write(path, buffer.getvalue())
+    last = folder / LAST
+    with writing(last), replacing(last) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+        if last.exists() and _intact(last.read_bytes()):
+            last.replace(folder / PREVIOUS)
 
 
 def load(path: Path, device: torch.device) -> dict[str, Any]:
     """Read what :func:`save` wrote; runs no code from the file."""
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise CheckpointError(f"{path}: damaged, or not a training checkpoint") from error
-    if not isinstance(state, dict) or "optimizers" not in state:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from error
+    if not _intact(data):
+        raise CheckpointError(f"{path}: damaged, or not a training checkpoint")
+    try:
+        state = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, ValueError, LookupError) as error:
+        raise CheckpointError(f"{path}: not a training checkpoint") from error
+    if not isinstance(state, dict) or not state.keys() >= KEYS:
         raise CheckpointError(f"{path}: not a training checkpoint; to start from weights, set init")
     return state
+
+
+def load_newest(folder: Path, device: torch.device, say: Callable[[str], None]) -> dict[str, Any]:
+    """Read ``last.pt``, or ``previous.pt`` where that cannot be read, after saying so."""
+    previous = folder / PREVIOUS
+    try:
+        return load(folder / LAST, device)
+    except CheckpointError as error:
+        if not previous.exists():
+            raise
+        say(f"{error}; going on from the checkpoint before it, {previous}")
+        return load(previous, device)
+
+
+def _intact(data: bytes) -> bool:
+    """Whether a file of PyTorch's, a zip archive, agrees with the checksums in it; PyTorch itself does not look."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return archive.testzip() is None
+    except Exception:  # a damaged archive raises almost anything
+        return False
 
 
 def export(path: Path, model: nn.Module, metadata: dict[str, str]) -> None:

@@ -18,8 +18,9 @@ Train a network as a TOML file says. Settings can be changed on the command line
 
 CONFIG is a TOML file, the name of one that comes with the package ({shipped}),
 or a record.json, which has the configuration of the run that made it.
-The directory `out` receives last.pt (to resume from), last.safetensors and best.safetensors (the averaged
-weights), log.jsonl (a JSON object a line), curves.png and record.json (where the weights came from).
+The directory `out` receives last.pt (to resume from) and previous.pt (the one before it, for when that is damaged),
+last.safetensors and best.safetensors (the averaged weights), log.jsonl (a JSON object a line), curves.png and
+record.json (where the weights came from). One run at a time can have it.
 SIGINT (Ctrl-C) and SIGTERM save before they end the run."""
 
 

@@ -123,6 +123,7 @@ class Config:
     precision: str = "float32"  # or bfloat16 (bf16), float16 (fp16): autocast
     channels_last: bool = True
     compile: bool = False
+    graph: bool = False  # forward and backward as CUDA graphs, one a scale; only on a GPU
     ema: float = 0.999  # decay of the averaged weights, which are what is validated and exported
     log_every: int = 100  # steps
     checkpoint_every: int = 1000  # steps

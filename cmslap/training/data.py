@@ -45,6 +45,12 @@ def _stored(path: Path) -> Tensor:  # [H, W] int16
     return (read_luma(path) * UNIT).round().to(torch.int16)
 
 
+def _sent(array: np.ndarray, device: torch.device) -> Tensor:
+    """``array`` on ``device``, without waiting for it where that is a GPU."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
 @dataclass
 class ScaleBatch:
     """What one scale trains on in one step."""
@@ -105,7 +111,7 @@ class TrainingImages:
         column = np.where(transposed, self.width[image], 1)
         start += down * (side - 1) * row + right * (side - 1) * column
         plan = np.stack([start, np.where(down, -row, row), np.where(right, -column, column)])[:, part]
-        first, row_step, column_step = torch.from_numpy(plan).to(self.device)[:, :, None, None]
+        first, row_step, column_step = _sent(plan, self.device)[:, :, None, None]
         index = torch.arange(side, device=self.device)
         return self.pixels[first + row_step * index[:, None] + column_step * index]
 

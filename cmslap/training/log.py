@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,24 @@ class MissingExtraError(UserError, ImportError):
     """A setting that needs one of the package's extras, which is not installed."""
 
 
+class LogError(UserError, ValueError):
+    """A log with a line that no run wrote."""
+
+
 class Log:
     """A JSON-lines file: one object a line, each with its ``step``, going on after step ``after``.
 
-    What the file has of later steps is dropped, and so is a line that a kill cut short. With ``tensorboard`` the
+    What the file has of later steps is dropped, and so is a last line that a kill cut short. With ``tensorboard`` the
     numbers also go to a folder of that name beside the file. Raises :class:`MissingExtraError` where that is not
-    installed.
+    installed, and :class:`LogError`.
     """
 
     def __init__(self, path: Path, after: int, tensorboard: bool) -> None:
         self.path = path
+        kept = [line for line, step in _lines(path) if step <= after]
         self.events = _tensorboard(path.parent / "tensorboard", after) if tensorboard else None
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= after]
         with replacing(path) as temporary:
-            temporary.write_text("".join(kept), encoding="utf-8")
+            temporary.write_bytes(b"".join(kept))
 
     def write(self, entry: dict[str, Any]) -> None:
         try:
@@ -50,6 +54,19 @@ class Log:
             os.fsync(file.fileno())
         if self.events:
             self.events.flush()
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, int]]:
+    """The whole lines of a log, if there is one, and the step of each."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        if number == len(lines) and not line.endswith(b"\n"):
+            return
+        try:
+            step = json.loads(line)["step"] + 0
+        except (ValueError, LookupError, TypeError):
+            raise LogError(f"{path}, line {number}: damaged; remove that line to go on") from None
+        yield line, step
 
 
 def _tensorboard(folder: Path, after: int) -> Any:  # noqa: ANN401 - a SummaryWriter, which may not be installed

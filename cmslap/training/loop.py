@@ -14,23 +14,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cmslap.errors import UserError
-from cmslap.training import checkpoint, curves, distributed, record
+from cmslap import ops
+from cmslap.training import checkpoint, curves, directory, distributed, record
 from cmslap.training.clock import DataClock
 from cmslap.training.config import Config, flat, to_dict
 from cmslap.training.data import TrainingImages, split
+from cmslap.training.directory import RunError
 from cmslap.training.distributed import Workers
 from cmslap.training.log import Log
 from cmslap.training.stop import StopRequest
 from cmslap.training.trainer import Trainer
 from cmslap.training.validation import ValidationSets
 
-LAST = "last.pt"
 CURVES_EVERY = 30  # seconds: drawing takes a good part of one
-
-
-class RunError(UserError, RuntimeError):
-    """A run that cannot start or go on."""
 
 
 class Run:
@@ -62,12 +58,13 @@ class Run:
         if resume:
             self._resume()
         if workers.first:
-            self.log = Log(self.out / "log.jsonl", self.step, config.tensorboard)
+            self.log = Log(self.out / directory.LOG, self.step, config.tensorboard)
+            self.best = max([self.best, *(entry["mean"] for entry in self.log.read() if "mean" in entry)])
             if not curves.available():
                 self._say("no curves.png: matplotlib is not installed; pip install cmslap[plot]")
 
     def _resume(self) -> None:
-        state = checkpoint.load(self.out / LAST, self.device)
+        state = checkpoint.load_newest(self.out, self.device, self._say)
         old, new = state["config"], to_dict(self.config)
         fixed = {key: (old[key], new[key]) for key in ("model", "scales")}
         fixed["optimizer.name"] = old["optimizer"]["name"], new["optimizer"]["name"]
@@ -87,6 +84,9 @@ class Run:
     def train(self, resume_hint: str) -> int:
         """Train up to the configured number of steps; 0 when done, 128 + the signal's number when stopped by one."""
         self._save()
+        if self._to_be_validated() and not self._validated():  # killed after it had saved
+            self._validate()
+        self._describe()
         self._restart_clock()
         interval = 0.2 if sys.stderr.isatty() else 10  # seconds; a bar that goes to a file should not fill it
         hidden = not self.workers.first
@@ -120,18 +120,27 @@ class Run:
         return bool(asked) if workers.world > 1 else stop.signal != 0
 
     def _after_step(self, stopping: bool) -> None:
-        """Log, validate and save where this step is one to do so."""
+        """Log, save and validate where this step is one to do so. Validating can take long: saving comes first."""
         config, last = self.config, self.step == self.config.steps
-        validating = self.validation and (self.step % config.validation.every == 0 or last)
-        saving = self.step % config.checkpoint_every == 0 or last or stopping
+        validating, saving = self._to_be_validated(), self.step % config.checkpoint_every == 0 or last or stopping
         if self.step % config.log_every == 0 or last:
             self._log()
+        if saving:
+            self._save()
         if validating:
             self._validate()
         if saving:
-            self._save(ending=last or stopping)
+            self._describe(ending=last or stopping)
         if validating or saving:
             self._restart_clock()
+
+    def _to_be_validated(self) -> bool:
+        """Whether validation belongs to the step that was last."""
+        due = self.step % self.config.validation.every == 0 or self.step == self.config.steps
+        return bool(self.validation) and self.step > 0 and due
+
+    def _validated(self) -> bool:
+        return any(entry["step"] == self.step and "psnr" in entry for entry in self.log.read())
 
     def _restart_clock(self) -> None:
         """Start timing: the log's speed leaves out validating and saving."""
@@ -180,27 +189,33 @@ class Run:
             )
 
     def _validate(self) -> None:
-        values = self.validation.measure(self.trainer.average, self.device)
+        with ops.use_backend(None):  # one that is forced for training need not serve float32, nor these sizes
+            values = self.validation.measure(self.trainer.average, self.device)
         mean = sum(values.values()) / len(values)
-        self.log.write({"step": self.step, "psnr": values, "mean": mean})
         if mean > self.best:
             self.best = mean
             self._export("best")
+        self.log.write({"step": self.step, "psnr": values, "mean": mean})  # last: what it says is done
         self._say(f"step {self.step}: " + ", ".join(f"{name} {value:.2f} dB" for name, value in values.items()))
 
     def _export(self, name: str) -> None:
         checkpoint.export(self.out / f"{name}.safetensors", self.trainer.average, {"step": str(self.step)})
 
-    def _save(self, ending: bool = False) -> None:
+    def _save(self) -> None:
         self._check_finite()
         now = time.perf_counter()
         self.seconds, self.counted_until = self.seconds + now - self.counted_until, now
         if not self.workers.first:
             return
         self.log.sync()
-        checkpoint.save(self.out / LAST, {**self._state(), **self.trainer.state()})
+        checkpoint.save(self.out, {**self._state(), **self.trainer.state()})
         self._export("last")
-        entries = self.log.read()
+
+    def _describe(self, ending: bool = False) -> None:
+        """Write the record and the curves; these now and then, and at the end."""
+        if not self.workers.first:
+            return
+        now, entries = time.perf_counter(), self.log.read()
         first = [self._loss(losses) for losses in self.first_losses[: self.step].cpu()]
         made = record.build(
             self.config, self.init_sha256, self.origins, len(self.images), self.step, self.seconds, first, entries
@@ -242,24 +257,20 @@ def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return sorted(f"{key} = {now[key]!r}, was {before[key]!r}" for key in changed)
 
 
-def _check_directory(out: Path, resume: bool) -> None:
-    if resume and not (out / LAST).is_file():
-        raise RunError(f"nothing to resume: {out / LAST} does not exist; leave out --resume to start a run")
-    if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(f"{out} exists already: go on with its run with --resume, or choose another out")
-
-
 def train(config: Config, resume: bool = False, resume_hint: str = "--resume") -> int:
     """Run the training of ``config`` in ``config.out``; returns the exit status.
 
     Under ``torchrun`` each process calls this. ``resume_hint`` is the command line that a stopped run tells the user.
     Raises :class:`RunError`, and what reading the data or saving raises.
     """
-    workers = distributed.start(config.device)
+    workers, out = distributed.start(config.device), Path(config.out)
     try:
-        if workers.first:
-            _check_directory(Path(config.out), resume)
-        return Run(config, workers, resume).train(resume_hint)
+        if not workers.first:
+            return Run(config, workers, resume).train(resume_hint)
+        directory.check(out, resume)
+        with directory.claimed(out):
+            directory.check(out, resume)  # again: until now another run could have changed it
+            return Run(config, workers, resume).train(resume_hint)
     except torch.OutOfMemoryError as error:
         raise RunError(f"the GPU's memory is full; lower batch or patch ({error})") from error
     finally:

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cmslap.precision import PRECISIONS
-from cmslap.training import optimizers
+from cmslap.training import graphs, optimizers
 from cmslap.training.checkpoint import initialise
 from cmslap.training.config import Config
 from cmslap.training.data import ScaleBatch
 from cmslap.training.distributed import Workers
 from cmslap.training.losses import pyramid_loss
 from cmslap.training.schedule import factor
+
+
+@contextlib.contextmanager
+def _fastest_convolutions() -> Iterator[None]:
+    """Let cuDNN time its algorithms, which pays for a step's few shapes and would not for validation's many."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 class Trainer:
@@ -37,6 +49,10 @@ class Trainer:
         self.parameters = list(self.model.parameters())
         for parameter in self.parameters:
             parameter.grad = torch.zeros_like(parameter)  # a process without images sums zeros
+        self.backpropagate = self._backpropagate
+        if config.graph:
+            graphs.require_gpu(workers.device)
+            self.backpropagate = graphs.Graphs(self._backpropagate, self.parameters)
         self.optimizers = optimizers.build(config.optimizer, self.parameters)
         self.scaler = torch.amp.GradScaler(workers.device.type, enabled=PRECISIONS[config.precision] == torch.float16)
 
@@ -50,8 +66,9 @@ class Trainer:
         ``also_summed`` are replaced by their sums over the processes, in the message that sums the gradients.
         """
         losses = torch.zeros(len(self.config.scales), device=self.workers.device)
-        for batch in batches:
-            losses[self.config.scales.index(batch.scale)] = self._backpropagate(batch)
+        with _fastest_convolutions():
+            for batch in batches:
+                losses[self.config.scales.index(batch.scale)] = self.backpropagate(batch)
         self.workers.sum([parameter.grad for parameter in self.parameters] + [losses, *also_summed])
         self._update(step)
         return losses
@@ -60,7 +77,7 @@ class Trainer:
         """Add this batch's gradients; its part of its scale's mean loss."""
         low, precision = batch.low, PRECISIONS[self.config.precision]
         if self.config.channels_last:
-            low = low.contiguous(memory_format=torch.channels_last)
+            low = low.to(memory_format=torch.channels_last)  # contiguous() would take one channel as it is
         with torch.autocast(low.device.type, precision, enabled=precision != torch.float32):
             outputs = self.forward(low, batch.scale)
         loss = pyramid_loss(outputs, batch.targets, self.config.loss).sum()

@@ -28,7 +28,8 @@ void transposed_conv_gradient(const TransposedConvGradient& c, cudaStream_t stre
 }
 
 int transposed_conv_gradient_sum_rows(const TransposedConvGradient& c) {
-  return takes_sm90(c.in, c.out) ? sm90::transposed_conv_gradient_sum_rows(c) : sm80::transposed_conv_gradient_sum_rows(c);
+  return takes_sm90(c.in, c.out) ? sm90::transposed_conv_gradient_sum_rows(c)
+                                 : sm80::transposed_conv_gradient_sum_rows(c);
 }
 
 void weight_gradient(const WeightGradient& g, cudaStream_t stream) {

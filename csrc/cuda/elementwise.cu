@@ -1,15 +1,16 @@
-// Elementwise passes over maps and the sums that finish gradients. All of them move each byte once and are as fast as memory.
+// Elementwise passes over maps and the sums that finish gradients: each moves every byte once, as fast as memory is.
 #include <algorithm>
 
 #include "kernels.h"
 #include "launch.h"
+#include "tiling.h"
 #include "vector_io.h"
 
 namespace cmslap::cuda {
 
 constexpr int kThreads = 256;
 
-static unsigned blocks_for(int64_t threads) { return unsigned((threads + kThreads - 1) / kThreads); }
+static unsigned blocks_for(int64_t threads) { return unsigned(ceil_div(threads, kThreads)); }
 
 // Eight elements a thread: φ(x), or with `grad` φ' at x times grad.
 template <class T>
@@ -46,10 +47,11 @@ void differentiate(Type type, const void* grad, const void* saved, int64_t eleme
 
 // ---- Sums over pixels ----
 
-// A block sums every gridDim.x-th group of pixels: a thread eight channels of one pixel a group, then the threads of the same
-// channels are added in order.
+// A block sums every gridDim.x-th group of pixels: a thread eight channels of one pixel a group, then the threads of
+// the same channels are added in order.
 template <class T>
-__global__ void __launch_bounds__(kThreads) sum_pixels_kernel(const uint16_t* map, int64_t pixels, int channels, float* sums) {
+__global__ void __launch_bounds__(kThreads)
+    sum_pixels_kernel(const uint16_t* map, int64_t pixels, int channels, float* sums) {
   SHARED_MEMORY(smem);
   float* shared = reinterpret_cast<float*>(smem);  // [lanes, channels]
   const int eights = channels / 8, lanes = kThreads / eights;
@@ -75,15 +77,15 @@ __global__ void __launch_bounds__(kThreads) sum_pixels_kernel(const uint16_t* ma
 }
 
 int pixel_sum_rows(int64_t pixels, int channels) {
-  const int64_t groups = (pixels * (channels / 8) + kThreads - 1) / kThreads;  // of pixels that a block takes at once
-  const int64_t most = 4 * device_attribute(cudaDevAttrMultiProcessorCount);
-  return int(std::clamp<int64_t>(groups / 8, 1, most));
+  const int64_t groups = ceil_div(pixels * (channels / 8), kThreads);  // of pixels that a block takes at once
+  const int64_t max_rows = int64_t{4} * multiprocessors();
+  return int(std::clamp<int64_t>(groups / 8, 1, max_rows));
 }
 
 void sum_pixels(Type type, const void* map, int64_t pixels, int channels, float* sums, cudaStream_t stream) {
   launch(type == Type::kBFloat16 ? sum_pixels_kernel<BFloat16> : sum_pixels_kernel<Float16>,
-         dim3(pixel_sum_rows(pixels, channels)), dim3(kThreads), kThreads * 8 * sizeof(float), stream, halves(map), pixels,
-         channels, sums);
+         dim3(pixel_sum_rows(pixels, channels)), dim3(kThreads), kThreads * 8 * sizeof(float), stream, halves(map),
+         pixels, channels, sums);
 }
 
 // ---- Sums of partial sums, in an order that never changes ----
@@ -110,7 +112,7 @@ __global__ void __launch_bounds__(kRowLanes* kColumnLanes)
 }
 
 void reduce_rows(const float* sums, int rows, int columns, float* out, cudaStream_t stream) {
-  launch(reduce_rows_kernel, dim3((columns + kColumnLanes - 1) / kColumnLanes), dim3(kRowLanes * kColumnLanes),
+  launch(reduce_rows_kernel, dim3(ceil_div(columns, kColumnLanes)), dim3(kRowLanes * kColumnLanes),
          kRowLanes * kColumnLanes * sizeof(float), stream, sums, rows, columns, out);
 }
 
@@ -128,8 +130,8 @@ __global__ void __launch_bounds__(kThreads)
 
 void reduce_weight_gradient(const float* partials, int splits, int maps, int rows, int columns, float* grad,
                             cudaStream_t stream) {
-  launch(reduce_weight_gradient_kernel, dim3(blocks_for(int64_t{maps} * 9 * rows * columns)), dim3(kThreads), 0, stream, partials,
-         splits, maps, rows * columns, grad);
+  launch(reduce_weight_gradient_kernel, dim3(blocks_for(int64_t{maps} * 9 * rows * columns)), dim3(kThreads), 0, stream,
+         partials, splits, maps, rows * columns, grad);
 }
 
 }  // namespace cmslap::cuda

@@ -1,4 +1,5 @@
-// The matrix kernels exist once for each generation of tensor cores; dispatch.cu chooses. What the functions do: kernels.h.
+// The matrix kernels exist once for each generation of tensor cores; dispatch.cu chooses. What the functions do:
+// kernels.h.
 #pragma once
 
 #include "kernels.h"
@@ -16,7 +17,8 @@ int weight_gradient_splits(const WeightGradient&);
 
 // TMA, mbarrier and wgmma: compute capability 9.0.
 namespace cmslap::cuda::sm90 {
-bool serves(int in, int out);  // whether this binary's kernels take these channels and were compiled for the current device
+bool serves(int in,
+            int out);  // whether this binary's kernels take these channels and were compiled for the current device
 void conv(const Conv&, cudaStream_t);
 int conv_sum_rows(const Conv&);
 void transposed_conv(const TransposedConv&, cudaStream_t);

@@ -29,7 +29,8 @@ struct Strips {
   // Column x may lie outside the image.
   HOST_DEVICE constexpr Strip at(int64_t number, int lane) const {
     const int y = int(number / across % down) * kRows;
-    return {int(number / across / down), int(number % across) * lanes + lane, y, y + kRows < height ? y + kRows : height};
+    return {int(number / across / down), int(number % across) * lanes + lane, y,
+            y + kRows < height ? y + kRows : height};
   }
 };
 
@@ -37,13 +38,14 @@ struct Strips {
 
 constexpr int kHeadHeight = 16, kHeadWidth = 32;  // pixels a block makes
 constexpr int kHeadHaloWidth = kHeadWidth + 2;
-// Pixels of the halo tile. 4 modulo 16: when the lanes of a warp store products of eight pixels and eight taps, [tap, pixel], they
-// write to 32 different banks.
+// Pixels of the halo tile. 4 modulo 16: when the lanes of a warp store products of eight pixels and eight taps, [tap,
+// pixel], they write to 32 different banks.
 constexpr int kHeadHalo = (kHeadHeight + 2) * kHeadHaloWidth;
 static_assert(kHeadHalo % 16 == 4);
 
-// Word number `i` of the taps' matrix as fragments of mma.m16n8k16: [channels / 32, lane, step, n, register]. A lane's quarter of
-// 32 channels is eight successive ones, 16 bytes of a pixel; registers 0 and 1 of step s are its words 2·s and 2·s + 1.
+// Word number `i` of the taps' matrix as fragments of mma.m16n8k16: [channels / 32, lane, step, n, register]. A lane's
+// quarter of 32 channels is eight successive ones, 16 bytes of a pixel; registers 0 and 1 of step s are its words 2·s
+// and 2·s + 1.
 struct HeadWord {
   int channel, tap;  // the first of two channels; taps from 9 on are padding
 

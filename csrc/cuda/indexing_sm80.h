@@ -4,64 +4,35 @@
 
 #include <cstdint>
 
-#include "elements.h"
+#include "tiling.h"
 
 namespace cmslap::cuda::sm80 {
 
-HOST_DEVICE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// ---- Tiles of a map ----
-
-struct Tile {
-  int image, top, left;
-};
-
-// A batch of maps cut into tiles of height × width pixels, counted along rows, then down, then over images.
-struct Tiling {
-  int height, width;  // of a tile
-  int down, across;   // tiles of an image
-  int count;
-
-  HOST_DEVICE constexpr Tiling(int batch, int map_height, int map_width, int tile_height, int tile_width)
-      : height(tile_height),
-        width(tile_width),
-        down(int(ceil_div(map_height, tile_height))),
-        across(int(ceil_div(map_width, tile_width))),
-        count(batch * down * across) {}
-  HOST_DEVICE constexpr Tile operator[](int number) const {
-    const int row = number / across;
-    return {row / down, row % down * height, (number - row * across) * width};
-  }
-};
-
 // ---- Taps ----
 
-// The rectangle of taps one pass over a halo tile multiplies. Tap (k, l) of the window, first counted from the tile's upper
-// left output pixel, reads input pixel (step · i + offset_y + step · k, step · j + offset_x + step · l) for output pixel (i, j)
-// and is tap number first + stride_y · k + stride_x · l of the 3×3 kernel.
-struct Window {
+// The rectangle of taps one pass over a halo tile multiplies. Its tap (k, l), first counted from the tile's upper left
+// output pixel, reads input pixel (step · i + offset_y + step · k, step · j + offset_x + step · l) for output pixel (i,
+// j) and is tap number first + stride_y · k + stride_x · l of the 3×3 kernel.
+struct Taps {
   int height, width;
   int step, offset_y, offset_x;
   int first, stride_y, stride_x;
 
-  HOST_DEVICE constexpr int tap(int k, int l) const { return first + stride_y * k + stride_x * l; }
+  HOST_DEVICE constexpr int number(int k, int l) const { return first + stride_y * k + stride_x * l; }
 };
 
 // All nine, for a convolution of stride 1 and padding 1.
-HOST_DEVICE constexpr Window whole_window() { return {3, 3, 1, -1, -1, 0, 3, 1}; }
+HOST_DEVICE constexpr Taps all_taps() { return {3, 3, 1, -1, -1, 0, 3, 1}; }
 
-// A convolution of stride 2 reads the input pixels of one parity of row and column as a map of their own, with the taps of
-// that parity: 2×2, 2×1, 1×2 and 1×1 of them.
-HOST_DEVICE constexpr Window phase_window(int phase) {
+// A convolution of stride 2 reads the input pixels of one parity of row and column as a map of their own, with the taps
+// of that parity: 2×2, 2×1, 1×2 and 1×1 of them.
+HOST_DEVICE constexpr Taps phase_taps(int phase) {
   const int y = phase / 2, x = phase % 2;
   return {2 - y, 2 - x, 2, y, x, 3 * y + x, 6, 2};
 }
 
-// The transposed convolution's: tap (k, l) makes the output pixels of parity (k % 2, l % 2), of input pixels `back` up or left.
-HOST_DEVICE constexpr int phase_of(int tap) { return tap / 3 % 2 * 2 + tap % 3 % 2; }
-HOST_DEVICE constexpr int back(int tap_coordinate) { return tap_coordinate / 2; }
-// Its halo tile: a row above and a column to the left.
-HOST_DEVICE constexpr Window up_window() { return {2, 2, 1, -1, -1, 0, 0, 0}; }
+// The halo tile of a transposed convolution: a row above and a column to the left.
+HOST_DEVICE constexpr Taps upsampling_taps() { return {2, 2, 1, -1, -1, 0, 0, 0}; }
 
 // ---- Shared memory: rows of 64 bytes, 32 channels of a pixel or of a matrix row ----
 
@@ -70,15 +41,15 @@ constexpr int kPieceChannels = 8;   // of 16 bytes, what one copy moves and one 
 constexpr int kPieces = kSliceChannels / kPieceChannels;
 constexpr int kRowBytes = 64;
 
-// Where piece `piece` of row `row` lies. Eight successive rows, as ldmatrix reads them, are eight different 16-byte columns of
-// the 128 bytes that shared memory delivers at once, for any piece.
+// Where piece `piece` of row `row` lies. Eight successive rows, as ldmatrix reads them, are eight different 16-byte
+// columns of the 128 bytes that shared memory delivers at once, for any piece.
 HOST_DEVICE constexpr int swizzled(int row, int piece) { return row * kRowBytes + ((piece ^ (row >> 1 & 3)) << 4); }
 
 constexpr int kTileWidth = 16;  // pixels: the rows of an mma
 constexpr int kPitch = 18;      // rows of shared memory for a row of a halo tile: up to 16 + 2 pixels
 
-// As swizzled, but the pattern depends on x alone: going down a halo tile is adding a constant. kPitch is even, so that pixels
-// one below the other start at the same bank.
+// As swizzled, but the pattern depends on x alone: going down a halo tile is adding a constant. kPitch is even, so that
+// pixels one below the other start at the same bank.
 HOST_DEVICE constexpr int halo_offset(int y, int x, int piece) { return y * kPitch * kRowBytes + swizzled(x, piece); }
 static_assert(kPitch % 2 == 0);
 
@@ -87,9 +58,9 @@ static_assert(kPitch % 2 == 0);
 constexpr int kBlockChannels = 64;  // output channels of a thread block
 constexpr int kWarpChannels = 32;   // and of a warp: four products of 8 columns
 
-// Where output channel `channel` of a block lies among the 64 rows of a tap's matrix: row 8·t + 2·q + e of a warp's 32 is channel
-// 8·q + 2·t + e. So lane q of a quad, which gets columns 2·q and 2·q + 1 of the four products, gets eight successive channels:
-// 16 bytes of a map.
+// Where output channel `channel` of a block lies among the 64 rows of a tap's matrix: row 8·t + 2·q + e of a warp's 32
+// is channel 8·q + 2·t + e. So lane q of a quad, which gets columns 2·q and 2·q + 1 of the four products, gets eight
+// successive channels: 16 bytes of a map.
 HOST_DEVICE constexpr int matrix_row(int channel) {
   const int q = channel / 8 % 4, t = channel / 2 % 4, e = channel % 2;
   return channel / 32 * 32 + t * 8 + q * 2 + e;
@@ -107,18 +78,23 @@ HOST_DEVICE constexpr int row_piece_of_lane(int lane) { return lane / 8 % 2; }
 // The next 16 channels of 32 are the first's addresses with this bit flipped.
 constexpr int kSecondHalf = 2 << 4;
 
-// What lane `lane` holds of a product: pixels lane / 4 and lane / 4 + 8, channels eight_of_lane() to + 7 of the warp's 32.
+// What lane `lane` holds of a product: pixels lane / 4 and lane / 4 + 8, channels eight_of_lane() to + 7 of the
+// warp's 32.
 HOST_DEVICE constexpr int result_pixel(int lane, int half) { return lane / 4 + 8 * half; }
 HOST_DEVICE constexpr int eight_of_lane(int lane) { return lane % 4 * 8; }
 
-// Eight warps a block: warp w has group w / 2 of the tile's rows and output channels 32·(w % 2) to + 31 of the block's 64.
+// Eight warps a block: warp w has group w / 2 of the tile's rows and output channels 32·(w % 2) to + 31 of the
+// block's 64.
 constexpr int kRowGroups = 4;
 HOST_DEVICE constexpr int row_group_of_warp(int warp) { return warp / 2; }
 HOST_DEVICE constexpr int channel_of_warp(int warp) { return warp % 2 * kWarpChannels; }
 
-// Shared memory for a halo tile of `extra` more rows than the block's `rows` a warp, and for two slices of matrices and of halo.
+// Shared memory for a halo tile of `extra` more rows than the block's `rows` a warp, and for two slices of matrices and
+// of halo.
 HOST_DEVICE constexpr int halo_bytes(int rows, int extra) { return (kRowGroups * rows + extra) * kPitch * kRowBytes; }
-HOST_DEVICE constexpr int conv_shared_bytes(int rows, int extra) { return 2 * (kMatricesBytes + halo_bytes(rows, extra)); }
+HOST_DEVICE constexpr int conv_shared_bytes(int rows, int extra) {
+  return 2 * (kMatricesBytes + halo_bytes(rows, extra));
+}
 
 // ---- Weight gradient: rows of 128 bytes, 64 channels of a pixel; both operands are read transposed ----
 
@@ -126,8 +102,8 @@ constexpr int kGradientChannels = 64;
 constexpr int kGradientPieces = kGradientChannels / kPieceChannels;
 constexpr int kGradientRowBytes = 128;
 
-// A tile of 16 × rows pixels of `left`, and the pixels of `right` under its nine taps. For stride 2 the even columns of a row come
-// first, then the odd ones, so that the pixels of 16 successive left pixels under a tap lie side by side.
+// A tile of 16 × rows pixels of `left`, and the pixels of `right` under its nine taps. For stride 2 the even columns of
+// a row come first, then the odd ones, so that the pixels of 16 successive left pixels under a tap lie side by side.
 HOST_DEVICE constexpr int gradient_offset(int place, int key, int piece) {
   return place * kGradientRowBytes + ((piece ^ (key & 7)) << 4);
 }
@@ -135,10 +111,10 @@ HOST_DEVICE constexpr int left_offset(int y, int x, int piece) { return gradient
 
 template <int kStride>
 struct RightHalo {
-  static constexpr int kRows = kStride == 1 ? 8 : 4;                           // of the left tile
-  static constexpr int kHeight = kStride * (kRows - 1) + 3;                    // of the halo tile
+  static constexpr int kRows = kStride == 1 ? 8 : 4;         // of the left tile
+  static constexpr int kHeight = kStride * (kRows - 1) + 3;  // of the halo tile
   static constexpr int kWidth = kStride * (kTileWidth - 1) + 3;
-  static constexpr int kRowPlaces = kStride == 1 ? kPitch : 34;                // 17 even, 17 odd columns
+  static constexpr int kRowPlaces = kStride == 1 ? kPitch : 34;  // 17 even, 17 odd columns
   static constexpr int kLeftBytes = kRows * kTileWidth * kGradientRowBytes;
   static constexpr int kBytes = kHeight * kRowPlaces * kGradientRowBytes;
   static constexpr int kSharedBytes = 2 * (kLeftBytes + kBytes);
@@ -152,7 +128,8 @@ struct RightHalo {
   }
 };
 
-// The address lane `lane` gives ldmatrix_x4_trans for 16 pixels × 16 channels as the left operand [channels, pixels] ...
+// The address lane `lane` gives ldmatrix_x4_trans for 16 pixels × 16 channels as the left operand [channels, pixels]
+// ...
 HOST_DEVICE constexpr int left_pixel_of_lane(int lane) { return lane / 16 * 8 + lane % 8; }
 HOST_DEVICE constexpr int left_piece_of_lane(int lane) { return lane / 8 % 2; }
 // ... and as two fragments of 8 columns of the right operand [pixels, channels].

@@ -6,7 +6,8 @@ namespace {
 // Maps of one size, one after the other.
 class Maps {
  public:
-  Maps(const void* first, int64_t elements) : first_(static_cast<char*>(const_cast<void*>(first))), bytes_(2 * elements) {}
+  Maps(const void* first, int64_t elements)
+      : first_(static_cast<char*>(const_cast<void*>(first))), bytes_(2 * elements) {}
   void* operator[](int64_t i) const { return first_ + i * bytes_; }
   Maps from(int64_t i) const { return {(*this)[i], bytes_ / 2}; }
 
@@ -20,7 +21,7 @@ struct Packed {
   Packed(Type type, const void* weights, int count, int out, int in, Queue queue)
       : rows(queue.memory.maps(int64_t{count} * 9 * out * in), int64_t{9} * out * in),
         columns(queue.memory.maps(int64_t{count} * 9 * out * in), int64_t{9} * out * in) {
-    pack_kernels(type, weights, count, out, in, rows[0], columns[0], queue.stream);
+    pack_weights(type, weights, count, out, in, rows[0], columns[0], queue.stream);
   }
   Maps rows, columns;
 };
@@ -99,14 +100,15 @@ Conv conv_of(const Embedding& op) {
 }
 
 // y = φ(W_d ⋆ x + b_d + skip).
-void embedding_step(const Embedding& op, const Packed& kernels, int d, const void* x, const void* skip, void* y, Queue queue) {
+void embedding_step(const Embedding& op, const Packed& kernels, int d, const void* x, const void* skip, void* y,
+                    Queue queue) {
   Conv conv = conv_of(op);
   conv.x = x, conv.matrices = kernels.rows[d], conv.bias = op.biases + d * op.channels, conv.skip = skip, conv.y = y;
   cuda::conv(conv, queue.stream);
 }
 
-// Where each activation of a forward pass lives: the last one in `last`, those to keep in `saved`, and the others by turns in
-// `last` and one buffer, so that inference holds u and two maps.
+// Where each activation of a forward pass lives: the last one in `last`, those to keep in `saved`, and the others by
+// turns in `last` and one buffer, so that inference holds u and two maps.
 class Activations {
  public:
   Activations(const Embedding& op, void* saved, void* last, Queue queue)
@@ -125,7 +127,8 @@ class Activations {
   void* turns_[2];
 };
 
-void embedding_forward(const Embedding& op, const Packed& kernels, const void* u, void* saved, void* last, Queue queue) {
+void embedding_forward(const Embedding& op, const Packed& kernels, const void* u, void* saved, void* last,
+                       Queue queue) {
   const Activations a(op, saved, last, queue);
   activate(op.type, u, op.elements(), op.slope, a[0], queue.stream);
   for (int i = 0; i < op.convolutions(); ++i) {
@@ -138,7 +141,11 @@ void embedding_forward(const Embedding& op, const Packed& kernels, const void* u
 class EmbeddingBackward {
  public:
   EmbeddingBackward(const Embedding& op, const Packed& kernels, Queue queue)
-      : op_(op), kernels_(kernels), queue_(queue), grads_(room(op.depth == 1 ? 2 : op.depth)), spare_(room(1)) {}
+      : op_(op),
+        kernels_(kernels),
+        queue_(queue),
+        grads_(allocate(op.depth == 1 ? 2 : op.depth)),
+        spare_(allocate(1)) {}
 
   // Where the gradient of h_R, which φ made the last activation of, is to be written.
   void* start() const { return end(op_.recursions - 1); }
@@ -146,7 +153,7 @@ class EmbeddingBackward {
   // `gradients.biases` has the sum of what start() holds already.
   void run(const void* saved_maps, const EmbeddingGradients& gradients) {
     const Maps saved(saved_maps, op_.elements());
-    const Maps inputs = room(op_.step() == 1 ? 0 : op_.depth);
+    const Maps inputs = allocate(op_.step() == 1 ? 0 : op_.depth);
     const BiasSums sums(op_, conv_sum_rows(conv_of(op_)), queue_);
     WeightSums weights(weight_gradient_of(), queue_);
     void* const totals[2] = {gradients.u, spare_[0]};  // of the gradients of h_r, r falling: the last one is u's
@@ -163,7 +170,9 @@ class EmbeddingBackward {
   }
 
  private:
-  Maps room(int64_t maps) const { return {maps ? queue_.memory.maps(maps * op_.elements()) : nullptr, op_.elements()}; }
+  Maps allocate(int64_t maps) const {
+    return {maps ? queue_.memory.maps(maps * op_.elements()) : nullptr, op_.elements()};
+  }
 
   // Gradients of a recursion's values, those each convolution made. A single one must not overwrite the map it reads.
   Maps maps_of(int r) const { return grads_.from(op_.depth == 1 ? r % 2 : 0); }
@@ -178,7 +187,8 @@ class EmbeddingBackward {
 
   Conv backward_of(int r, int d, const void* input, float* sums) const {
     Conv conv = conv_of(op_);
-    conv.x = maps_of(r)[d], conv.matrices = kernels_.columns[d], conv.flipped = true, conv.saved = input, conv.sums = sums;
+    conv.x = maps_of(r)[d], conv.matrices = kernels_.columns[d], conv.flipped = true, conv.saved = input,
+    conv.sums = sums;
     return conv;
   }
 
@@ -189,7 +199,8 @@ class EmbeddingBackward {
     cuda::conv(conv, queue_.stream);
   }
 
-  // The same for a recursion's first convolution: its input is where the recursion before ended, or φ(u). u's skip joins there.
+  // The same for a recursion's first convolution: its input is where the recursion before ended, or φ(u). u's skip
+  // joins there.
   void enter_recursion(int r, const void* input, const void* skip, void* total, float* sums) const {
     Conv conv = backward_of(r, 0, input, sums);
     conv.y = r > 0 ? end(r - 1) : nullptr, conv.skip = skip, conv.total = total;
@@ -213,7 +224,8 @@ Packed packed(const Embedding& op, Queue queue) {
 }
 Packed packed(const Upsampling& op, Queue queue) { return {op.type, op.weight, 1, op.in, op.out, queue}; }
 
-void upsampling_forward(const Upsampling& op, const void* matrices, const void* a, const float* bias, void* f, Queue queue) {
+void upsampling_forward(const Upsampling& op, const void* matrices, const void* a, const float* bias, void* f,
+                        Queue queue) {
   transposed_conv({op.type, op.size, op.in, op.out, a, matrices, bias, f}, queue.stream);
 }
 
@@ -225,8 +237,8 @@ TransposedConvGradient data_gradient_of(const Upsampling& op, const void* matric
 }
 
 // f's width and height are twice those of op.size.
-void add_upsampling_parameters(const Upsampling& op, const void* a, const void* grad_f, float* grad_weight, float* grad_bias,
-                               Queue queue) {
+void add_upsampling_parameters(const Upsampling& op, const void* a, const void* grad_f, float* grad_weight,
+                               float* grad_bias, Queue queue) {
   if (grad_weight) add_weight_gradient(op.type, op.size, op.in, op.out, 2, a, grad_f, grad_weight, queue);
   if (grad_bias) add_pixels(op.type, grad_f, 4 * op.size.pixels(), op.out, grad_bias, queue);
 }
@@ -241,8 +253,8 @@ void convolution(const Convolution& op, const void* x, const float* bias, const 
   cuda::conv(conv, queue.stream);
 }
 
-void convolution_backward(const Convolution& op, const void* x, const void* y, const void* grad_y, void* grad_x, float* grad_weight,
-                          float* grad_bias, void* grad_skip, Queue queue) {
+void convolution_backward(const Convolution& op, const void* x, const void* y, const void* grad_y, void* grad_x,
+                          float* grad_weight, float* grad_bias, void* grad_skip, Queue queue) {
   differentiate(op.type, grad_y, y, op.size.pixels() * op.out, op.slope, grad_skip, queue.stream);
   if (grad_x) {
     const Packed kernel(op.type, op.weight, 1, op.out, op.in, queue);
@@ -274,18 +286,21 @@ void embedding_backward(const Embedding& op, const void* saved, const void* a, c
   const Packed kernels = packed(op, queue);
   EmbeddingBackward backward(op, kernels, queue);
   differentiate(op.type, grad_a, a, op.elements(), op.slope, backward.start(), queue.stream);
-  add_pixels(op.type, backward.start(), op.size.pixels(), op.channels, gradients.biases + (op.depth - 1) * op.channels, queue);
+  add_pixels(op.type, backward.start(), op.size.pixels(), op.channels, gradients.biases + (op.depth - 1) * op.channels,
+             queue);
   backward.run(saved, gradients);
 }
 
-void level(const Embedding& op, const Upsampling& up, const void* u, const float* upsample_bias, void* saved, void* f, Queue queue) {
+void level(const Embedding& op, const Upsampling& up, const void* u, const float* upsample_bias, void* saved, void* f,
+           Queue queue) {
   void* a = saved ? Maps(saved, op.elements())[op.convolutions() / op.step()] : queue.memory.maps(op.elements());
   embedding_forward(op, packed(op, queue), u, saved, a, queue);
   upsampling(up, a, upsample_bias, f, queue);
 }
 
 void level_backward(const Embedding& op, const Upsampling& up, const void* saved, const void* grad_f,
-                    const EmbeddingGradients& gradients, float* grad_upsample_weight, float* grad_upsample_bias, Queue queue) {
+                    const EmbeddingGradients& gradients, float* grad_upsample_weight, float* grad_upsample_bias,
+                    Queue queue) {
   const void* a = Maps(saved, op.elements())[op.convolutions() / op.step()];
   const Packed kernels = packed(op, queue);
   EmbeddingBackward backward(op, kernels, queue);
@@ -306,7 +321,8 @@ void image_conv_backward(const ImageConv& op, const void* grad_y, float* grad_pa
 }
 
 void residual_head_backward(ResidualHeadGradient op, float* grad_parameters, Queue queue) {
-  const int rows = image_sum_rows({op.size.batch, 2 * op.size.height, 2 * op.size.width}), columns = op.channels * 9 + 17;
+  const int rows = image_sum_rows({op.size.batch, 2 * op.size.height, 2 * op.size.width}),
+            columns = op.channels * 9 + 17;
   op.sums = queue.memory.floats(int64_t{rows} * columns);
   residual_head_gradient(op, queue.stream);
   reduce_rows(op.sums, rows, columns, grad_parameters, queue.stream);

@@ -1,7 +1,8 @@
-// Kernels of convolutions as a matrix a tap, once a call: some hundred kilobytes, so the stores are coalesced and the loads are
-// left to the caches.
+// Weights of convolutions as a matrix a tap, once a call: some hundred kilobytes, so the stores are coalesced and the
+// loads are left to the caches.
 #include "kernels.h"
 #include "launch.h"
+#include "tiling.h"
 #include "vector_io.h"
 
 namespace cmslap::cuda {
@@ -17,11 +18,13 @@ __global__ void __launch_bounds__(256)
     matrices[(kernel * 9 + tap) * elements + element] = weights[(kernel * elements + from) * 9 + tap];
 }
 
-void pack_kernels(Type, const void* weights, int count, int out, int in, void* rows, void* columns, cudaStream_t stream) {
-  const dim3 grid(unsigned((int64_t{count} * out * in + 255) / 256));
+void pack_weights(Type, const void* weights, int count, int out, int in, void* rows, void* columns,
+                  cudaStream_t stream) {
+  const dim3 grid(unsigned(ceil_div(int64_t{count} * out * in, 256)));
   for (void* matrices : {rows, columns})
     if (matrices != nullptr)
-      launch(pack_kernel, grid, dim3(256), 0, stream, halves(weights), count, out, in, matrices == columns, halves(matrices));
+      launch(pack_kernel, grid, dim3(256), 0, stream, halves(weights), count, out, in, matrices == columns,
+             halves(matrices));
 }
 
 }  // namespace cmslap::cuda

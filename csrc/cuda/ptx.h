@@ -1,7 +1,7 @@
 // The instructions the kernels are made of: thin helpers named after the PTX they wrap.
 //
-// nvcc compiles them as inline assembly. Any other compiler takes the same names from a model of a thread block that runs
-// on the CPU (tests/csrc/cuda_model), so that the kernels, unchanged, are tested without a GPU and without CUDA.
+// nvcc compiles them as inline assembly. Any other compiler takes the same names from a model of a thread block that
+// runs on the CPU (tests/csrc/cuda_model), so that the kernels, unchanged, are tested without a GPU and without CUDA.
 // Addresses are of shared memory (shared_address) unless they are pointers, which are global or generic.
 #pragma once
 
@@ -52,8 +52,8 @@ DEVICE float2 unpack(uint32_t word) {
 
 // ---- Threads ----
 
-// The same value, which the compiler must not know for the same: what follows from it is computed where it stands, instead of
-// being kept in registers from before a loop. No instruction.
+// The same value, which the compiler must not know for the same: what follows from it is computed where it stands,
+// instead of being kept in registers from before a loop. No instruction.
 DEVICE int afresh(int value) {
   asm volatile("" : "+r"(value));
   return value;
@@ -68,12 +68,10 @@ DEVICE bool elect_one() {
   return elected != 0;
 }
 
-// Barriers 1 to 15; __syncthreads is barrier 0. `threads`, a multiple of 32, counts those who sync and those who arrive.
+// Barriers 1 to 15; __syncthreads is barrier 0. `threads`, a multiple of 32, counts those who sync and those who
+// arrive.
 DEVICE void named_barrier_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-DEVICE void named_barrier_arrive(int id, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 // Registers a thread of this warpgroup may use from here on; all its warps execute it.
@@ -110,11 +108,13 @@ DEVICE void cp_async_16(uint32_t destination, const void* source, bool valid) {
                "l"(__cvta_generic_to_global(source)), "r"(valid ? 16 : 0)
                : "memory");
 }
-// The same where `wanted`, and nothing elsewhere: a predicate instead of a branch, which would part the products around it.
+// The same where `wanted`, and nothing elsewhere: a predicate instead of a branch, which would part the products around
+// it.
 DEVICE void cp_async_16_if(bool wanted, uint32_t destination, const void* source, bool valid) {
-  asm volatile("{.reg .pred p; setp.ne.b32 p, %3, 0; @p cp.async.cg.shared.global [%0], [%1], 16, %2;}" ::"r"(destination),
-               "l"(__cvta_generic_to_global(source)), "r"(valid ? 16 : 0), "r"(int(wanted))
-               : "memory");
+  asm volatile(
+      "{.reg .pred p; setp.ne.b32 p, %3, 0; @p cp.async.cg.shared.global [%0], [%1], 16, %2;}" ::"r"(destination),
+      "l"(__cvta_generic_to_global(source)), "r"(valid ? 16 : 0), "r"(int(wanted))
+      : "memory");
 }
 DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until at most `kPending` of this thread's groups are under way.
@@ -125,8 +125,8 @@ DEVICE void cp_async_wait() {
 
 // ---- 8×8 matrices between shared memory and the lanes of a warp ----
 //
-// Lane 8·i + r gives the address of row r (16 bytes) of matrix i. Register i of lane l is row l / 4, columns 2·(l % 4) and
-// the next of matrix i; of its transpose with _trans.
+// Lane 8·i + r gives the address of row r (16 bytes) of matrix i. Register i of lane l is row l / 4, columns 2·(l % 4)
+// and the next of matrix i; of its transpose with _trans.
 
 DEVICE void ldmatrix_x4(uint32_t (&d)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -140,23 +140,9 @@ DEVICE void ldmatrix_x4_trans(uint32_t (&d)[4], uint32_t row) {
                : "r"(row)
                : "memory");
 }
-DEVICE void ldmatrix_x2(uint32_t (&d)[2], uint32_t row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];" : "=r"(d[0]), "=r"(d[1]) : "r"(row) : "memory");
-}
-DEVICE void ldmatrix_x2_trans(uint32_t (&d)[2], uint32_t row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
-               : "=r"(d[0]), "=r"(d[1])
-               : "r"(row)
-               : "memory");
-}
-DEVICE void stmatrix_x4(uint32_t row, const uint32_t (&s)[4]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(s[0]), "r"(s[1]),
-               "r"(s[2]), "r"(s[3])
-               : "memory");
-}
 DEVICE void stmatrix_x4_trans(uint32_t row, const uint32_t (&s)[4]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(s[0]), "r"(s[1]),
-               "r"(s[2]), "r"(s[3])
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(s[0]),
+               "r"(s[1]), "r"(s[2]), "r"(s[3])
                : "memory");
 }
 
@@ -169,12 +155,14 @@ template <class T>
 DEVICE void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   if constexpr (std::is_same_v<T, BFloat16>) {
     asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, "
+        "%2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
   } else {
     asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+        "%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
   }
@@ -196,11 +184,10 @@ DEVICE void mbarrier_arrive_expect_tx(uint32_t barrier, uint32_t bytes) {
 DEVICE void mbarrier_wait(uint32_t barrier, int parity) {
   uint32_t complete;
   do {
-    asm volatile(
-        "{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
-        : "=r"(complete)
-        : "r"(barrier), "r"(parity)
-        : "memory");
+    asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
+                 : "=r"(complete)
+                 : "r"(barrier), "r"(parity)
+                 : "memory");
   } while (complete == 0);
 }
 // Makes initialised barriers visible to the copy engine (and to a cluster's other blocks).
@@ -215,29 +202,18 @@ DEVICE void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" 
 
 using TensorMap = CUtensorMap;
 
-DEVICE void prefetch_tensor_map(const TensorMap& map) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
-}
 DEVICE void tma_load_3d(uint32_t destination, const TensorMap& map, uint32_t barrier, int c0, int c1, int c2) {
   asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(
-          destination),
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], "
+      "[%2];" ::"r"(destination),
       "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2)
       : "memory");
 }
 DEVICE void tma_load_4d(uint32_t destination, const TensorMap& map, uint32_t barrier, int c0, int c1, int c2, int c3) {
   asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];" ::
-          "r"(destination),
-      "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
-      : "memory");
-}
-DEVICE void tma_load_5d(uint32_t destination, const TensorMap& map, uint32_t barrier, int c0, int c1, int c2, int c3,
-                        int c4) {
-  asm volatile(
-      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6, %7}], "
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], "
       "[%2];" ::"r"(destination),
-      "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
+      "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
       : "memory");
 }
 // Tells the L2 cache of a box that will be loaded.
@@ -252,12 +228,14 @@ DEVICE void tma_store_4d(const TensorMap& map, uint32_t source, int c0, int c1, 
                : "memory");
 }
 DEVICE void tma_store_5d(const TensorMap& map, uint32_t source, int c0, int c1, int c2, int c3, int c4) {
-  asm volatile("cp.async.bulk.tensor.5d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5, %6}], [%1];" ::"l"(&map),
-               "r"(source), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
-               : "memory");
+  asm volatile(
+      "cp.async.bulk.tensor.5d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5, %6}], [%1];" ::"l"(&map),
+      "r"(source), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "r"(c4)
+      : "memory");
 }
 DEVICE void tma_store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
-// Until at most `kPending` of this thread's groups of stores are under way; _read: until shared memory may be written again.
+// Until at most `kPending` of this thread's groups of stores are under way; _read: until shared memory may be written
+// again.
 template <int kPending>
 DEVICE void tma_store_wait() {
   asm volatile("cp.async.bulk.wait_group %0;" ::"n"(kPending) : "memory");
@@ -269,8 +247,8 @@ DEVICE void tma_store_wait_read() {
 
 // ---- Matrix product of a warpgroup, asynchronous: d[64, N] (+)= a[64, 16] · b[16, N] ----
 //
-// Warp w of the four holds rows 16·w to 16·w + 15 of d, for each group j of 8 columns the four elements that mma_m16n8k16
-// would: d[4·j ..]; likewise a in registers. Descriptors: indexing.h. A transposed operand lies with its row (a) or column (b)
+// Warp w of the four holds rows 16·w to 16·w + 15 of d, for each group j of 8 columns the four elements that
+// mma_m16n8k16 would: d[4·j ..]. Descriptors: indexing_sm90.h. A transposed operand lies with its row (a) or column (b)
 // index contiguous instead of the 16 that are summed over.
 
 DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -287,113 +265,48 @@ DEVICE void fence_registers(float (&d)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-// Inline assembly numbers its operands: %0 to %(N/2 - 1) are the accumulator, then come a (a descriptor or four registers),
-// b and the flags. D<count>: the accumulator's constraints; R<count>: its registers.
-#define TEN(tens) \
-  "%" #tens "0,%" #tens "1,%" #tens "2,%" #tens "3,%" #tens "4,%" #tens "5,%" #tens "6,%" #tens "7,%" #tens "8,%" #tens "9"
+// Inline assembly numbers its operands: %0 to %(N/2 - 1) are the accumulator, then come a, b and the flags. D<count>:
+// the accumulator's constraints; R<count>: its registers.
 #define D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define D8(i) D4(i), D4(i + 4)
-#define D16(i) D8(i), D8(i + 8)
-#define D24(i) D16(i), D8(i + 16)
+#define D16(i) D4(i), D4(i + 4), D4(i + 8), D4(i + 12)
 #define D32(i) D16(i), D16(i + 16)
-#define D40(i) D32(i), D8(i + 32)
-#define D48(i) D32(i), D16(i + 32)
-#define D56(i) D48(i), D8(i + 48)
 #define D64(i) D32(i), D32(i + 32)
-#define D72(i) D64(i), D8(i + 64)
-#define D80(i) D64(i), D16(i + 64)
-#define D88(i) D64(i), D24(i + 64)
 #define D96(i) D64(i), D32(i + 64)
-#define D104(i) D64(i), D40(i + 64)
-#define D112(i) D64(i), D48(i + 64)
-#define D120(i) D64(i), D56(i + 64)
 #define D128(i) D64(i), D64(i + 64)
-#define R8 "%0,%1,%2,%3,%4,%5,%6,%7"
-#define R16 TEN() ",%10,%11,%12,%13,%14,%15"
-#define R20 TEN() "," TEN(1)
-#define R24 R20 ",%20,%21,%22,%23"
-#define R30 R20 "," TEN(2)
+#define R10(tens)                                                                                           \
+  "%" #tens "0,%" #tens "1,%" #tens "2,%" #tens "3,%" #tens "4,%" #tens "5,%" #tens "6,%" #tens "7,%" #tens \
+  "8,%" #tens "9"
+#define R30 R10() "," R10(1) "," R10(2)
+#define R60 R30 "," R10(3) "," R10(4) "," R10(5)
+#define R90 R60 "," R10(6) "," R10(7) "," R10(8)
+#define R120 R90 "," R10(9) "," R10(10) "," R10(11)
 #define R32 R30 ",%30,%31"
-#define R40 R30 "," TEN(3)
-#define R48 R40 ",%40,%41,%42,%43,%44,%45,%46,%47"
-#define R50 R40 "," TEN(4)
-#define R56 R50 ",%50,%51,%52,%53,%54,%55"
-#define R60 R50 "," TEN(5)
 #define R64 R60 ",%60,%61,%62,%63"
-#define R70 R60 "," TEN(6)
-#define R72 R70 ",%70,%71"
-#define R80 R70 "," TEN(7)
-#define R88 R80 ",%80,%81,%82,%83,%84,%85,%86,%87"
-#define R90 R80 "," TEN(8)
 #define R96 R90 ",%90,%91,%92,%93,%94,%95"
-#define R100 R90 "," TEN(9)
-#define R104 R100 ",%100,%101,%102,%103"
-#define R110 R100 "," TEN(10)
-#define R112 R110 ",%110,%111"
-#define R120 R110 "," TEN(11)
 #define R128 R120 ",%120,%121,%122,%123,%124,%125,%126,%127"
-
-#define WGMMA_ASM(n, count, type, a_text, b, accumulate_text, flags, ...)                                                \
-  asm volatile("{.reg .pred p; setp.ne.b32 p, " accumulate_text ", 0; wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." \
-               type "." type " {" R##count "}, " a_text ", " b ", p, 1, 1, " flags ";}"                                  \
-               : D##count(0)                                                                                             \
-               : __VA_ARGS__                                                                                             \
+#define WGMMA_OF(type, n, count, a_text, b_text, accumulate_text, transpose_text)                                \
+  asm volatile("{.reg .pred p; setp.ne.b32 p, " accumulate_text ", 0; wgmma.mma_async.sync.aligned.m64n" #n      \
+               "k16.f32." type "." type " {" R##count "}, " a_text ", " b_text ", p, 1, 1, " transpose_text ";}" \
+               : D##count(0)                                                                                     \
+               : "l"(a), "l"(b), "r"(int(accumulate)), "n"(kTransposeA), "n"(kTransposeB)                        \
                : "memory")
-
-// One N: `count` = N / 2 accumulators a thread; p0 to p6 are the numbers of the operands after them.
-#define WGMMA(n, count, p0, p1, p2, p3, p4, p5, p6)                                                                     \
-  template <>                                                                                                           \
-  struct Wgmma<n> {                                                                                                     \
-    template <class T, int kTransA, int kTransB>                                                                        \
-    static DEVICE void multiply(float (&d)[count], uint64_t a, uint64_t b, int accumulate) {                            \
-      if constexpr (std::is_same_v<T, BFloat16>) {                                                                      \
-        WGMMA_ASM(n, count, "bf16", p0, p1, p2, p3 ", " p4, "l"(a), "l"(b), "r"(accumulate), "n"(kTransA), "n"(kTransB)); \
-      } else {                                                                                                          \
-        WGMMA_ASM(n, count, "f16", p0, p1, p2, p3 ", " p4, "l"(a), "l"(b), "r"(accumulate), "n"(kTransA), "n"(kTransB)); \
-      }                                                                                                                 \
-    }                                                                                                                   \
-    template <class T, int kTransB>                                                                                     \
-    static DEVICE void multiply(float (&d)[count], const uint32_t (&a)[4], uint64_t b, int accumulate) {                \
-      if constexpr (std::is_same_v<T, BFloat16>) {                                                                      \
-        WGMMA_ASM(n, count, "bf16", "{" p0 "," p1 "," p2 "," p3 "}", p4, p5, p6, "r"(a[0]), "r"(a[1]), "r"(a[2]),         \
-                  "r"(a[3]), "l"(b), "r"(accumulate), "n"(kTransB));                                                    \
-      } else {                                                                                                          \
-        WGMMA_ASM(n, count, "f16", "{" p0 "," p1 "," p2 "," p3 "}", p4, p5, p6, "r"(a[0]), "r"(a[1]), "r"(a[2]),          \
-                  "r"(a[3]), "l"(b), "r"(accumulate), "n"(kTransB));                                                    \
-      }                                                                                                                 \
-    }                                                                                                                   \
+#define WGMMA(...)                               \
+  {                                              \
+    if constexpr (std::is_same_v<T, BFloat16>) { \
+      WGMMA_OF("bf16", __VA_ARGS__);             \
+    } else {                                     \
+      WGMMA_OF("f16", __VA_ARGS__);              \
+    }                                            \
   }
 
-template <int kN>
-struct Wgmma;
-WGMMA(16, 8, "%8", "%9", "%10", "%11", "%12", "%13", "%14");
-WGMMA(32, 16, "%16", "%17", "%18", "%19", "%20", "%21", "%22");
-WGMMA(48, 24, "%24", "%25", "%26", "%27", "%28", "%29", "%30");
-WGMMA(64, 32, "%32", "%33", "%34", "%35", "%36", "%37", "%38");
-WGMMA(80, 40, "%40", "%41", "%42", "%43", "%44", "%45", "%46");
-WGMMA(96, 48, "%48", "%49", "%50", "%51", "%52", "%53", "%54");
-WGMMA(112, 56, "%56", "%57", "%58", "%59", "%60", "%61", "%62");
-WGMMA(128, 64, "%64", "%65", "%66", "%67", "%68", "%69", "%70");
-WGMMA(144, 72, "%72", "%73", "%74", "%75", "%76", "%77", "%78");
-WGMMA(160, 80, "%80", "%81", "%82", "%83", "%84", "%85", "%86");
-WGMMA(176, 88, "%88", "%89", "%90", "%91", "%92", "%93", "%94");
-WGMMA(192, 96, "%96", "%97", "%98", "%99", "%100", "%101", "%102");
-WGMMA(208, 104, "%104", "%105", "%106", "%107", "%108", "%109", "%110");
-WGMMA(224, 112, "%112", "%113", "%114", "%115", "%116", "%117", "%118");
-WGMMA(240, 120, "%120", "%121", "%122", "%123", "%124", "%125", "%126");
-WGMMA(256, 128, "%128", "%129", "%130", "%131", "%132", "%133", "%134");
-
-#undef WGMMA
-#undef WGMMA_ASM
-
 // d = a · b, plus d if `accumulate`.
-template <class T, int kN, int kTransA = 0, int kTransB = 0>
-DEVICE void wgmma(float (&d)[kN / 2], uint64_t descriptor_a, uint64_t descriptor_b, bool accumulate = true) {
-  Wgmma<kN>::template multiply<T, kTransA, kTransB>(d, descriptor_a, descriptor_b, accumulate);
-}
-template <class T, int kN, int kTransB = 0>
-DEVICE void wgmma(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t descriptor_b, bool accumulate = true) {
-  Wgmma<kN>::template multiply<T, kTransB>(d, a, descriptor_b, accumulate);
+template <class T, int kN, int kTransposeA = 0, int kTransposeB = 0>
+DEVICE void wgmma(float (&d)[kN / 2], uint64_t a, uint64_t b, bool accumulate = true) {
+  static_assert(kN == 64 || kN == 128 || kN == 192 || kN == 256);
+  if constexpr (kN == 64) WGMMA(64, 32, "%32", "%33", "%34", "%35, %36");
+  if constexpr (kN == 128) WGMMA(128, 64, "%64", "%65", "%66", "%67, %68");
+  if constexpr (kN == 192) WGMMA(192, 96, "%96", "%97", "%98", "%99, %100");
+  if constexpr (kN == 256) WGMMA(256, 128, "%128", "%129", "%130", "%131, %132");
 }
 
 }  // namespace cmslap::cuda

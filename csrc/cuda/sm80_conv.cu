@@ -1,16 +1,17 @@
-// 3×3 convolution by mma.sync, with everything that follows it, and the transposed convolution's data gradient, a convolution
-// of stride 2. README.md explains the tile and the pipeline.
+// 3×3 convolution by mma.sync, with everything that follows it, and the transposed convolution's data gradient, a
+// convolution of stride 2. README.md explains the tile and the pipeline.
 //
-// A thread block of 8 warps keeps to 64 output channels and walks over tiles of 4·kRows × 16 pixels. Shared memory holds two
-// slices of 32 input channels: of all nine matrices (36,864 B) and of the tile's halo (20,736 B for 16 rows, 11,520 B for 8).
-// While one is multiplied the next is copied, be it of this tile or the first of the next one. With 64 input channels the two
-// slices of the matrices are all there are: they stay, and only pixels move.
+// A thread block of 8 warps keeps to 64 output channels and walks over tiles of 4·kRows × 16 pixels. Shared memory
+// holds two slices of 32 input channels: of all nine matrices (36,864 B) and of the tile's halo (20,736 B for 16 rows,
+// 11,520 B for 8). While one is multiplied the next is copied, be it of this tile or the first of the next one. With 64
+// input channels the two slices of the matrices are all there are: they stay, and only pixels move.
 //
-// For 64 → 64 channels and a tile of 16×16 pixels: 18.9 MFLOP, 9,216 clocks of an A100's multiprocessor (2,048 FLOP a clock) and
-// 18,432 of an A6000's. Copied from L2: 41.5 KB, 4.5 and 2.3 B a clock, a small part of what it delivers. A warp takes 4 rows × 16 pixels
-// × 32 channels: for a column of taps and 16 input channels it loads 3 matrices and 6 rows of pixels once each, 12 ldmatrix of
-// 512 B, and each row meets up to three taps, 48 mma: 64 B a clock and multiprocessor, half of what shared memory delivers (loading
-// pixels for every tap would ask for 96). With 2 rows a warp it is 10 ldmatrix for 24 mma, 107 B; on an A6000 both are half that.
+// For 64 → 64 channels and a tile of 16×16 pixels: 18.9 MFLOP, 9,216 clocks of an A100's multiprocessor (2,048 FLOP a
+// clock) and 18,432 of an A6000's. Copied from L2: 41.5 KB, 4.5 and 2.3 B a clock, a small part of what it delivers. A
+// warp takes 4 rows × 16 pixels × 32 channels: for a column of taps and 16 input channels it loads 3 matrices and 6
+// rows of pixels once each, 12 ldmatrix of 512 B, and each row meets up to three taps, 48 mma: 64 B a clock and
+// multiprocessor, half of what shared memory delivers (loading pixels for every tap would ask for 96). With 2 rows a
+// warp it is 10 ldmatrix for 24 mma, 107 B; on an A6000 both are half that.
 #include <algorithm>
 
 #include "implementations.h"
@@ -49,20 +50,20 @@ struct Step {
   }
 };
 
-// Adds the products of a halo tile under the window's taps, for 16·kHalves input channels. The copies of the next halo are issued
-// between the first half of the products: their addresses cost nothing while the tensor cores work, and they have the other half
-// of the time to arrive.
+// Adds the products of a halo tile under the taps, for 16·kHalves input channels. The copies of the next halo
+// are issued between the first half of the products: their addresses cost nothing while the tensor cores work, and they
+// have the other half of the time to arrive.
 template <class T, int kRows, int kHeight, int kWidth, int kHalves, class Copy>
-DEVICE void multiply(uint32_t halo, uint32_t matrices, const Window& window, const Place& place, const Copy& copy,
+DEVICE void multiply(uint32_t halo, uint32_t matrices, const Taps& taps, const Place& place, const Copy& copy,
                      float (&sums)[kRows][4][4]) {
   constexpr int kCopying = (kHalves * kWidth + 1) / 2;
 #pragma unroll
   for (int turn = 0; turn < kHalves * kWidth; ++turn) {
     const int half = turn / kWidth, l = turn % kWidth;
-    MatrixFragments taps[kHeight];
+    MatrixFragments fragments[kHeight];
 #pragma unroll
     for (int k = 0; k < kHeight; ++k)
-      taps[k].load(matrices + window.tap(k, l) * kMatrixBytes + (place.matrix ^ half * kSecondHalf));
+      fragments[k].load(matrices + taps.number(k, l) * kMatrixBytes + (place.matrix ^ half * kSecondHalf));
     const uint32_t column = halo + (place.pixels[l] ^ half * kSecondHalf);
 #pragma unroll
     for (int i = 0; i < kRows + kHeight - 1; ++i) {
@@ -70,34 +71,34 @@ DEVICE void multiply(uint32_t halo, uint32_t matrices, const Window& window, con
       ldmatrix_x4(pixels, column + i * kPitch * kRowBytes);
 #pragma unroll
       for (int k = 0; k < kHeight; ++k)
-        if (i - k >= 0 && i - k < kRows) taps[k].template multiply<T>(pixels, sums[i - k]);
+        if (i - k >= 0 && i - k < kRows) fragments[k].template multiply<T>(pixels, sums[i - k]);
       if (i == 0 && turn < kCopying) {
 #pragma unroll
-        for (int part = turn; part < Copy::parts(whole_window()); part += kCopying) copy.part(part);
+        for (int part = turn; part < Copy::parts(all_taps()); part += kCopying) copy.part(part);
       }
     }
   }
 }
 
 template <class T, int kRows, int kHeight, int kWidth, class Copy>
-DEVICE void multiply(uint32_t halo, uint32_t matrices, const Window& window, const Place& place, int channels, const Copy& copy,
-                     float (&sums)[kRows][4][4]) {
+DEVICE void multiply(uint32_t halo, uint32_t matrices, const Taps& taps, const Place& place, int channels,
+                     const Copy& copy, float (&sums)[kRows][4][4]) {
   if (channels > 16)
-    multiply<T, kRows, kHeight, kWidth, 2>(halo, matrices, window, place, copy, sums);
+    multiply<T, kRows, kHeight, kWidth, 2>(halo, matrices, taps, place, copy, sums);
   else
-    multiply<T, kRows, kHeight, kWidth, 1>(halo, matrices, window, place, copy, sums);
+    multiply<T, kRows, kHeight, kWidth, 1>(halo, matrices, taps, place, copy, sums);
 }
 
 template <class T, int kRows, int kStride, class Copy>
-DEVICE void multiply_phase(int phase, uint32_t halo, uint32_t matrices, const Place& place, int channels, const Copy& copy,
-                           float (&sums)[kRows][4][4]) {
+DEVICE void multiply_phase(int phase, uint32_t halo, uint32_t matrices, const Place& place, int channels,
+                           const Copy& copy, float (&sums)[kRows][4][4]) {
   if constexpr (kStride == 1) {
-    multiply<T, kRows, 3, 3>(halo, matrices, whole_window(), place, channels, copy, sums);
+    multiply<T, kRows, 3, 3>(halo, matrices, all_taps(), place, channels, copy, sums);
   } else {
-    if (phase == 0) multiply<T, kRows, 2, 2>(halo, matrices, phase_window(0), place, channels, copy, sums);
-    if (phase == 1) multiply<T, kRows, 2, 1>(halo, matrices, phase_window(1), place, channels, copy, sums);
-    if (phase == 2) multiply<T, kRows, 1, 2>(halo, matrices, phase_window(2), place, channels, copy, sums);
-    if (phase == 3) multiply<T, kRows, 1, 1>(halo, matrices, phase_window(3), place, channels, copy, sums);
+    if (phase == 0) multiply<T, kRows, 2, 2>(halo, matrices, phase_taps(0), place, channels, copy, sums);
+    if (phase == 1) multiply<T, kRows, 2, 1>(halo, matrices, phase_taps(1), place, channels, copy, sums);
+    if (phase == 2) multiply<T, kRows, 1, 2>(halo, matrices, phase_taps(2), place, channels, copy, sums);
+    if (phase == 3) multiply<T, kRows, 1, 1>(halo, matrices, phase_taps(3), place, channels, copy, sums);
   }
 }
 
@@ -115,7 +116,9 @@ struct Results {
         p(p) {
     first = ((int64_t{tile.image} * p.height + row) * p.width + column) * p.out + channel;
   }
-  DEVICE bool inside(int r, int half) const { return row + r < p.height && column + 8 * half < p.width && channel < p.out; }
+  DEVICE bool inside(int r, int half) const {
+    return row + r < p.height && column + 8 * half < p.width && channel < p.out;
+  }
   DEVICE int64_t element(int r, int half) const { return first + (r * p.width + 8 * half) * p.out; }
 
   DEVICE void load(const uint16_t* map, uint4 (&values)[kRows][2]) const {
@@ -134,11 +137,11 @@ DEVICE void apply_slope(float (&values)[8], const float (&signs)[8], float slope
     if (!(signs[c] > 0.0f)) values[c] *= slope;
 }
 
-// Everything that follows the products. The sums have begun with the bias; `operand` is `saved` where there is one, otherwise
-// `skip`.
+// Everything that follows the products. The sums have begun with the bias; `operand` is `saved` where there is one,
+// otherwise `skip`.
 template <class T, int kRows>
-DEVICE void finish(const ConvParameters& p, const Results<kRows>& results, const uint4 (&operand)[kRows][2],
-                   const float (&sums)[kRows][4][4], float (&column_sums)[8]) {
+DEVICE void apply_epilogue(const ConvParameters& p, const Results<kRows>& results, const uint4 (&operand)[kRows][2],
+                           const float (&sums)[kRows][4][4], float (&column_sums)[8]) {
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
 #pragma unroll
@@ -173,7 +176,8 @@ DEVICE void finish(const ConvParameters& p, const Results<kRows>& results, const
   }
 }
 
-// Adds what the block's threads summed for the same channels, always in the same order, and writes the block's row of sums.
+// Adds what the block's threads summed for the same channels, always in the same order, and writes the block's row of
+// sums.
 DEVICE void write_sums(const ConvParameters& p, float (&column_sums)[8], const Place& place, float* shared) {
   const int lane = threadIdx.x % 32, group = threadIdx.x / 64;
 #pragma unroll
@@ -183,7 +187,8 @@ DEVICE void write_sums(const ConvParameters& p, float (&column_sums)[8], const P
   __syncthreads();  // the last products may still read
   if (lane < 4) {
 #pragma unroll
-    for (int c = 0; c < 8; ++c) shared[group * kBlockChannels + place.channel + eight_of_lane(lane) + c] = column_sums[c];
+    for (int c = 0; c < 8; ++c)
+      shared[group * kBlockChannels + place.channel + eight_of_lane(lane) + c] = column_sums[c];
   }
   __syncthreads();
   const int channel = blockIdx.y * kBlockChannels + threadIdx.x;
@@ -199,7 +204,7 @@ __global__ void __launch_bounds__(kThreads, 1) conv_kernel(const __grid_constant
   constexpr int kPhases = kStride * kStride, kHaloBytes = halo_bytes(kRows, 2);
   const uint32_t matrices = shared_address(smem), halos = matrices + 2 * kMatricesBytes;
   const int block_channel = blockIdx.y * kBlockChannels;
-  const int slices = int(ceil_div(p.x.channels, kSliceChannels));
+  const int slices = ceil_div(p.x.channels, kSliceChannels);
   const Place place(kRows);
   const bool busy = block_channel + place.channel < p.out;  // or all 32 output channels are padding
 
@@ -208,21 +213,17 @@ __global__ void __launch_bounds__(kThreads, 1) conv_kernel(const __grid_constant
   const auto copy_slice = [&](const Step<kPhases>& step, int turn) {
     const int slice_number = turn / kPhases;
     if (step.phase == 0 && (slices > 2 || slice_number < 2))
-      copy_matrices(matrices + slice_number % 2 * kMatricesBytes, p.matrices, p.out, p.x.channels, p.flipped, block_channel,
-                    step.slice * kSliceChannels);
+      copy_matrices(matrices + slice_number % 2 * kMatricesBytes, p.matrices, p.out, p.x.channels, p.flipped,
+                    block_channel, step.slice * kSliceChannels);
   };
   const auto halo_copy = [&](const Step<kPhases>& step, int turn) {
-    const Window window = kStride == 1 ? whole_window() : phase_window(step.phase);
-    return Copy(halos + turn % 2 * kHaloBytes, p.x, step.tile, window, step.slice * kSliceChannels,
+    const Taps taps = kStride == 1 ? all_taps() : phase_taps(step.phase);
+    return Copy(halos + turn % 2 * kHaloBytes, p.x, step.tile, taps, step.slice * kSliceChannels,
                 step.number < p.tiles.count);
   };
 
-  float bias[8] = {}, column_sums[8] = {}, sums[kRows][4][4];
-  const int channel = block_channel + place.channel + eight_of_lane(threadIdx.x % 32);
-  if (p.bias != nullptr && channel < p.out) {
-#pragma unroll
-    for (int c = 0; c < 8; ++c) bias[c] = p.bias[channel + c];
-  }
+  float bias[8], column_sums[8] = {}, sums[kRows][4][4];
+  load_bias(bias, p.bias, block_channel + place.channel + eight_of_lane(threadIdx.x % 32), p.out);
   const uint16_t* first_operand = p.saved != nullptr ? p.saved : p.skip;
 
   Step<kPhases> step(p.tiles);
@@ -252,7 +253,8 @@ __global__ void __launch_bounds__(kThreads, 1) conv_kernel(const __grid_constant
     else
       copy.all();
     cp_async_commit();
-    if (last) finish<T, kRows>(p, Results<kRows>(p, step.tile, place, block_channel), operand, sums, column_sums);
+    if (last)
+      apply_epilogue<T, kRows>(p, Results<kRows>(p, step.tile, place, block_channel), operand, sums, column_sums);
     step = next;
   }
   if (p.sums != nullptr) write_sums(p, column_sums, place, reinterpret_cast<float*>(smem));
@@ -261,39 +263,39 @@ __global__ void __launch_bounds__(kThreads, 1) conv_kernel(const __grid_constant
 // ---- Host ----
 
 // How a launch is cut: rows of pixels a warp takes at a time, and persistent blocks.
-struct Cut {
+struct LaunchShape {
   int rows, blocks;
 };
 
-// Taller tiles load less for a product, but may leave multiprocessors idle at the end of a small map, and need more shared
-// memory than some devices give a block.
-static Cut cut(Size size, int out) {
-  const int channel_blocks = int(ceil_div(out, kBlockChannels));
-  const int room = std::max(1, device_attribute(cudaDevAttrMultiProcessorCount) / channel_blocks);
+// Taller tiles load less for a product, but may leave multiprocessors idle at the end of a small map, and need more
+// shared memory than some devices give a block.
+static LaunchShape launch_shape(Size size, int out) {
+  const int channel_blocks = ceil_div(out, kBlockChannels);
+  const int max_blocks = std::max(1, multiprocessors() / channel_blocks);
   const auto turns = [&](int rows) {
     const Tiling tiles(size.batch, size.height, size.width, kRowGroups * rows, kTileWidth);
-    return int(ceil_div(tiles.count, room));
+    return ceil_div(tiles.count, max_blocks);
   };
   const bool tall_fits = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) >= conv_shared_bytes(4, 2);
   const int rows = tall_fits && 4 * turns(4) <= 2.5 * turns(2) ? 4 : 2;  // a short tile takes a quarter more a pixel
   const Tiling tiles(size.batch, size.height, size.width, kRowGroups * rows, kTileWidth);
-  return {rows, std::min(tiles.count, room)};
+  return {rows, std::min(tiles.count, max_blocks)};
 }
 
 template <class T, int kRows, int kStride>
 static void launch_conv(ConvParameters p, Size size, int blocks, cudaStream_t stream) {
   p.tiles = Tiling(size.batch, size.height, size.width, kRowGroups * kRows, kTileWidth);
-  const dim3 grid(blocks, unsigned(ceil_div(p.out, kBlockChannels)));
+  const dim3 grid(blocks, ceil_div(p.out, kBlockChannels));
   launch(conv_kernel<T, kRows, kStride>, grid, dim3(kThreads), conv_shared_bytes(kRows, 2), stream, p);
 }
 
 template <int kStride>
 static void launch_conv(Type type, const ConvParameters& p, Size size, cudaStream_t stream) {
-  const Cut launched = cut(size, p.out);
+  const LaunchShape shape = launch_shape(size, p.out);
   const bool bfloat16 = type == Type::kBFloat16;
-  const auto run = launched.rows == 4 ? (bfloat16 ? launch_conv<BFloat16, 4, kStride> : launch_conv<Float16, 4, kStride>)
-                                      : (bfloat16 ? launch_conv<BFloat16, 2, kStride> : launch_conv<Float16, 2, kStride>);
-  run(p, size, launched.blocks, stream);
+  const auto run = shape.rows == 4 ? (bfloat16 ? launch_conv<BFloat16, 4, kStride> : launch_conv<Float16, 4, kStride>)
+                                   : (bfloat16 ? launch_conv<BFloat16, 2, kStride> : launch_conv<Float16, 2, kStride>);
+  run(p, size, shape.blocks, stream);
 }
 
 void conv(const Conv& c, cudaStream_t stream) {
@@ -314,7 +316,7 @@ void conv(const Conv& c, cudaStream_t stream) {
   launch_conv<1>(c.type, p, c.size, stream);
 }
 
-int conv_sum_rows(const Conv& c) { return cut(c.size, c.out).blocks; }
+int conv_sum_rows(const Conv& c) { return launch_shape(c.size, c.out).blocks; }
 
 void transposed_conv_gradient(const TransposedConvGradient& g, cudaStream_t stream) {
   const ConvParameters p{{halves(g.grad), 2 * g.size.height, 2 * g.size.width, g.out},
@@ -334,6 +336,6 @@ void transposed_conv_gradient(const TransposedConvGradient& g, cudaStream_t stre
   launch_conv<2>(g.type, p, g.size, stream);
 }
 
-int transposed_conv_gradient_sum_rows(const TransposedConvGradient& g) { return cut(g.size, g.in).blocks; }
+int transposed_conv_gradient_sum_rows(const TransposedConvGradient& g) { return launch_shape(g.size, g.in).blocks; }
 
 }  // namespace cmslap::cuda::sm80

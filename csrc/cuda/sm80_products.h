@@ -1,4 +1,5 @@
-// What the mma.sync convolutions share: copies of a halo tile and of the matrices into shared memory, and their products.
+// What the mma.sync convolutions share: copies of a halo tile and of the matrices into shared memory, and their
+// products.
 #pragma once
 
 #include "indexing_sm80.h"
@@ -15,37 +16,41 @@ struct Map {  // of the input
   int height, width, channels;
 };
 
-// Copies the pixels that `window` reads for a tile of kRows × 16 output pixels, 32 channels from `channel`; zeros stand outside the
-// image and beyond its channels. In parts, to be issued between products: each thread copies the same piece of a pixel a part.
+// Copies the pixels that `taps` read for a tile of kRows × 16 output pixels, 32 channels from `channel`; zeros stand
+// outside the image and beyond its channels. In parts, to be issued between products: each thread copies the same piece
+// of a pixel a part.
 template <int kRows>
 struct HaloCopy {
   static constexpr int kPixels = kThreads / kPieces;  // of a part
   uint32_t to;
   const Map& map;
   const uint16_t* image;
-  int top, left, step;        // of the first pixel in the image; between pixels
-  int width, pixels;          // to copy; none if this is one copy too many
+  int top, left, step;  // of the first pixel in the image; between pixels
+  int width, pixels;    // to copy; none if this is one copy too many
   bool channels_inside;
 
-  DEVICE HaloCopy(uint32_t to, const Map& map, const Tile& tile, const Window& window, int channel, bool wanted)
+  DEVICE HaloCopy(uint32_t to, const Map& map, const Tile& tile, const Taps& taps, int channel, bool wanted)
       : to(to),
         map(map),
-        top(window.step * tile.top + window.offset_y),
-        left(window.step * tile.left + window.offset_x),
-        step(window.step),
-        width(kTileWidth + window.width - 1),
-        pixels(wanted ? (kRows + window.height - 1) * width : 0) {
+        top(taps.step * tile.top + taps.offset_y),
+        left(taps.step * tile.left + taps.offset_x),
+        step(taps.step),
+        width(kTileWidth + taps.width - 1),
+        pixels(wanted ? (kRows + taps.height - 1) * width : 0) {
     channel += threadIdx.x % kPieces * kPieceChannels;
     channels_inside = channel < map.channels;
     image = map.data + int64_t{tile.image} * map.height * map.width * map.channels + channel;
   }
-  HOST_DEVICE static constexpr int parts(const Window& window) {
-    return ((kRows + window.height - 1) * (kTileWidth + window.width - 1) + kPixels - 1) / kPixels;
+  HOST_DEVICE static constexpr int parts(const Taps& taps) {
+    return ((kRows + taps.height - 1) * (kTileWidth + taps.width - 1) + kPixels - 1) / kPixels;
   }
   DEVICE void part(int number) const {
     const int pixel = number * kPixels + threadIdx.x / kPieces;
     // of the widths there are, so that no division is left
-    const int i = width == kTileWidth ? pixel / kTileWidth : width == 17 ? pixel / 17 : pixel / 18, j = pixel - i * width;
+    const int i = width == kTileWidth ? pixel / kTileWidth
+                  : width == 17       ? pixel / 17
+                                      : pixel / 18,
+              j = pixel - i * width;
     const int y = top + step * i, x = left + step * j;
     const bool valid = y >= 0 && y < map.height && x >= 0 && x < map.width && channels_inside;
     const int place = y * map.width + x;
@@ -72,11 +77,12 @@ DEVICE void copy_matrices(uint32_t to, const uint16_t* matrices, int out, int in
 }
 static_assert(kThreads == kBlockChannels * kPieces);
 
-// Where a thread is among the operands: what ldmatrix needs, in bytes from the start of a halo tile and of a tap's matrix.
+// Where a thread is among the operands: what ldmatrix needs, in bytes from the start of a halo tile and of a tap's
+// matrix.
 struct Place {
-  int row;              // its warp's first in the tile
-  int channel;          // its warp's first in the block
-  uint32_t pixels[3];   // of the tap columns
+  int row;             // its warp's first in the tile
+  int channel;         // its warp's first in the block
+  uint32_t pixels[3];  // of the tap columns
   uint32_t matrix;
 
   DEVICE explicit Place(int rows_of_warp) {
@@ -88,6 +94,13 @@ struct Place {
     matrix = swizzled(channel + row_of_lane(lane), row_piece_of_lane(lane));
   }
 };
+
+// Of a thread's eight channels; zeros where there is no bias, or no channel.
+DEVICE void load_bias(float (&values)[8], const float* bias, int channel, int channels) {
+  const bool exists = bias != nullptr && channel < channels;
+#pragma unroll
+  for (int c = 0; c < 8; ++c) values[c] = exists ? bias[channel + c] : 0.0f;
+}
 
 // The fragments of a tap's matrix for the warp's 32 output channels × 16 input channels.
 struct MatrixFragments {

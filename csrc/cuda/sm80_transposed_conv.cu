@@ -1,12 +1,15 @@
-// Transposed convolution of stride 2 by mma.sync: all four phases of a tile in one pass over its pixels. README.md explains it.
+// Transposed convolution of stride 2 by mma.sync: all four phases of a tile in one pass over its pixels. README.md
+// explains it.
 //
-// The pipeline and shared memory are sm80_conv.cu's, with tiles of 8 × 16 input pixels and one more row above and column to the
-// left. A warp takes 2 rows × 16 pixels × 32 channels and keeps the sums of all four phases, 128 registers: tap (k, l) adds to phase
-// (k % 2, l % 2), from the pixel itself or, for k or l of 2, from the one above or to the left.
+// The pipeline and shared memory are sm80_conv.cu's, with tiles of 8 × 16 input pixels and one more row above and
+// column to the left. A warp takes 2 rows × 16 pixels × 32 channels and keeps the sums of all four phases, 128
+// registers: tap (k, l) adds to phase (k % 2, l % 2), from the pixel itself or, for k or l of 2, from the one above or
+// to the left.
 //
-// For 64 → 64 channels an input pixel costs 73,728 FLOP and at least 640 B, 128 read and 512 written: at an A100's 2,048 FLOP a
-// clock and multiprocessor 36 clocks against 63 for its share of 1.56 TB/s, so memory decides, and every output is written once, 16 bytes
-// a lane. Shared memory delivers per 16 input channels 6 fragments of pixels and 18 of matrices for 72 mma, 85 B a clock.
+// For 64 → 64 channels an input pixel costs 73,728 FLOP and at least 640 B, 128 read and 512 written: at an A100's
+// 2,048 FLOP a clock and multiprocessor 36 clocks against 63 for its share of 1.56 TB/s, so memory decides, and every
+// output is written once, 16 bytes a lane. Shared memory delivers per 16 input channels 6 fragments of pixels and 18 of
+// matrices for 72 mma, 85 B a clock.
 #include <algorithm>
 
 #include "implementations.h"
@@ -31,7 +34,8 @@ using PhaseSums = float[4][kUpRows][4][4];
 
 using UpCopy = HaloCopy<kRowGroups * kUpRows>;
 
-// Adds the products of a halo tile, for 16·kHalves input channels; the next halo's copies are issued between the first of them.
+// Adds the products of a halo tile, for 16·kHalves input channels; the next halo's copies are issued between the first
+// of them.
 template <class T, int kHalves>
 DEVICE void multiply_phases(uint32_t halo, uint32_t matrices, const Place& place, const UpCopy& copy, PhaseSums& sums) {
 #pragma unroll
@@ -49,7 +53,7 @@ DEVICE void multiply_phases(uint32_t halo, uint32_t matrices, const Place& place
 #pragma unroll
       for (int r = 0; r < kUpRows; ++r)
         matrix.template multiply<T>(pixels[r + 1 - back(tap / 3)][1 - back(tap % 3)], sums[phase_of(tap)][r]);
-      if (half == 0 && tap < UpCopy::parts(up_window())) copy.part(tap);
+      if (half == 0 && tap < UpCopy::parts(upsampling_taps())) copy.part(tap);
     }
   }
 }
@@ -77,11 +81,12 @@ DEVICE void store_phases(const TransposedConvParameters& p, const Tile& tile, co
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 1) transposed_conv_kernel(const __grid_constant__ TransposedConvParameters p) {
+__global__ void __launch_bounds__(kThreads, 1)
+    transposed_conv_kernel(const __grid_constant__ TransposedConvParameters p) {
   SHARED_MEMORY(smem);
   const uint32_t matrices = shared_address(smem), halos = matrices + 2 * kMatricesBytes;
   const int block_channel = blockIdx.y * kBlockChannels;
-  const int slices = int(ceil_div(p.a.channels, kSliceChannels));
+  const int slices = ceil_div(p.a.channels, kSliceChannels);
   const Place place(kUpRows);
   const bool busy = block_channel + place.channel < p.out;
 
@@ -91,16 +96,13 @@ __global__ void __launch_bounds__(kThreads, 1) transposed_conv_kernel(const __gr
                     slice * kSliceChannels);
   };
   const auto halo_copy = [&](int number, int slice, int turn) {
-    return UpCopy(halos + turn % 2 * kUpHaloBytes, p.a, p.tiles[number], up_window(), slice * kSliceChannels,
+    return UpCopy(halos + turn % 2 * kUpHaloBytes, p.a, p.tiles[number], upsampling_taps(), slice * kSliceChannels,
                   number < p.tiles.count);
   };
 
-  float bias[8] = {};
+  float bias[8];
   const int channel = block_channel + place.channel + eight_of_lane(threadIdx.x % 32);
-  if (p.bias != nullptr && channel < p.out) {
-#pragma unroll
-    for (int c = 0; c < 8; ++c) bias[c] = p.bias[channel + c];
-  }
+  load_bias(bias, p.bias, channel, p.out);
 
   int turn = 0;
   copy_slice(0, 0);
@@ -132,11 +134,11 @@ void transposed_conv(const TransposedConv& c, cudaStream_t stream) {
   const Tiling tiles(c.size.batch, c.size.height, c.size.width, kRowGroups * kUpRows, kTileWidth);
   const TransposedConvParameters p{
       {halves(c.a), c.size.height, c.size.width, c.in}, c.out, tiles, halves(c.matrices), c.bias, halves(c.y)};
-  const int channel_blocks = int(ceil_div(c.out, kBlockChannels));
-  const int room = std::max(1, device_attribute(cudaDevAttrMultiProcessorCount) / channel_blocks);
-  const dim3 grid(std::min(tiles.count, room), channel_blocks);
-  launch(c.type == Type::kBFloat16 ? transposed_conv_kernel<BFloat16> : transposed_conv_kernel<Float16>, grid, dim3(kThreads),
-         conv_shared_bytes(kUpRows, 1), stream, p);
+  const int channel_blocks = ceil_div(c.out, kBlockChannels);
+  const int max_blocks = std::max(1, multiprocessors() / channel_blocks);
+  const dim3 grid(std::min(tiles.count, max_blocks), channel_blocks);
+  launch(c.type == Type::kBFloat16 ? transposed_conv_kernel<BFloat16> : transposed_conv_kernel<Float16>, grid,
+         dim3(kThreads), conv_shared_bytes(kUpRows, 1), stream, p);
 }
 
 }  // namespace cmslap::cuda::sm80

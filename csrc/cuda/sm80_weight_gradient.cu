@@ -1,18 +1,18 @@
 // Weight gradient by mma.sync, of convolutions (stride 1) and transposed ones (stride 2). README.md explains it.
 //
-// A thread block makes a 64×64 block of all nine matrices of one map, 36,864 sums in registers, over its split of the pixels: no
-// sum leaves the block before its last tile. The 12 warps are three columns of taps × four quarters of 32×32 channels. A warp goes down
-// a tile row by row: a row's 16 pixels of `right` under its tap column, loaded once, meet the one to three rows of `left` that see
-// them, which stay in registers: 4 ldmatrix for 24 mma.
+// A thread block makes a 64×64 block of all nine matrices of one map, 36,864 sums in registers, over its split of the
+// pixels: no sum leaves the block before its last tile. The 12 warps are three columns of taps × four quarters of 32×32
+// channels. A warp goes down a tile row by row: a row's 16 pixels of `right` under its tap column, loaded once, meet
+// the one to three rows of `left` that see them, which stay in registers: 4 ldmatrix for 24 mma.
 //
-// For 64×64 channels and a tile of 8×16 pixels: 9.4 MFLOP, 4,608 clocks of an A100's multiprocessor, 39.4 KB copied from L2 (8.6 B
-// a clock); 12 · 36 ldmatrix of 512 B, 48 B a clock of shared memory's 128. Two tiles lie in shared memory, one
-// multiplied while the other is copied: 78,848 B, and 94,720 B for stride 2, whose tiles have 4×16 pixels.
+// For 64×64 channels and a tile of 8×16 pixels: 9.4 MFLOP, 4,608 clocks of an A100's multiprocessor, 39.4 KB copied
+// from L2 (8.6 B a clock); 12 · 36 ldmatrix of 512 B, 48 B a clock of shared memory's 128. Two tiles lie in shared
+// memory, one multiplied while the other is copied: 78,848 B, and 94,720 B for stride 2, whose tiles have 4×16 pixels.
 #include <algorithm>
 
 #include "implementations.h"
-#include "launch.h"
 #include "indexing_sm80.h"
+#include "launch.h"
 #include "vector_io.h"
 
 namespace cmslap::cuda::sm80 {
@@ -31,8 +31,8 @@ struct WeightGradientParameters {
 // Of a warp: three taps of a column of the window × 32 rows × 32 columns.
 using GradientSums = float[3][2][4][4];
 
-// Copies the pixels of both maps that a tile needs, 64 channels of each; zeros stand outside the maps and beyond their channels. In
-// parts, to be issued between products: each thread copies the same piece of a pixel a part.
+// Copies the pixels of both maps that a tile needs, 64 channels of each; zeros stand outside the maps and beyond their
+// channels. In parts, to be issued between products: each thread copies the same piece of a pixel a part.
 template <int kStride>
 struct TileCopy {
   using Halo = RightHalo<kStride>;
@@ -89,8 +89,8 @@ struct LeftFragments {
   }
 };
 
-// Where a thread is among the operands: its tap column, the first of its warp's 32 channels, and what ldmatrix needs for the first
-// 16 of them, in bytes from the start of a tile of either map.
+// Where a thread is among the operands: its tap column, the first of its warp's 32 channels, and what ldmatrix needs
+// for the first 16 of them, in bytes from the start of a tile of either map.
 template <int kStride>
 struct GradientPlace {
   int column, row_channel, column_channel;
@@ -119,7 +119,8 @@ DEVICE void multiply_row(const LeftFragments& left, const uint32_t (&right)[2][4
     }
 }
 
-// The next tile's copies are issued between the first of the products, so that they have the rest of the time to arrive.
+// The next tile's copies are issued between the first of the products, so that they have the rest of the time to
+// arrive.
 template <class T, int kStride>
 DEVICE void multiply_tile(uint32_t left_tile, const GradientPlace<kStride>& place, const TileCopy<kStride>& copy,
                           GradientSums& sums) {
@@ -145,7 +146,8 @@ DEVICE void multiply_tile(uint32_t left_tile, const GradientPlace<kStride>& plac
 }
 
 template <int kStride>
-DEVICE void write_partials(const WeightGradientParameters& p, int block_row, int block_column, const GradientSums& sums) {
+DEVICE void write_partials(const WeightGradientParameters& p, int block_row, int block_column,
+                           const GradientSums& sums) {
   const GradientPlace<kStride> place(afresh(threadIdx.x));
   const int lane = threadIdx.x % 32;
   float* matrices = p.partials + (int64_t{blockIdx.x} * gridDim.y + blockIdx.y) * 9 * p.rows * p.columns;
@@ -160,7 +162,8 @@ DEVICE void write_partials(const WeightGradientParameters& p, int block_row, int
           const int row = block_row + place.row_channel + 16 * m + 8 * half + lane / 4;
           const int column = block_column + place.column_channel + 8 * n + lane % 4 * 2;
           if (row >= p.rows || column >= p.columns) continue;
-          float2* at = reinterpret_cast<float2*>(matrices + (int64_t{3 * k + place.column} * p.rows + row) * p.columns + column);
+          float2* at =
+              reinterpret_cast<float2*>(matrices + (int64_t{3 * k + place.column} * p.rows + row) * p.columns + column);
           float2 value = make_float2(sums[k][m][n][2 * half], sums[k][m][n][2 * half + 1]);
           if (p.accumulate) {
             value.x += at->x;
@@ -178,15 +181,15 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
   using Halo = RightHalo<kStride>;
   constexpr int kStageBytes = Halo::kLeftBytes + Halo::kBytes;
   const uint32_t stages = shared_address(smem);
-  const int column_blocks = int(ceil_div(p.columns, kGradientChannels));
+  const int column_blocks = ceil_div(p.columns, kGradientChannels);
   const int block_row = blockIdx.z / column_blocks * kGradientChannels;
   const int block_column = blockIdx.z % column_blocks * kGradientChannels;
   const GradientPlace<kStride> place(threadIdx.x);
   const bool busy = block_row + place.row_channel < p.rows && block_column + place.column_channel < p.columns;
 
   const auto tile_copy = [&](int number, int stage) {
-    return TileCopy<kStride>{p,         stages + stage * kStageBytes, p.tiles[number],
-                             block_row, block_column,                 number < p.tiles.count};
+    return TileCopy<kStride>{
+        p, stages + stage * kStageBytes, p.tiles[number], block_row, block_column, number < p.tiles.count};
   };
 
   GradientSums sums = {};
@@ -209,7 +212,7 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
 // ---- Host ----
 
 static int channel_blocks(const WeightGradient& g) {
-  return int(ceil_div(g.rows, kGradientChannels) * ceil_div(g.columns, kGradientChannels));
+  return ceil_div(g.rows, kGradientChannels) * ceil_div(g.columns, kGradientChannels);
 }
 
 static Tiling tiles(const WeightGradient& g) {
@@ -219,8 +222,8 @@ static Tiling tiles(const WeightGradient& g) {
 
 template <class T, int kStride>
 static void launch_gradient(const WeightGradient& g, cudaStream_t stream) {
-  const WeightGradientParameters p{g.size.batch,  g.size.height, g.size.width, g.rows,    g.columns,
-                                   tiles(g),      halves(g.left), halves(g.right), g.accumulate, g.partials};
+  const WeightGradientParameters p{g.size.batch, g.size.height,  g.size.width,    g.rows,       g.columns,
+                                   tiles(g),     halves(g.left), halves(g.right), g.accumulate, g.partials};
   launch(weight_gradient_kernel<T, kStride>, dim3(g.splits, g.maps, channel_blocks(g)), dim3(kGradientThreads),
          RightHalo<kStride>::kSharedBytes, stream, p);
 }
@@ -235,8 +238,8 @@ void weight_gradient(const WeightGradient& g, cudaStream_t stream) {
 
 // As many splits as fill the device once, a block a multiprocessor: partials are written and added up a split.
 int weight_gradient_splits(const WeightGradient& g) {
-  const int room = device_attribute(cudaDevAttrMultiProcessorCount) / (g.maps * channel_blocks(g));
-  return std::clamp(room, 1, tiles(g).count);
+  const int max_splits = multiprocessors() / (g.maps * channel_blocks(g));
+  return std::clamp(max_splits, 1, tiles(g).count);
 }
 
 }  // namespace cmslap::cuda::sm80

@@ -1,5 +1,5 @@
-// What the sm_90a kernels have in common: a block is one warpgroup whose first warp asks the copy engine for boxes of pixels
-// (the producer), and warpgroups that multiply them (the consumers). They meet at barriers in shared memory.
+// What the sm_90a kernels have in common: a block is one warpgroup whose first warp asks the copy engine for boxes of
+// pixels (the producer), and warpgroups that multiply them (the consumers). They meet at barriers in shared memory.
 #pragma once
 
 #include <algorithm>
@@ -13,15 +13,16 @@
 
 namespace cmslap::cuda::sm90 {
 
-// Whether kernels have bodies: those of other devices' machine code and of PTX do not, and serves() keeps callers from them.
+// Whether kernels have bodies: those of other devices' machine code and of PTX do not, and serves() keeps callers from
+// them.
 #if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
 constexpr bool kHopper = false;
 #else
 constexpr bool kHopper = true;
 #endif
 
-// Shapes of one kernel to be measured against each other on a device: the first is used, unless the build says otherwise. The
-// last starts no operand in the middle of a swizzle's pattern.
+// Shapes of one kernel to be measured against each other on a device: the first is used, unless the build says
+// otherwise. The last starts no operand in the middle of a swizzle's pattern.
 #ifndef CMSLAP_SM90_VARIANT
 #define CMSLAP_SM90_VARIANT 0
 #endif
@@ -31,9 +32,9 @@ using Chosen = std::tuple_element_t<CMSLAP_SM90_VARIANT, std::tuple<Shapes...>>;
 constexpr int kWarpgroup = 128;
 constexpr int kBarrierBytes = 8;
 
-// Warpgroups are whole, also the producer's, because a multiprocessor's four partitions each hold every fourth warp and a
-// quarter of the registers: a ninth warp would leave all of them 168 registers where a third warpgroup, which setmaxnreg can
-// take registers from, leaves the others 240.
+// Warpgroups are whole, also the producer's, because a multiprocessor's four partitions each hold every fourth warp and
+// a quarter of the registers: a ninth warp would leave all of them 168 registers where a third warpgroup, which
+// setmaxnreg can take registers from, leaves the others 240.
 template <int kConsumers>
 struct Registers {
   static_assert(kConsumers == 2 || kConsumers == 3);
@@ -49,16 +50,16 @@ DEVICE bool leads_warp() { return threadIdx.x % 32 == 0; }
 // Waits for the other threads of a consumer.
 DEVICE void consumer_sync(int consumer) { named_barrier_sync(1 + consumer, kWarpgroup); }
 
-// Stages of shared memory that boxes, numbered from 0, pass through in order. A box's stage is full when the copy engine has
-// brought it and empty when `kReaders` warps have released it.
-template <int kStages, int kBytes, int kReaders>
+// Stages of shared memory that boxes, numbered from 0, pass through in order. A box's stage is full when the copy
+// engine has brought it and empty when `kReaders` warps have released it.
+template <int kStages, int kStageBytes, int kReaders>
 struct Pipeline {
-  static constexpr int kRoom = kStages * kBytes;
+  static constexpr int kBytes = kStages * kStageBytes;
   static constexpr int kBarriers = 2 * kStages;
 
   uint32_t stages, barriers;  // addresses
 
-  DEVICE uint32_t stage(uint32_t box) const { return stages + box % kStages * kBytes; }
+  DEVICE uint32_t stage(uint32_t box) const { return stages + box % kStages * kStageBytes; }
   DEVICE uint32_t full(uint32_t box) const { return barriers + box % kStages * kBarrierBytes; }
   DEVICE uint32_t empty(uint32_t box) const { return full(box) + kStages * kBarrierBytes; }
 
@@ -85,31 +86,26 @@ struct Pipeline {
 
 // The weights of nine taps, one after the other as operands [out, in], for good.
 DEVICE void load_matrices(uint32_t destination, const TensorMap& matrices, uint32_t barrier, bool flipped) {
-  mbarrier_arrive_expect_tx(barrier, kKernelBytes);
+  mbarrier_arrive_expect_tx(barrier, kWeightBytes);
   for (int tap = 0; tap < kTaps; ++tap) {
     tma_load_3d(destination + tap * kMatrixBytes, matrices, barrier, 0, 0, flipped ? kTaps - 1 - tap : tap);
   }
 }
 
 inline TensorMap matrices_map(const void* matrices) {  // [9, 64, 64]
-  return make_tensor_map(Tensor<3>{matrices,
-                                   {kChannels, kChannels, kTaps},
-                                   {kPixelBytes, kMatrixBytes},
-                                   {kChannels, kChannels, 1},
-                                   {1, 1, 1},
-                                   Swizzle::k128});
+  return make_tensor_map(
+      Tensor<3>{matrices, {kChannels, kChannels, kTaps}, {kPixelBytes, kMatrixBytes}, {kChannels, kChannels, 1}});
 }
 
 // A map [N, H, W, channels], channels a multiple of 64, and its boxes of rows × columns × 64.
-inline TensorMap pixels_map(const void* map, int64_t batch, int64_t height, int64_t width, int channels, int rows, int columns) {
+inline TensorMap pixels_map(const void* map, int64_t batch, int64_t height, int64_t width, int channels, int rows,
+                            int columns) {
   const uint64_t pixel = channels * 2, row = pixel * width, image = row * height;
   return make_tensor_map(Tensor<4>{map,
                                    {static_cast<uint64_t>(channels), static_cast<uint64_t>(width),
                                     static_cast<uint64_t>(height), static_cast<uint64_t>(batch)},
                                    {pixel, row, image},
-                                   {kChannels, static_cast<uint32_t>(columns), static_cast<uint32_t>(rows), 1},
-                                   {1, 1, 1, 1},
-                                   Swizzle::k128});
+                                   {kChannels, static_cast<uint64_t>(columns), static_cast<uint64_t>(rows), 1}});
 }
 
 // Of a window or the phases (indexing_sm90.h).
@@ -124,7 +120,5 @@ TensorMap window_map(const void* map, Size size) {
   constexpr int s = W::kStride;
   return pixels_map(map, size.batch, s * size.height, size.width, s * kChannels, W::kHeight, W::kWidth);
 }
-
-inline int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessorCount); }
 
 }  // namespace cmslap::cuda::sm90

@@ -22,7 +22,7 @@ TEST(packing) {
   describe("packing", p, std::to_string(count) + " kernels");
   const int64_t elements = int64_t{count} * p.out * p.in * 9;
   Inputs inputs(p.type);
-  const uint16_t* const weights = inputs.words(elements);
+  const auto weights = inputs.words(elements);
   std::vector<uint16_t> want_rows(elements), want_columns(elements);
   for (int64_t i = 0; i < elements; ++i) {
     const int64_t tap = i % 9, in = i / 9 % p.in, out = i / 9 / p.in % p.out, kernel = i / 9 / p.in / p.out;
@@ -35,11 +35,12 @@ TEST(packing) {
       [&](Outputs& outputs) {
         rows = outputs.words(elements, with_rows);
         columns = outputs.words(elements, with_columns);
-        pack_kernels(p.type, weights, count, p.out, p.in, rows, columns, nullptr);
+        pack_weights(p.type, weights, count, p.out, p.in, rows, columns, nullptr);
       },
       [&] {
-        if (with_rows && !std::equal(want_rows.begin(), want_rows.end(), rows)) throw std::runtime_error("rows");
-        if (with_columns && !std::equal(want_columns.begin(), want_columns.end(), columns)) throw std::runtime_error("columns");
+        if (with_rows && !std::equal(want_rows.begin(), want_rows.end(), host(rows))) throw std::runtime_error("rows");
+        if (with_columns && !std::equal(want_columns.begin(), want_columns.end(), host(columns)))
+          throw std::runtime_error("columns");
       });
 }
 
@@ -49,8 +50,8 @@ TEST(activation_and_its_derivative) {
   const int64_t elements = p.size.pixels() * p.out;
   const float slope = static_cast<float>(p.slope);
   Inputs inputs(p.type);
-  const uint16_t* const x = inputs.words(elements);
-  const uint16_t* const saved = inputs.words(elements);
+  const auto x = inputs.words(elements);
+  const auto saved = inputs.words(elements);
   Values activated = values(p.type, x, elements), differentiated = activated;
   for (int64_t i = 0; i < elements; ++i) {
     activated[i] = leaky_relu(activated[i], slope);
@@ -75,9 +76,9 @@ TEST(sums_of_pixels) {
   describe("sums of pixels", p);
   const int64_t pixels = p.size.pixels();
   Inputs inputs(p.type);
-  const uint16_t* const map = inputs.words(pixels * p.out);
+  const auto map = inputs.words(pixels * p.out);
   const int rows = pixel_sum_rows(pixels, p.out);
-  const float* const before = inputs.floats(p.out);
+  const auto before = inputs.floats(p.out);
   const Values exact = values(p.type, map, pixels * p.out), slack = column_sums(absolute(exact), p.out);
   Values want = column_sums(exact, p.out);
   for (int c = 0; c < p.out; ++c) want[c] += before[c];
@@ -85,8 +86,7 @@ TEST(sums_of_pixels) {
   run_and_check(
       [&](Outputs& outputs) {
         float* const sums = outputs.floats(int64_t{rows} * p.out);
-        total = outputs.floats(p.out);
-        std::copy(before, before + p.out, total);
+        total = outputs.floats_from(values(before, p.out));
         sum_pixels(p.type, map, pixels, p.out, sums, nullptr);
         reduce_rows(sums, rows, p.out, total, nullptr);
       },
@@ -97,15 +97,14 @@ TEST(rows_reduced) {
   const int rows = between(1, 300), columns = between(1, 200);
   describe(format("reduce_rows of [%d, %d]", rows, columns));
   Inputs inputs(Type::kFloat16);
-  const float* const sums = inputs.floats(int64_t{rows} * columns);
-  const float* const before = inputs.floats(columns);
+  const auto sums = inputs.floats(int64_t{rows} * columns);
+  const auto before = inputs.floats(columns);
   Values want = column_sums(values(sums, int64_t{rows} * columns), columns);
   for (int i = 0; i < columns; ++i) want[i] += before[i];
   float* out;
   run_and_check(
       [&](Outputs& outputs) {
-        out = outputs.floats(columns);
-        std::copy(before, before + columns, out);
+        out = outputs.floats_from(values(before, columns));
         reduce_rows(sums, rows, columns, out, nullptr);
       },
       [&] { check_close("sums", values(out, columns), want, 1e-5); });
@@ -116,8 +115,8 @@ TEST(weight_gradient_reduced) {
   describe(format("reduce_weight_gradient of %d splits, %d maps, [%d, %d]", splits, maps, rows, columns));
   const int64_t matrix = int64_t{rows} * columns, weights = 9 * matrix * maps;
   Inputs inputs(Type::kFloat16);
-  const float* const partials = inputs.floats(splits * weights);
-  const float* const before = inputs.floats(weights);
+  const auto partials = inputs.floats(splits * weights);
+  const auto before = inputs.floats(weights);
   const Values sums = column_sums(values(partials, splits * weights), weights);
   Values want = values(before, weights);
   for (int64_t i = 0; i < weights; ++i) {
@@ -127,8 +126,7 @@ TEST(weight_gradient_reduced) {
   float* gradient;
   run_and_check(
       [&](Outputs& outputs) {
-        gradient = outputs.floats(weights);
-        std::copy(before, before + weights, gradient);
+        gradient = outputs.floats_from(values(before, weights));
         reduce_weight_gradient(partials, splits, maps, rows, columns, gradient, nullptr);
       },
       [&] { check_close("gradient", values(gradient, weights), want, 1e-5); });
@@ -142,9 +140,9 @@ TEST(image_convolution) {
   describe("image_conv", p, with_bias ? "bias" : "");
   const int64_t pixels = p.size.pixels(), ys = pixels * p.out;
   Inputs inputs(p.type);
-  const float* const x = inputs.floats(pixels);
-  const float* const weight = inputs.floats(9 * p.out);
-  const float* const bias = with_bias ? inputs.floats(p.out) : nullptr;
+  const auto x = inputs.floats(pixels);
+  const auto weight = inputs.floats(9 * p.out);
+  const auto bias = with_bias ? inputs.floats(p.out) : nullptr;
   const Values biases = values(bias, p.out);
   Values want(ys);
   for_pixels(p.size, [&](int n, int i, int j) {
@@ -170,9 +168,9 @@ TEST(image_convolution_weight_gradient) {
   describe("image_conv_weight_gradient", p);
   const int64_t pixels = p.size.pixels();
   Inputs inputs(p.type);
-  const float* const x = inputs.floats(pixels);
-  const uint16_t* const grad = inputs.words(pixels * p.out);
-  const uint16_t* const y = coin() ? inputs.words(pixels * p.out) : nullptr;
+  const auto x = inputs.floats(pixels);
+  const auto grad = inputs.words(pixels * p.out);
+  const auto y = coin() ? inputs.words(pixels * p.out) : nullptr;
   const float slope = static_cast<float>(p.slope);
   Values want(10 * p.out, 0.0), slack(10 * p.out, 0.0);
   for_pixels(p.size, [&](int n, int i, int j) {
@@ -185,9 +183,8 @@ TEST(image_convolution_weight_gradient) {
         slack[10 * o + place] += std::fabs(value);
       };
       add(9, g);
-      for_taps(p.size, i, j, 1, 1, [&](int tap, int row, int column) {
-        add(tap, g * x[pixel(p.size, n, row, column)]);
-      });
+      for_taps(p.size, i, j, 1, 1,
+               [&](int tap, int row, int column) { add(tap, g * x[pixel(p.size, n, row, column)]); });
     }
   });
   const int64_t count = int64_t{image_sum_rows(p.size)} * 10 * p.out;
@@ -216,18 +213,19 @@ TEST(residual_head_of_a_level) {
   describe("residual_head", p);
   const Size large = scaled(p.size, 2);
   Inputs inputs(p.type);
-  const uint16_t* const f = inputs.words(large.pixels() * p.out);
-  const float* const image = inputs.floats(p.size.pixels());
-  const float* const weight = inputs.floats(9 * p.out, 0.1);
-  const float* const bias = inputs.floats(1);
-  const float* const image_weight = inputs.floats(16);
+  const auto f = inputs.words(large.pixels() * p.out);
+  const auto image = inputs.floats(p.size.pixels());
+  const auto weight = inputs.floats(9 * p.out, 0.1);
+  const auto bias = inputs.floats(1);
+  const auto image_weight = inputs.floats(16);
 
   Values want(large.pixels(), bias[0]), slack(large.pixels(), 0.0);
   for_pixels(large, [&](int n, int i, int j) {
     const int64_t at = pixel(large, n, i, j);
     for_taps(large, i, j, 1, 1, [&](int tap, int row, int column) {
       for (int c = 0; c < p.out; ++c) {
-        const double product = double{weight[9 * c + tap]} * decode(p.type, f[pixel(large, n, row, column) * p.out + c]);
+        const double product =
+            double{weight[9 * c + tap]} * decode(p.type, f[pixel(large, n, row, column) * p.out + c]);
         want[at] += product;
         slack[at] += product * product;
       }
@@ -256,11 +254,11 @@ TEST(residual_head_gradients) {
   const Size large = scaled(p.size, 2);
   const int64_t features = large.pixels() * p.out, columns = 9 * p.out + 1 + 16;
   Inputs inputs(p.type);
-  const uint16_t* const f = inputs.words(features);
-  const float* const image = inputs.floats(p.size.pixels());
-  const float* const grad = inputs.floats(large.pixels());
-  const float* const weight = inputs.floats(9 * p.out, 0.1);
-  const float* const image_weight = inputs.floats(16);
+  const auto f = inputs.words(features);
+  const auto image = inputs.floats(p.size.pixels());
+  const auto grad = inputs.floats(large.pixels());
+  const auto weight = inputs.floats(9 * p.out, 0.1);
+  const auto image_weight = inputs.floats(16);
 
   const Values grads = values(grad, large.pixels());
   Values want_f(features, 0.0), want_image(p.size.pixels(), 0.0), want(columns, 0.0), slack(columns, 0.0);
@@ -296,7 +294,8 @@ TEST(residual_head_gradients) {
         grad_f = outputs.words(features, with_f);
         grad_image = outputs.floats(p.size.pixels(), with_image);
         sums = outputs.floats(count, with_sums);
-        residual_head_gradient({p.type, p.size, p.out, f, image, grad, weight, image_weight, grad_f, grad_image, sums}, nullptr);
+        residual_head_gradient({p.type, p.size, p.out, f, image, grad, weight, image_weight, grad_f, grad_image, sums},
+                               nullptr);
       },
       [&] {
         if (with_f) check_close("grad_f", values(p.type, grad_f, features), want_f, unit(p.type));

@@ -1,5 +1,6 @@
-// The index maths of the mma.sync and the image kernels (csrc/cuda/indexing_sm80.h, indexing_image.h) on whole small problems:
-// every output has one writer, every tap is read where the definition reads it, no two rows of ldmatrix share banks.
+// The index maths of the mma.sync and the image kernels (csrc/cuda/indexing_sm80.h, indexing_image.h) on whole small
+// problems: every output has one writer, every tap is read where the definition reads it, no two rows of ldmatrix share
+// banks.
 #include "cuda/indexing_sm80.h"
 
 #include <map>
@@ -40,39 +41,40 @@ void require_no_conflicts(Address address) {
 
 // ---- Tiles ----
 
-void test_tiling(int batch, int height, int width, int tile_height) {
-  const Tiling tiles(batch, height, width, tile_height, kTileWidth);
+TEST(index_tiles) {
+  const int batch = between(1, 3), height = between(1, 70), width = between(1, 70);
+  const Tiling tiles(batch, height, width, between(1, 33), between(1, 17));
   std::vector<int> covered(batch * height * width);
   for (int number = 0; number < tiles.count; ++number) {
     const Tile tile = tiles[number];
     require(tile.top < height && tile.left < width, "a tile begins inside its map");
-    for (int y = tile.top; y < std::min(tile.top + tile_height, height); ++y)
-      for (int x = tile.left; x < std::min(tile.left + kTileWidth, width); ++x) ++covered[(tile.image * height + y) * width + x];
+    for (int y = tile.top; y < std::min(tile.top + tiles.height, height); ++y)
+      for (int x = tile.left; x < std::min(tile.left + tiles.width, width); ++x)
+        ++covered[(tile.image * height + y) * width + x];
   }
   for (int times : covered) require(times == 1, "every pixel is in one tile");
 }
 
-TEST(sm80_index_tiles) { test_tiling(between(1, 3), between(1, 40), between(1, 70), one_of<int>({4, 8, 16})); }
-
 // ---- Convolution ----
 
 // The halo tile at (0, 0) as the kernel copies it, with coordinates in the input.
-Memory halo_tile(const Window& window, int rows, int bytes) {
+Memory halo_tile(const Taps& taps, int rows, int bytes) {
   Memory memory;
-  for (int i = 0; i < kRowGroups * rows + window.height - 1; ++i)
-    for (int j = 0; j < kTileWidth + window.width - 1; ++j)
+  for (int i = 0; i < kRowGroups * rows + taps.height - 1; ++i)
+    for (int j = 0; j < kTileWidth + taps.width - 1; ++j)
       for (int piece = 0; piece < kPieces; ++piece)
-        put(memory, halo_offset(i, j, piece), {window.step * i + window.offset_y, window.step * j + window.offset_x, piece}, bytes);
+        put(memory, halo_offset(i, j, piece), {taps.step * i + taps.offset_y, taps.step * j + taps.offset_x, piece},
+            bytes);
   return memory;
 }
 
 // What ldmatrix reads of a halo tile for output pixels (row, 0 ..) under tap (k, l) and half a slice of channels.
-void test_pixels(const Window& window, const Memory& memory, int row, int k, int l, int half, int stride, int pad) {
+void test_pixels(const Taps& taps, const Memory& memory, int row, int k, int l, int half, int stride, int pad) {
   const auto address = [&](int lane) {
     return halo_offset(0, pixel_of_lane(lane) + l, pixel_piece_of_lane(lane)) ^ half * kSecondHalf;
   };
   require_no_conflicts(address);
-  const int tap = window.tap(k, l);
+  const int tap = taps.number(k, l);
   for (int lane = 0; lane < 32; ++lane) {
     const int at = (row + k) * kPitch * kRowBytes + address(lane);
     const Source meant{stride * row + tap / 3 - pad, stride * pixel_of_lane(lane) + tap % 3 - pad,
@@ -81,13 +83,13 @@ void test_pixels(const Window& window, const Memory& memory, int row, int k, int
   }
 }
 
-void test_window(const Window& window, int rows, int stride, int pad, std::multiset<int>& taps) {
-  const Memory memory = halo_tile(window, rows, halo_bytes(rows, 2));
-  for (int k = 0; k < window.height; ++k)
-    for (int l = 0; l < window.width; ++l) {
-      taps.insert(window.tap(k, l));
+void test_taps(const Taps& taps, int rows, int stride, int pad, std::multiset<int>& met) {
+  const Memory memory = halo_tile(taps, rows, halo_bytes(rows, 2));
+  for (int k = 0; k < taps.height; ++k)
+    for (int l = 0; l < taps.width; ++l) {
+      met.insert(taps.number(k, l));
       for (int row = 0; row < kRowGroups * rows; ++row)
-        for (int half = 0; half < 2; ++half) test_pixels(window, memory, row, k, l, half, stride, pad);
+        for (int half = 0; half < 2; ++half) test_pixels(taps, memory, row, k, l, half, stride, pad);
     }
 }
 
@@ -95,8 +97,8 @@ TEST(sm80_index_taps) {
   const std::multiset<int> every = {0, 1, 2, 3, 4, 5, 6, 7, 8};
   for (int rows : {2, 4}) {
     std::multiset<int> once, by_phase;
-    test_window(whole_window(), rows, 1, 1, once);
-    for (int phase = 0; phase < 4; ++phase) test_window(phase_window(phase), rows, 2, 0, by_phase);
+    test_taps(all_taps(), rows, 1, 1, once);
+    for (int phase = 0; phase < 4; ++phase) test_taps(phase_taps(phase), rows, 2, 0, by_phase);
     require(once == every && by_phase == every, "every tap is met once");
   }
 }
@@ -112,15 +114,18 @@ TEST(sm80_index_matrices) {
     for (int pair = 0; pair < 2; ++pair)
       for (int half = 0; half < 2; ++half) {
         const auto address = [&](int lane) {
-          return (swizzled(first + row_of_lane(lane), row_piece_of_lane(lane)) ^ half * kSecondHalf) + pair * 16 * kRowBytes;
+          return (swizzled(first + row_of_lane(lane), row_piece_of_lane(lane)) ^ half * kSecondHalf) +
+                 pair * 16 * kRowBytes;
         };
         require_no_conflicts(address);
-        // Matrices 0 and 1 are columns 0-7 of the sum's 16 channels and 8-15 of product 2·pair, matrices 2 and 3 of the next.
+        // Matrices 0 and 1 are columns 0-7 of the sum's 16 channels and 8-15 of product 2·pair, matrices 2 and 3 of the
+        // next.
         for (int lane = 0; lane < 32; ++lane) {
           const Source source = memory.at(address(lane));
           const int product = 2 * pair + lane / 16, column = lane % 8;
           // Lane column / 2 of each quad gets this column, as element column % 2.
-          require(source.y == first + eight_of_lane(column / 2) + 2 * product + column % 2, "lanes get successive channels");
+          require(source.y == first + eight_of_lane(column / 2) + 2 * product + column % 2,
+                  "lanes get successive channels");
           require(source.piece == 2 * half + lane / 8 % 2, "pieces follow the sum");
         }
       }
@@ -143,14 +148,15 @@ TEST(sm80_index_results) {
 
 TEST(sm80_index_transposed_conv) {
   // Every output pixel of a tile's phases receives tap (k, l) of exactly the input pixels that the definition names.
-  const Memory memory = halo_tile(up_window(), 2, halo_bytes(2, 1));
+  const Memory memory = halo_tile(upsampling_taps(), 2, halo_bytes(2, 1));
   for (int tap = 0; tap < 9; ++tap)
     for (int row = 0; row < kRowGroups * 2; ++row) {
       const int i = row + 1 - back(tap / 3), j = 1 - back(tap % 3);  // in the halo tile, as the kernel indexes it
       for (int lane = 0; lane < 32; ++lane) {
         const Source read = memory.at(halo_offset(i, pixel_of_lane(lane) + j, pixel_piece_of_lane(lane)));
         const int y = 2 * row + phase_of(tap) / 2, x = 2 * pixel_of_lane(lane) + phase_of(tap) % 2;
-        require(y == 2 * read.y + tap / 3 && x == 2 * read.x + tap % 3, "a tap reaches the output that the definition names");
+        require(y == 2 * read.y + tap / 3 && x == 2 * read.x + tap % 3,
+                "a tap reaches the output that the definition names");
       }
     }
 }
@@ -159,7 +165,8 @@ TEST(sm80_index_shared_memory) {
   constexpr int kKilobyte = 1024;
   require(conv_shared_bytes(4, 2) <= 163 * kKilobyte, "tall tiles fit compute capability 8.0");
   require(conv_shared_bytes(2, 2) <= 99 * kKilobyte, "short tiles fit 8.6 and 8.9");
-  require(RightHalo<1>::kSharedBytes <= 99 * kKilobyte && RightHalo<2>::kSharedBytes <= 99 * kKilobyte, "so do gradients");
+  require(RightHalo<1>::kSharedBytes <= 99 * kKilobyte && RightHalo<2>::kSharedBytes <= 99 * kKilobyte,
+          "so do gradients");
 }
 
 // ---- Weight gradient ----
@@ -188,11 +195,13 @@ void test_gradient_tile() {
         const auto right_address = [&](int lane) {
           const int x = kStride * right_pixel_of_lane(lane) + tap % 3;
           const int address = Halo::offset(0, x, channel / 32 * 4 + right_piece_of_lane(lane));
-          return (address ^ channel / 16 % 2 * kSecondHalf) + (kStride * row + tap / 3) * Halo::kRowPlaces * kGradientRowBytes;
+          return (address ^ channel / 16 % 2 * kSecondHalf) +
+                 (kStride * row + tap / 3) * Halo::kRowPlaces * kGradientRowBytes;
         };
         require_no_conflicts(right_address);
         for (int lane = 0; lane < 32; ++lane)
-          require(right.at(right_address(lane)) == Source{kStride * row + tap / 3, kStride * right_pixel_of_lane(lane) + tap % 3,
+          require(right.at(right_address(lane)) == Source{kStride * row + tap / 3,
+                                                          kStride * right_pixel_of_lane(lane) + tap % 3,
                                                           channel / 8 + lane / 16},
                   "the right map's pixels under a tap");
       }
@@ -218,19 +227,22 @@ TEST(image_index_strips) {
   for (int64_t number = 0; number < strips.count; ++number)
     for (int lane = 0; lane < strips.lanes; ++lane) {
       const image_indexing::Strip strip = strips.at(number, lane);
-      for (int y = strip.y; y < strip.end && strip.x < width; ++y) ++covered[(strip.image * height + y) * width + strip.x];
+      for (int y = strip.y; y < strip.end && strip.x < width; ++y)
+        ++covered[(strip.image * height + y) * width + strip.x];
     }
   for (int times : covered) require(times == 1, "every pixel is in one strip");
 }
 
 TEST(residual_index) {
   using namespace image_indexing;
-  // Fragments of b: register b of step s of lane 4·n + q is tap n, or 8 + n, of channels that the lane's words 2·s + b are of.
+  // Fragments of b: register b of step s of lane 4·n + q is tap n, or 8 + n, of channels that the lane's words 2·s + b
+  // are of.
   std::set<std::pair<int, int>> met;
   for (int i = 0; i < 2 * 256; ++i) {
     const HeadWord word(i);
     const int group = i / 256, lane = i / 8 % 32, step = i / 4 % 2, n = i / 2 % 2, b = i % 2;
-    require(word.channel == 32 * group + lane % 4 * 8 + 2 * (2 * step + b) && word.tap == 8 * n + lane / 4, "a word of b");
+    require(word.channel == 32 * group + lane % 4 * 8 + 2 * (2 * step + b) && word.tap == 8 * n + lane / 4,
+            "a word of b");
     met.insert({word.channel, word.tap});
   }
   require(met.size() == 32 * 16, "every pair of channels meets every tap");

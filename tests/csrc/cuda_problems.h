@@ -1,7 +1,8 @@
-// Small random problems for the functions of csrc/cuda/kernels.h: their sizes, their memory, the runs of a case, and the
-// words of geometry in which definitions are written.
+// Small random problems for the functions of csrc/cuda/kernels.h: their sizes, their memory, the runs of a case, and
+// the words of geometry in which definitions are written.
 #pragma once
 
+#include <climits>
 #include <memory>
 
 #include "cuda_testing.h"
@@ -19,41 +20,65 @@ struct Problem {
   double slope;
 };
 
+inline Problem random_problem(const std::vector<int>& channels, int height, int width) {
+  return {coin() ? Type::kBFloat16 : Type::kFloat16,
+          {between(1, 3), height, width},
+          one_of(channels),
+          one_of(channels),
+          one_of<double>({0.2, 0.0, 1.0, 0.3})};
+}
 inline Problem random_problem(const std::vector<int>& channels) {
-  static const std::vector<std::pair<int, int>> kSizes = {{1, 1},   {1, 2},  {3, 5},  {17, 9}, {9, 17},
+  static const std::vector<std::pair<int, int>> kSizes = {{1, 1},   {1, 2},  {3, 5},   {17, 9}, {9, 17},
                                                           {16, 16}, {5, 33}, {35, 18}, {2, 65}};
   const auto [height, width] = one_of(kSizes);
-  set_multiprocessors(one_of<int>({1, 1, 2, 3}));  // so that blocks have several tiles
-  return {coin() ? Type::kBFloat16 : Type::kFloat16, {between(1, 3), height, width}, one_of(channels), one_of(channels),
-          one_of<double>({0.2, 0.0, 1.0, 0.3})};
+  max_multiprocessors() = one_of<int>({1, 1, 2, 3, INT_MAX});  // so that blocks have several tiles
+  return random_problem(channels, height, width);
+}
+// All for one block, which has more tiles than any kernel has stages and consumers.
+inline Problem problem_of_many_tiles(const std::vector<int>& channels) {
+  max_multiprocessors() = 1;
+  Problem problem = random_problem(channels, 67, 19);
+  problem.size.batch = 1;
+  return problem;
 }
 
 inline void describe(const std::string& what, const Problem& p, const std::string& more = "") {
   describe(format("%s %s [%d, %d, %d] channels %d to %d slope %g; %s", what.c_str(),
-                  p.type == Type::kBFloat16 ? "bf16" : "fp16", p.size.batch, p.size.height, p.size.width, p.in, p.out, p.slope,
-                  more.c_str()));
+                  p.type == Type::kBFloat16 ? "bf16" : "fp16", p.size.batch, p.size.height, p.size.width, p.in, p.out,
+                  p.slope, more.c_str()));
 }
 
 // ---- Its memory ----
+
+// An input: read by kernels through a pointer, by tests as an array.
+template <class Element>
+struct Input {
+  const Element *on_device, *on_host;
+
+  Input(std::nullptr_t) : on_device(nullptr), on_host(nullptr) {}
+  explicit Input(Buffer<Element>& buffer) : on_device(buffer.data()), on_host(buffer.begin()) {}
+  operator const Element*() const { return on_device; }
+  const Element& operator[](int64_t i) const { return on_host[i]; }
+};
 
 // Random, and read-only.
 class Inputs {
  public:
   explicit Inputs(Type type) : type_(type) {}
 
-  const uint16_t* words(int64_t count, double scale = 1) {
+  Input<uint16_t> words(int64_t count, double scale = 1) {
     words_.push_back(std::make_unique<Buffer<uint16_t>>(count));
     Buffer<uint16_t>& buffer = *words_.back();
     for (int64_t i = 0; i < count; ++i) buffer[i] = encode(type_, between(0, 63) ? normal(scale) : coin() ? 0.0 : -0.0);
     buffer.read_only();
-    return buffer.data();
+    return Input(buffer);
   }
-  const float* floats(int64_t count, double scale = 1) {
+  Input<float> floats(int64_t count, double scale = 1) {
     floats_.push_back(std::make_unique<Buffer<float>>(count));
     Buffer<float>& buffer = *floats_.back();
     for (int64_t i = 0; i < count; ++i) buffer[i] = static_cast<float>(normal(scale));
     buffer.read_only();
-    return buffer.data();
+    return Input(buffer);
   }
 
  private:
@@ -67,6 +92,12 @@ class Outputs {
  public:
   uint16_t* words(int64_t count, bool wanted = true) { return add(words_, count, wanted); }
   float* floats(int64_t count, bool wanted = true) { return add(floats_, count, wanted); }
+  // Not poisoned, but with these numbers.
+  float* floats_from(const Values& numbers) {
+    floats_.push_back(std::make_unique<Buffer<float>>(numbers.size()));
+    std::copy(numbers.begin(), numbers.end(), floats_.back()->begin());
+    return floats_.back()->data();
+  }
 
   void check_guards() const {
     for (const auto& buffer : words_) buffer->check_guards();
@@ -74,8 +105,8 @@ class Outputs {
   }
   std::string bits() const {
     std::string all;
-    for (const auto& buffer : words_) all.append(reinterpret_cast<const char*>(buffer->data()), buffer->size() * 2);
-    for (const auto& buffer : floats_) all.append(reinterpret_cast<const char*>(buffer->data()), buffer->size() * 4);
+    for (const auto& buffer : words_) all.append(reinterpret_cast<const char*>(buffer->host()), buffer->bytes());
+    for (const auto& buffer : floats_) all.append(reinterpret_cast<const char*>(buffer->host()), buffer->bytes());
     return all;
   }
 
@@ -93,14 +124,22 @@ class Outputs {
 // A missing map reads as zeros.
 inline Values values(Type type, const uint16_t* map, int64_t count) {
   Values values(count, 0.0);
-  for (int64_t i = 0; map != nullptr && i < count; ++i) values[i] = decode(type, map[i]);
+  for (int64_t i = 0; map != nullptr && i < count; ++i) values[i] = decode(type, host(map)[i]);
   return values;
 }
-inline Values values(const float* map, int64_t count) { return map ? Values(map, map + count) : Values(count, 0.0); }
+inline Values values(const float* map, int64_t count) {
+  return map != nullptr ? Values(host(map), host(map) + count) : Values(count, 0.0);
+}
+
+template <class Element>
+Values values(Buffer<Element>& buffer) {
+  return Values(buffer.begin(), buffer.end());
+}
 
 // ---- Its runs ----
 
-// Runs twice on fresh outputs, in opposite timings of the model. Both must end with the same bits, which `check` gets to see.
+// Runs twice on fresh outputs, in opposite timings of the model. Both must end with the same bits, which `check` gets
+// to see.
 template <class Run, class Check>
 void run_and_check(Run run, Check check) {
   std::string first;

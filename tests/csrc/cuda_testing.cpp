@@ -1,5 +1,5 @@
-// Usage: cuda_tests [--seed N] [--cases N] [name part ...]: runs the tests whose names contain one of the parts, or all, each
-// on so many random cases.
+// Usage: cuda_tests [--seed N] [--cases N] [name part ...]: runs the tests whose names contain one of the parts, or
+// all, each on so many random cases.
 #include "cuda_testing.h"
 
 #include <csignal>
@@ -21,7 +21,8 @@ unsigned seed;
 // On a stack of its own, because the fault may be the end of a fiber's.
 void report_fault(int) {
   char text[1024];
-  const int length = std::snprintf(text, sizeof text, "touched memory outside its buffers: %s, --seed %u\n", description, seed);
+  const int length =
+      std::snprintf(text, sizeof text, "touched memory outside its buffers: %s, --seed %u\n", description, seed);
   if (write(STDERR_FILENO, text, length) < 0) std::abort();
   _exit(1);
 }
@@ -32,7 +33,7 @@ void report_faults() {
   stack.ss_sp = room;
   stack.ss_size = sizeof room;
   sigaltstack(&stack, nullptr);
-  struct sigaction action {};
+  struct sigaction action{};
   action.sa_handler = report_fault;
   action.sa_flags = SA_ONSTACK;
   sigaction(SIGSEGV, &action, nullptr);

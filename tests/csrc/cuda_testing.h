@@ -1,6 +1,7 @@
 // What tests of CUDA code need: fresh random data, guarded memory, comparison with float64, a list of tests.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -39,42 +40,89 @@ inline double decode(Type type, uint16_t word) {
   return type == Type::kBFloat16 ? model::from_bfloat16(word) : model::from_float16(word);
 }
 inline uint16_t encode(Type type, double value) {
-  return type == Type::kBFloat16 ? model::to_bfloat16(static_cast<float>(value)) : model::to_float16(static_cast<float>(value));
+  return type == Type::kBFloat16 ? model::to_bfloat16(static_cast<float>(value))
+                                 : model::to_float16(static_cast<float>(value));
 }
 inline double unit(Type type) { return type == Type::kBFloat16 ? 0x1p-8 : 0x1p-11; }  // of rounding, relative
 
 // ---- Guarded memory, poisoned with NaN of every type ----
 
-template <class Element>
-class Buffer {
+// Memory of the device and the host's copy of it, which tests fill and look at.
+class Memory {
  public:
-  explicit Buffer(int64_t count) : count_(count), pages_(count * sizeof(Element)) {
-    const size_t bytes = count * sizeof(Element);
-    const size_t aligned = (bytes + 15) / 16 * 16;
-    data_ = reinterpret_cast<Element*>(pages_.inner_end() - aligned);
-    std::memset(pages_.begin(), kGuard, pages_.end() - pages_.begin());
-    std::memset(data_, 0xff, bytes);
+  explicit Memory(size_t bytes) : device_(bytes), host_(device_.bytes(), kGuard) {
+    first_ = device_.inner_bytes() - (bytes + 15) / 16 * 16;
+    last_ = first_ + bytes;
+    std::fill(host_.begin() + first_, host_.begin() + last_, 0xff);
+    live().push_back(this);
+  }
+  Memory(const Memory&) = delete;
+  ~Memory() { live().erase(std::find(live().begin(), live().end(), this)); }
+
+  uint8_t* host() { return host_.data() + first_; }
+  size_t bytes() const { return last_ - first_; }
+  // For kernels, with what the host has written.
+  void* on_device() {
+    if (!read_only_) device_.write(host_.data());
+    return device_.begin() + first_;
+  }
+  void read_only() {
+    on_device();
+    device_.read_only();
+    read_only_ = true;
+  }
+  void check_guards() const {
+    for (size_t i = 0; i < host_.size(); ++i)
+      if ((i < first_ || i >= last_) && host_[i] != kGuard)
+        throw std::runtime_error(
+            format("wrote outside its output, at %td", static_cast<std::ptrdiff_t>(i) - (i < first_ ? first_ : last_)));
   }
 
-  Element* data() { return data_; }
-  int64_t size() const { return count_; }
-  Element& operator[](int64_t i) { return data_[i]; }
-  void read_only() { pages_.read_only(); }
-
-  void check_guards() {
-    uint8_t* const first = reinterpret_cast<uint8_t*>(data_);
-    uint8_t* const last = first + count_ * sizeof(Element);
-    for (uint8_t* p = pages_.begin(); p < pages_.end(); ++p)
-      if ((p < first || p >= last) && *p != kGuard)
-        throw std::runtime_error("wrote outside its output, at " + std::to_string(p < first ? p - first : p - last));
+  // Waits for the kernels; then the host's copies are what they left.
+  static void finish_run() {
+    wait_for_device();
+    for (Memory* const memory : live())
+      if (!memory->read_only_) memory->device_.read(memory->host_.data());
+  }
+  // The host's copy of what kernels know by this address.
+  static const void* host_of(const void* on_device) {
+    for (Memory* const memory : live()) {
+      const auto offset = static_cast<const uint8_t*>(on_device) - (memory->device_.begin() + memory->first_);
+      if (offset >= 0 && offset < static_cast<std::ptrdiff_t>(memory->bytes())) return memory->host() + offset;
+    }
+    throw std::logic_error("no memory of a test");
   }
 
  private:
   static constexpr uint8_t kGuard = 0xa5;
-  int64_t count_;
-  Pages pages_;
-  Element* data_;
+  static std::vector<Memory*>& live() {
+    static std::vector<Memory*> all;
+    return all;
+  }
+
+  DeviceMemory device_;
+  std::vector<uint8_t> host_;
+  size_t first_, last_;  // what lies between the guards
+  bool read_only_ = false;
 };
+
+template <class Element>
+class Buffer : public Memory {
+ public:
+  explicit Buffer(int64_t count) : Memory(count * sizeof(Element)) {}
+
+  Element* data() { return static_cast<Element*>(on_device()); }  // for kernels
+  int64_t size() const { return bytes() / sizeof(Element); }
+  Element& operator[](int64_t i) { return begin()[i]; }
+  Element* begin() { return reinterpret_cast<Element*>(host()); }
+  Element* end() { return begin() + size(); }
+};
+
+template <class Element>
+const Element* host(const Element* on_device) {
+  return static_cast<const Element*>(Memory::host_of(on_device));
+}
+inline void finish_run() { Memory::finish_run(); }
 
 inline double normal(double scale) { return std::normal_distribution<double>(0, scale)(generator); }
 
@@ -112,8 +160,8 @@ std::vector<Test>& tests();
 struct Register {
   Register(const char* name, void (*run)()) { tests().push_back({name, run}); }
 };
-#define TEST(name)                                                        \
-  static void name();                                                     \
+#define TEST(name)                                                             \
+  static void name();                                                          \
   static const ::cmslap::cuda::testing::Register register_##name(#name, name); \
   static void name()
 

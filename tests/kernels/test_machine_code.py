@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pytest
 
@@ -64,6 +65,18 @@ def test_sm90_kernels(kernels):
         assert made["tma_stores"] > 0 or "weight_gradient" in name, name  # which leaves float32 sums
         assert made["spilled_bytes"] == made["local"] == 0, name
     assert not [name for name in kernels.get("sm_80", ()) if name.startswith("sm90::")]
+
+
+def test_sm90_convolutions_release_a_box_at_once(kernels):
+    """Not after the epilogue's arithmetic, which the compiler may move in between."""
+    matrix_kernels(kernels, "sm_90a", "sm90")
+    functions = machine_code.dump("-sass", CUDA_LIBRARY, "sm_90a").split("Function : ")[1:]
+    bodies = [text for text in functions if re.search(r"sm90.*\d\dconv_kernel", text.partition("\n")[0])]
+    assert len(bodies) >= 10  # types × epilogues × strides
+    for body in bodies:
+        instructions = machine_code.NAME.findall(body)
+        products_end = len(instructions) - 1 - instructions[::-1].index("WARPGROUP.DEPBAR.LE")
+        assert any(name.startswith("SYNCS.ARRIVE") for name in instructions[products_end : products_end + 10])
 
 
 def test_elementwise_kernels_move_16_bytes(kernels):

@@ -19,19 +19,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from cmslap import CMSLapSRN, cli, ops
 from cmslap.checkpoints.checkpoint import load_model, save_model
 from cmslap.devices import DeviceError
-from cmslap.ops import extension
+from cmslap.ops import dispatch, extension
 from cmslap.provenance import provenance
 from cmslap.training import checkpoint, loop, record
 from cmslap.training.checkpoint import CheckpointError
 from cmslap.training.config import from_dict
 from cmslap.training.data import TrainingImages
 from cmslap.training.distributed import Workers
-from cmslap.training.log import Log
+from cmslap.training.log import Log, LogError
 from cmslap.training.loop import RunError, train
 from cmslap.training.trainer import Trainer
 
@@ -86,6 +87,7 @@ def test_a_run_leaves_log_weights_record_and_curves(configure, validation):
     assert train(config) == 0
     out = Path(config.out)
     names = {"last.pt", "last.safetensors", "best.safetensors", "log.jsonl", "record.json", "curves.png"}
+    names |= {"previous.pt", ".lock"}
     assert {path.name for path in out.iterdir()} == names
 
     entries = lines(config)
@@ -344,16 +346,186 @@ def test_resume_announces_changed_settings_and_follows_them(configure, capsys):
     assert state["optimizers"][0]["param_groups"][0]["weight_decay"] == 0.1
 
 
-def test_a_damaged_checkpoint_is_one_line(configure):
+def test_a_checkpoint_that_is_none_is_one_line(configure):
+    """Where none is left, the error; a run that could go on from the one before it does."""
     config = configure()
     train(config)
     last = Path(config.out) / "last.pt"
-    last.write_bytes(last.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match=r"last.pt: damaged, or not a training checkpoint$"):
+    (Path(config.out) / "previous.pt").unlink()
+    whole = last.read_bytes()
+    for data in (whole[:1000], whole[: len(whole) // 2], b"", b"no archive"):
+        last.write_bytes(data)
+        with pytest.raises(CheckpointError, match=r"last.pt: damaged, or not a training checkpoint$"):
+            train(config, resume=True)
+    for foreign in ({"weights": torch.zeros(2)}, {"optimizers": [], "model": {}}, [1]):
+        torch.save(foreign, last)
+        with pytest.raises(CheckpointError, match=r"last.pt: not a training checkpoint; to start from weights, set in"):
+            train(config, resume=True)
+    torch.save({"code": subprocess.Popen}, last)
+    with pytest.raises(CheckpointError, match=r"last.pt: not a training checkpoint$"):
         train(config, resume=True)
-    torch.save({"weights": torch.zeros(2)}, last)
-    with pytest.raises(CheckpointError, match=r"last.pt: not a training checkpoint"):
+
+
+def test_a_flipped_bit_is_noticed_or_without_effect(configure):
+    config = configure(steps=1)
+    train(config)
+    path = Path(config.out) / "last.pt"
+    written, whole = path.read_bytes(), checkpoint.load(path, CPU)
+    noticed = 0
+    for position in np.random.randint(0, len(written), 200):
+        data = bytearray(written)
+        data[position] ^= 1 << random.randrange(8)
+        path.write_bytes(data)
+        try:
+            read = checkpoint.load(path, CPU)
+        except CheckpointError:
+            noticed += 1
+        else:
+            assert all(torch.equal(read["model"][name], tensor) for name, tensor in whole["model"].items())
+            assert read["config"] == whole["config"]
+    assert noticed > 0
+
+
+def test_the_checkpoint_before_a_damaged_one_is_gone_on_from(configure, capsys):
+    whole = configure()
+    train(whole)
+    config = configure(out=whole.out + "-damaged", steps=12)
+    train(config)
+    out = Path(config.out)
+    data = bytearray((out / "last.pt").read_bytes())
+    kernel = checkpoint.load(out / "last.pt", CPU)["model"]["embedding_weight"].numpy().tobytes()
+    data[data.index(kernel)] ^= 1
+    (out / "last.pt").write_bytes(data)
+    assert checkpoint.load(out / "previous.pt", CPU)["step"] == 10
+    assert train(config, resume=True) == 0
+    said = capsys.readouterr().err
+    assert "last.pt: damaged, or not a training checkpoint; going on from the checkpoint before it, " in said
+    assert "resumed after step 10" in said
+    assert checkpoint.load(out / "previous.pt", CPU)["step"] == 10  # the damaged one did not take its place
+    assert_equal_runs(whole, config)
+    (out / "last.pt").unlink()  # as a kill between the two renamings leaves it
+    assert train(config, resume=True) == 0
+    assert_equal_runs(whole, config)
+
+
+def test_a_run_killed_before_its_first_checkpoint_can_be_started_again(configure):
+    whole = configure()
+    train(whole)
+    config = configure(out=whole.out + "-begun")
+    out = Path(config.out)
+    out.mkdir()
+    for name in (".lock", "log.jsonl", ".last-x7.pt"):
+        (out / name).touch()
+    with pytest.raises(RunError, match=r"nothing to resume: .*last.pt does not exist"):
         train(config, resume=True)
+    assert train(config) == 0
+    assert_equal_runs(whole, config)
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "log.jsonl", "last.safetensors"])
+def test_a_directory_that_is_no_beginning_of_a_run_is_left_alone(configure, name):
+    config = configure()
+    Path(config.out).mkdir()
+    (Path(config.out) / name).write_text('{"step": 1}\n')
+    with pytest.raises(RunError, match=rf"run exists already and is not a run's: it has {name}; choose another out"):
+        train(config)
+    assert [path.name for path in Path(config.out).iterdir()] == [name]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_one_run_at_a_time_has_a_directory(configure, monkeypatch, resume):
+    config = configure()
+    if resume:
+        train(config)
+        config = configure(steps=14)
+    learn, met = Trainer.learn, []
+
+    def learn_beside_another(trainer, step, *rest):
+        for checking in (True, False) if step == 13 or not resume else ():
+            monkeypatch.setattr(loop.directory, "check", lambda out, resume: None)  # it had looked before
+            with pytest.raises(RunError, match=rf"run is in use by process {os.getpid()} on .*: wait for its end, or"):
+                train(config, resume=checking)
+            met.append(step)
+        return learn(trainer, step, *rest)
+
+    monkeypatch.setattr(Trainer, "learn", learn_beside_another)
+    assert train(config, resume=resume) == 0
+    assert met
+    monkeypatch.undo()
+    assert train(config, resume=True) == 0  # the lock went with its run
+
+
+def test_a_file_system_without_locks_is_warned_of(configure, monkeypatch, capsys):
+    monkeypatch.setattr(loop.directory, "fcntl", None)
+    assert train(configure()) == 0
+    assert "warning: no file locks in " in capsys.readouterr().err
+
+
+def test_a_kill_during_the_last_validation_loses_nothing(configure, validation, monkeypatch):
+    whole = configure(validation=validation)
+    train(whole)
+    config = configure(validation=validation, out=whole.out + "-killed")
+    measure, calls = loop.ValidationSets.measure, []
+
+    def killed(sets, *rest):
+        calls.append(None)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return measure(sets, *rest)
+
+    monkeypatch.setattr(loop.ValidationSets, "measure", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    assert checkpoint.load(Path(config.out) / "last.pt", CPU)["step"] == 12
+    assert train(config, resume=True) == 0
+    assert len(calls) == 4
+    assert_equal_runs(whole, config)
+    for name in ("validation", "loss", "step"):
+        made, expected = (json.loads((Path(c.out) / "record.json").read_text())[name] for c in (config, whole))
+        assert made == expected
+    for name, tensor in weights(whole, "best").items():
+        assert torch.equal(tensor, weights(config, "best")[name])
+    assert train(config, resume=True) == 0  # and does not validate that step again
+    assert len(calls) == 4
+
+
+def test_a_validation_after_the_checkpoint_counts_when_the_run_goes_on(configure, validation, monkeypatch):
+    """Its weights stay the best ones, although the checkpoint is older than they are."""
+    means = iter([30.0, 32.0, 31.0])
+    monkeypatch.setattr(loop.ValidationSets, "measure", lambda self, model, device: {"x 2x": next(means)})
+    config = configure(validation={**validation, "every": 5})
+    describe = loop.Run._describe
+
+    def killed(run, **ending):
+        if run.step == 10:
+            raise KeyboardInterrupt
+        describe(run, **ending)
+
+    monkeypatch.setattr(loop.Run, "_describe", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    monkeypatch.setattr(loop.Run, "_describe", describe)
+    assert train(config, resume=True) == 0
+    assert load_metadata(config, "best")["step"] == "10"
+
+
+def load_metadata(config, name):
+    with safe_open(Path(config.out) / f"{name}.safetensors", framework="pt") as file:
+        return file.metadata()
+
+
+def test_validation_is_free_of_the_backend_forced_for_training(configure, validation, monkeypatch):
+    forced = []
+
+    def measure(sets, model, device):
+        forced.append(dispatch.forced())
+        return {"x 2x": 1.0}
+
+    monkeypatch.setattr(loop.ValidationSets, "measure", measure)
+    with ops.use_backend("reference"):
+        train(configure(validation=validation))
+        assert dispatch.forced() == "reference"
+    assert forced == [None] * 3
 
 
 @contextlib.contextmanager
@@ -368,15 +540,15 @@ def largest_file(size):
 
 
 def test_a_file_that_cannot_be_written_leaves_the_previous_one(tmp_path):
-    path = tmp_path / "last.pt"
-    checkpoint.save(path, {"step": 1, "optimizers": []})
+    state = dict.fromkeys(checkpoint.KEYS, 1)
+    checkpoint.save(tmp_path, state)
     with (
         largest_file(1000),
         pytest.raises(CheckpointError, match=r"cannot write .*last.pt: .*; the previous one is in"),
     ):
-        checkpoint.save(path, {"step": 2, "optimizers": [], "model": torch.zeros(10000)})
-    assert checkpoint.load(path, CPU)["step"] == 1
-    assert list(tmp_path.iterdir()) == [path]
+        checkpoint.save(tmp_path, {**state, "step": 2, "model": torch.zeros(10000)})
+    assert checkpoint.load(tmp_path / "last.pt", CPU)["step"] == 1
+    assert list(tmp_path.iterdir()) == [tmp_path / "last.pt"]
 
 
 def test_disk_full_in_a_run(configure, monkeypatch):
@@ -413,6 +585,16 @@ def test_log_drops_later_and_cut_lines(tmp_path):
     log = Log(path, after=2, tensorboard=False)
     log.write({"step": 3, "loss": 0.5})
     assert log.read() == [{"step": 1}, {"step": 2}, {"step": 3, "loss": 0.5}]
+
+
+@pytest.mark.parametrize("bad", [b"{", b"\xff\xfe", b"[1]", b'{"loss": 1}', b'{"step": "2"}'])
+def test_a_damaged_line_of_a_log_is_named(tmp_path, bad):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + bad + b'\n{"step": 3}\n')
+    with pytest.raises(LogError, match=r"log.jsonl, line 2: damaged; remove that line to go on$"):
+        Log(path, after=3, tensorboard=False)
+    path.write_bytes(b'{"step": 1}\n' + bad)  # torn off
+    assert Log(path, after=3, tensorboard=False).read() == [{"step": 1}]
 
 
 def test_a_log_that_cannot_be_written_is_named(tmp_path):

@@ -5,7 +5,7 @@
 
 namespace cmslap::cuda::model {
 
-// ---- What a block has beside its memory ----
+// ---- What a block has besides its memory ----
 
 namespace {
 
@@ -20,7 +20,6 @@ constexpr uint64_t kMbarrier = 0x7265697272616270;  // stands in the barrier's p
 struct Fragments {
   Thread* thread;
   float* d;
-  uint32_t a[4];
 };
 struct Product {
   Operands operands;
@@ -77,7 +76,8 @@ void perform(const Copy& copy) {
 }  // namespace
 
 void cp_async(uint32_t destination, const void* source, bool valid) {
-  if (valid && reinterpret_cast<uintptr_t>(source) % 16 != 0) fail("cp.async from a global address that is no multiple of 16");
+  if (valid && reinterpret_cast<uintptr_t>(source) % 16 != 0)
+    fail("cp.async from a global address that is no multiple of 16");
   const Copy copy{at_address(destination, 16, 16), source, valid};
   if (options.late) {
     this_thread().copies.push_back(copy);
@@ -108,16 +108,16 @@ struct MatrixAccess {
   bool transposed;
 };
 
-// visit(matrix, lane, register, first, second): where the two elements of a lane's register are in shared memory
-template <int kMatrices, class Visit>
+// visit(register, first, second): where the two elements of a lane's register are in shared memory
+template <class Visit>
 void for_registers(void* const* lanes, Visit visit) {
-  uint16_t* rows[kMatrices * 8];
-  for (int i = 0; i < kMatrices * 8; ++i)
+  uint16_t* rows[kLanes];
+  for (int i = 0; i < kLanes; ++i)
     rows[i] = reinterpret_cast<uint16_t*>(at_address(static_cast<MatrixAccess*>(lanes[i])->row, 16, 16));
   for (int lane = 0; lane < kLanes; ++lane) {
     const MatrixAccess& access = *static_cast<MatrixAccess*>(lanes[lane]);
     const int g = lane / 4, t = 2 * (lane % 4);
-    for (int i = 0; i < kMatrices; ++i) {
+    for (int i = 0; i < 4; ++i) {
       uint16_t** const matrix = rows + 8 * i;
       if (access.transposed) {
         visit(access.registers[i], matrix[t][g], matrix[t + 1][g]);
@@ -128,13 +128,12 @@ void for_registers(void* const* lanes, Visit visit) {
   }
 }
 
-template <int kMatrices>
 void load(void* const* lanes) {
-  for_registers<kMatrices>(lanes, [](uint32_t& d, uint16_t& low, uint16_t& high) { d = low | uint32_t{high} << 16; });
+  for_registers(lanes, [](uint32_t& d, uint16_t& low, uint16_t& high) { d = low | uint32_t{high} << 16; });
 }
 
 void store(void* const* lanes) {
-  for_registers<4>(lanes, [](uint32_t& s, uint16_t& low, uint16_t& high) {
+  for_registers(lanes, [](uint32_t& s, uint16_t& low, uint16_t& high) {
     low = static_cast<uint16_t>(s);
     high = static_cast<uint16_t>(s >> 16);
   });
@@ -180,18 +179,14 @@ void multiply(void* const* lanes) {
 
 }  // namespace
 
-void ldmatrix(uint32_t* d, int matrices, bool transposed, uint32_t row) {
+void ldmatrix(uint32_t* d, bool transposed, uint32_t row) {
   MatrixAccess mine{d, row, transposed};
-  if (matrices == 4) {
-    warp_together(transposed ? "ldmatrix.x4.trans" : "ldmatrix.x4", &mine, load<4>);
-  } else {
-    warp_together(transposed ? "ldmatrix.x2.trans" : "ldmatrix.x2", &mine, load<2>);
-  }
+  warp_together(transposed ? "ldmatrix.x4.trans" : "ldmatrix.x4", &mine, load);
 }
 
-void stmatrix(uint32_t row, const uint32_t* s, bool transposed) {
-  MatrixAccess mine{const_cast<uint32_t*>(s), row, transposed};
-  warp_together(transposed ? "stmatrix.x4.trans" : "stmatrix.x4", &mine, store);
+void stmatrix_trans(uint32_t row, const uint32_t* s) {
+  MatrixAccess mine{const_cast<uint32_t*>(s), row, true};
+  warp_together("stmatrix.x4.trans", &mine, store);
 }
 
 void mma(Convert convert, float* d, const uint32_t* a, const uint32_t* b) {
@@ -232,9 +227,7 @@ void fence_barrier_init() {
   for (auto& [address, barrier] : mbarriers) barrier.visible = true;
 }
 
-void fence_proxy_async() {
-  std::replace(unfenced.begin(), unfenced.end(), this_thread().index / kLanes, -1);
-}
+void fence_proxy_async() { std::replace(unfenced.begin(), unfenced.end(), this_thread().index / kLanes, -1); }
 
 void mbarrier_arrive(uint32_t address, uint32_t expected_bytes) {
   Mbarrier& barrier = find_mbarrier(address);
@@ -250,24 +243,22 @@ void mbarrier_wait(uint32_t address, int parity) {
   if ((barrier.phase & 1) != static_cast<uint64_t>(parity)) return;
   const uint64_t awaited = barrier.phase;
   wait_for_change(barrier.phase, "mbarrier %llu, phase %llu", address, awaited);
-  if (barrier.phase != awaited + 1) fail("the mbarrier at " + std::to_string(address) + " went on by two phases unseen");
+  if (barrier.phase != awaited + 1)
+    fail("the mbarrier at " + std::to_string(address) + " went on by two phases unseen");
 }
 
 // ---- Copy engine ----
 
 namespace {
 
-uint32_t swizzled(uint32_t address, Swizzle swizzle, uint32_t pattern_row = 0) {
-  const uint32_t mask = (1u << static_cast<int>(swizzle)) - 1;
-  return address ^ (((address >> 7) - pattern_row) & mask) << 4;
-}
+uint32_t swizzled(uint32_t address) { return address ^ (address >> 7 & 7) << 4; }
 
 struct Box {  // one copy
   TensorMap map;
   int64_t corner[kMaxRank] = {};
   uint32_t shared;
 
-  uint32_t size(int i) const { return i < map.rank ? (map.box[i] + map.element_strides[i] - 1) / map.element_strides[i] : 1; }
+  uint32_t size(int i) const { return i < map.rank ? map.box[i] : 1; }
   uint32_t bytes() const { return size(0) * size(1) * size(2) * size(3) * size(4) * 2; }
 };
 
@@ -284,7 +275,7 @@ void for_elements(const Box& box, Visit visit) {
           int64_t offset = 0;
           bool inside = true;
           for (int i = 1; i < map.rank; ++i) {
-            const int64_t x = box.corner[i] + int64_t{at[i]} * map.element_strides[i];
+            const int64_t x = box.corner[i] + at[i];
             inside &= x >= 0 && x < static_cast<int64_t>(map.extents[i]);
             offset += x * static_cast<int64_t>(map.strides[i]);
           }
@@ -292,7 +283,7 @@ void for_elements(const Box& box, Visit visit) {
             const int64_t x = box.corner[0] + i;
             const bool exists = inside && x >= 0 && x < static_cast<int64_t>(map.extents[0]);
             const uint8_t* const global = exists ? map.data + offset + 2 * x : nullptr;
-            uint8_t* const shared = shared_memory() + (swizzled(address, map.swizzle) - kSharedBase);
+            uint8_t* const shared = shared_memory() + (swizzled(address) - kSharedBase);
             visit(reinterpret_cast<uint16_t*>(const_cast<uint8_t*>(global)), reinterpret_cast<uint16_t*>(shared));
           }
         }
@@ -302,11 +293,10 @@ Box make_box(const TensorMap& map, uint32_t shared, int rank, const int* corner)
   Box box;
   box.map = map;
   box.shared = shared;
-  if (rank != map.rank) fail("a copy of rank " + std::to_string(rank) + " with a map of rank " + std::to_string(map.rank));
+  if (rank != map.rank)
+    fail("a copy of rank " + std::to_string(rank) + " with a map of rank " + std::to_string(map.rank));
   std::copy(corner, corner + rank, box.corner);
-  // Swizzling permutes within whole groups of rows, which may reach beyond the box.
-  const uint32_t group = map.swizzle == Swizzle::kNone ? 0 : 128;
-  at_address(shared, std::max(box.bytes(), group), 128);
+  at_address(shared, box.bytes(), 128);
   return box;
 }
 
@@ -317,18 +307,16 @@ void check(bool holds, const char* what) {
 }  // namespace
 
 void check_tensor_map(const TensorMap& map) {
-  check(reinterpret_cast<uintptr_t>(map.data) % 16 == 0 && map.data != nullptr, "the tensor begins at a multiple of 16 bytes");
+  check(reinterpret_cast<uintptr_t>(map.data) % 16 == 0 && map.data != nullptr,
+        "the tensor begins at a multiple of 16 bytes");
   for (int i = 0; i < map.rank; ++i) {
     check(map.extents[i] >= 1 && map.extents[i] <= uint64_t{1} << 32, "extents are 1 to 2^32");
-    check(i == 0 || (map.strides[i] % 16 == 0 && map.strides[i] < uint64_t{1} << 40), "strides are multiples of 16 below 2^40");
+    check(i == 0 || (map.strides[i] % 16 == 0 && map.strides[i] < uint64_t{1} << 40),
+          "strides are multiples of 16 below 2^40");
     check(map.box[i] >= 1 && map.box[i] <= 256, "a box has 1 to 256 elements in each dimension");
-    check(map.element_strides[i] >= 1 && map.element_strides[i] <= 8, "element strides are 1 to 8");
   }
-  const uint32_t row = map.box[0] * 2;
-  check(map.element_strides[0] == 1, "the innermost element stride is ignored by the device");
-  check(row % 16 == 0, "rows of a box are multiples of 16 bytes");
   // The device takes shorter rows too; nobody here needs to know how it lays them out.
-  check(map.swizzle == Swizzle::kNone || row == 16u << static_cast<int>(map.swizzle), "swizzled rows are as long as the pattern");
+  check(map.box[0] * 2 == 128, "rows of a box are as long as the swizzle's");
 }
 
 void tma_load(uint32_t destination, const TensorMap& map, uint32_t barrier, int rank, const int* corner) {
@@ -384,20 +372,10 @@ constexpr uint32_t kPoison = 0xffffffff;
 const uint16_t* piece(uint64_t descriptor, bool transposed, uint32_t row, uint32_t k) {
   const auto field = [descriptor](int bit) { return static_cast<uint32_t>(descriptor >> bit & 0x3fff) << 4; };
   const uint32_t start = field(0), leading = field(16), stride = field(32);
-  const uint32_t pattern_row = descriptor >> 49 & 7;
-  constexpr Swizzle kSwizzles[] = {Swizzle::kNone, Swizzle::k128, Swizzle::k64, Swizzle::k32};
-  const Swizzle swizzle = kSwizzles[descriptor >> 62];
-  const uint32_t span = 16u << static_cast<int>(swizzle);  // bytes of a row of the pattern
-
-  uint32_t offset;
-  if (swizzle == Swizzle::kNone) {
-    offset = transposed ? row / 8 * stride + k % 8 * 16 + k / 8 * leading : row % 8 * 16 + row / 8 * stride + k / 8 * leading;
-  } else if (transposed) {
-    offset = row * 2 % span + row * 2 / span * leading + k % 8 * span + k / 8 * stride;
-  } else {
-    offset = row % 8 * span + row / 8 * stride + k * 2;
-  }
-  const uint32_t address = swizzled(start + offset, swizzle, pattern_row);
+  require(descriptor >> 62 == 1 && (descriptor >> 49 & 7) == 0, "a descriptor of another swizzle or base offset");
+  const uint32_t offset = transposed ? row * 2 % 128 + row * 2 / 128 * leading + k % 8 * 128 + k / 8 * stride
+                                     : row % 8 * 128 + row / 8 * stride + k * 2;
+  const uint32_t address = swizzled(start + offset);
   const uint8_t* const bytes = at_address(address, 16, 16);
   require(unfenced_at(address) < 0, "wgmma with what stmatrix wrote without fence_proxy_async");
   return reinterpret_cast<const uint16_t*>(bytes);
@@ -417,18 +395,6 @@ void load_operand(const Operands& operands, uint64_t descriptor, bool transposed
         const uint16_t* const words = piece(descriptor, false, row, k);
         for (uint32_t i = 0; i < 8; ++i) values[(k + i) * rows + row] = operands.convert(words[i]);
       }
-  }
-}
-
-void load_registers(const Product& product, float* values) {  // [16][64]
-  for (int t = 0; t < kWarpgroup; ++t) {
-    const uint32_t* const a = product.of[t].a;
-    for (int half = 0; half < 2; ++half) {
-      float row[16];
-      unpack_row(product.operands.convert, row, t, a[half], a[half + 2]);
-      const int m = t / kLanes * 16 + t % kLanes / 4 + half * 8, k = t % 4 * 2;
-      for (int i : {k, k + 1, k + 8, k + 9}) values[i * 64 + m] = row[i];
-    }
   }
 }
 
@@ -455,11 +421,7 @@ void perform(const Product& product) {
   const Operands& operands = product.operands;
   const uint32_t columns = operands.columns;
   static float a[16 * 64], b[16 * 256], d[64 * 256];
-  if (operands.a_in_registers) {
-    load_registers(product, a);
-  } else {
-    load_operand(operands, operands.a, operands.transposed_a, 64, a);
-  }
+  load_operand(operands, operands.a, operands.transposed_a, 64, a);
   load_operand(operands, operands.b, operands.transposed_b, columns, b);
 
   for (uint32_t row = 0; row < 64; ++row) {
@@ -483,8 +445,8 @@ void perform(const Product& product) {
 }
 
 bool same(const Operands& x, const Operands& y) {
-  return x.convert == y.convert && x.columns == y.columns && x.a_in_registers == y.a_in_registers && x.a == y.a &&
-         x.b == y.b && x.transposed_a == y.transposed_a && x.transposed_b == y.transposed_b && x.accumulate == y.accumulate;
+  return x.convert == y.convert && x.columns == y.columns && x.a == y.a && x.b == y.b &&
+         x.transposed_a == y.transposed_a && x.transposed_b == y.transposed_b && x.accumulate == y.accumulate;
 }
 
 Warpgroup& warpgroup() { return warpgroups[this_thread().index / kWarpgroup]; }
@@ -492,7 +454,7 @@ Warpgroup& warpgroup() { return warpgroups[this_thread().index / kWarpgroup]; }
 }  // namespace
 
 // Threads don't wait for each other here: the product can begin when the last of them has come.
-void wgmma(const Operands& operands, float* d, const uint32_t* a) {
+void wgmma(const Operands& operands, float* d) {
   Thread& thread = this_thread();
   Warpgroup& group = warpgroup();
   require(thread.fenced, "wgmma without wgmma_fence since its registers could be written");
@@ -503,7 +465,6 @@ void wgmma(const Operands& operands, float* d, const uint32_t* a) {
   Fragments& mine = product.of[thread.index % kWarpgroup];
   mine.thread = &thread;
   mine.d = d;
-  if (a != nullptr) std::copy(a, a + 4, mine.a);
   if (options.late) ++in_flight(thread, d, operands.columns / 2).products;
   if (++product.arrived < kWarpgroup) return;
   do_asynchronously([&group] {

@@ -16,8 +16,8 @@ void cp_async(uint32_t destination, const void* source, bool valid);
 void cp_async_commit();
 void cp_async_wait(int pending);
 
-void ldmatrix(uint32_t* d, int matrices, bool transposed, uint32_t row);
-void stmatrix(uint32_t row, const uint32_t* s, bool transposed);
+void ldmatrix(uint32_t* d, bool transposed, uint32_t row);
+void stmatrix_trans(uint32_t row, const uint32_t* s);
 
 using Convert = float (*)(uint16_t);
 void mma(Convert convert, float* d, const uint32_t* a, const uint32_t* b);
@@ -33,8 +33,7 @@ struct TensorMap {
   const uint8_t* data;
   int rank;
   uint64_t extents[kMaxRank], strides[kMaxRank];  // elements; bytes
-  uint32_t box[kMaxRank], element_strides[kMaxRank];
-  Swizzle swizzle;
+  uint32_t box[kMaxRank];
 };
 void check_tensor_map(const TensorMap& map);
 void tma_load(uint32_t destination, const TensorMap& map, uint32_t barrier, int rank, const int* corner);
@@ -42,13 +41,13 @@ void tma_store(const TensorMap& map, uint32_t source, int rank, const int* corne
 void tma_store_commit();
 void tma_store_wait(int pending);
 
-struct Operands {  // of a wgmma; every thread brings the same, but for its registers
+struct Operands {  // of a wgmma; every thread brings the same
   Convert convert;
   int columns;
-  bool a_in_registers, transposed_a, transposed_b, accumulate;
+  bool transposed_a, transposed_b, accumulate;
   uint64_t a, b;  // descriptors
 };
-void wgmma(const Operands& operands, float* d, const uint32_t* a);
+void wgmma(const Operands& operands, float* d);
 void wgmma_fence();
 void wgmma_commit();
 void wgmma_wait(int pending);

@@ -8,7 +8,8 @@
 namespace cmslap::cuda {
 
 template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t, Arguments&&... arguments) {
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t,
+            Arguments&&... arguments) {
   const std::tuple<std::decay_t<Parameters>...> values(std::forward<Arguments>(arguments)...);
   model::run_grid(grid, block, shared_bytes, [&] { std::apply(kernel, values); });
 }

@@ -173,7 +173,8 @@ bool run_warp(int warp) {
 
 bool run_asynchronous_work() {
   if (machine.asynchronous.empty()) return false;
-  const auto which = machine.asynchronous.begin() + static_cast<int64_t>(machine.random() % machine.asynchronous.size());
+  const auto which =
+      machine.asynchronous.begin() + static_cast<int64_t>(machine.random() % machine.asynchronous.size());
   const auto work = std::move(*which);
   machine.asynchronous.erase(which);
   try {
@@ -258,7 +259,8 @@ void run_block(size_t shared_bytes) {
                 machine.failure);
 }
 
-// Memory of which what a block has not asked for cannot be touched: to the byte under AddressSanitizer, else to the page.
+// Memory of which what a block has not asked for cannot be touched: to the byte under AddressSanitizer, else to the
+// page.
 void resize_shared_memory(size_t bytes) {
   const auto pages = [](size_t bytes) { return (bytes + page_bytes() - 1) / page_bytes() * page_bytes(); };
   const size_t all = pages(kMaxSharedBytes) + page_bytes();
@@ -337,7 +339,7 @@ void warp_together(const char* instruction, void* arguments, void (*compute)(voi
   }
 }
 
-void barrier_arrive(int id, int threads) {
+void barrier_sync(int id, int threads) {
   if (id < 0 || id >= kBarriers) fail("barrier " + std::to_string(id));
   if (threads <= 0 || (threads % kLanes != 0 && threads != machine.threads))
     fail("barrier " + std::to_string(id) + " for " + std::to_string(threads) + " threads");
@@ -349,15 +351,9 @@ void barrier_arrive(int id, int threads) {
   if (++barrier.arrived == barrier.expected) {
     barrier.arrived = 0;
     ++barrier.generation;
+  } else {
+    wait_for_change(barrier.generation, "barrier %llu of %llu threads", id, threads);
   }
-}
-
-void barrier_sync(int id, int threads) {
-  if (id < 0 || id >= kBarriers) fail("barrier " + std::to_string(id));
-  const uint64_t before = machine.barriers[id].generation;
-  barrier_arrive(id, threads);
-  if (machine.barriers[id].generation == before)
-    wait_for_change(machine.barriers[id].generation, "barrier %llu of %llu threads", id, threads);
 }
 
 uint8_t* shared_memory() { return machine.shared; }

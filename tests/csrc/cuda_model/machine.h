@@ -1,8 +1,8 @@
 // A multiprocessor that runs one thread block at a time on the CPU: threads, warps, shared memory, barriers.
 //
 // Threads are fibers. One runs until it has to wait for others; which one goes on next is part of the Options. What a
-// kernel does wrong ends in a Failure, thrown by launch(): misaligned addresses, addresses outside shared memory, lanes of a
-// warp at different instructions, deadlock.
+// kernel does wrong ends in a Failure, thrown by launch(): misaligned addresses, addresses outside shared memory, lanes
+// of a warp at different instructions, deadlock.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -79,9 +79,8 @@ void do_asynchronously(std::function<void()> work);
 // All 32 lanes bring their arguments to the same instruction; the last to come computes for all.
 void warp_together(const char* instruction, void* arguments, void (*compute)(void* const* of_lanes));
 
-// Threads of this block's barrier `id` (0 is __syncthreads) come together, or only say that they were here.
+// Threads of this block's barrier `id` (0 is __syncthreads) come together.
 void barrier_sync(int id, int threads);
-void barrier_arrive(int id, int threads);
 
 uint8_t* shared_memory();  // of the block, poisoned with NaN of every type when it starts
 uint32_t address_of(const void* pointer);

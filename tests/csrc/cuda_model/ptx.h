@@ -54,22 +54,9 @@ template <class Value>
 Value __shfl_xor_sync(uint32_t mask, Value value, int flip, int width = 32) {
   return cmslap::cuda::model::shuffle(mask, value, cmslap::cuda::model::this_thread().lane() ^ flip, width);
 }
-template <class Value>
-Value __shfl_down_sync(uint32_t mask, Value value, int delta, int width = 32) {
-  return cmslap::cuda::model::shuffle(mask, value, cmslap::cuda::model::this_thread().lane() + delta, width);
-}
-template <class Value>
-Value __shfl_up_sync(uint32_t mask, Value value, int delta, int width = 32) {
-  return cmslap::cuda::model::shuffle(mask, value, cmslap::cuda::model::this_thread().lane() - delta, width);
-}
 inline void __syncwarp() {
   cmslap::cuda::model::warp_together("__syncwarp", nullptr, [](void* const*) {});
 }
-template <class Value>
-Value __ldg(const Value* pointer) {
-  return *pointer;
-}
-
 namespace cmslap::cuda {
 
 template <class T>
@@ -90,7 +77,6 @@ float2 unpack(uint32_t word) {
 inline uint32_t shared_address(const void* pointer) { return model::address_of(pointer); }
 inline bool elect_one() { return model::this_thread().lane() == (model::options.late ? 17 : 0); }
 inline void named_barrier_sync(int id, int threads) { model::barrier_sync(id, threads); }
-inline void named_barrier_arrive(int id, int threads) { model::barrier_arrive(id, threads); }
 template <int kRegisters>
 void setmaxnreg_inc() {
   static_assert(kRegisters >= 24 && kRegisters <= 256 && kRegisters % 8 == 0);
@@ -105,7 +91,8 @@ inline uint4 load_16(const void* source) {
   return *static_cast<const uint4*>(source);
 }
 inline void store_16(void* destination, const uint4& value) {
-  model::require(reinterpret_cast<uintptr_t>(destination) % 16 == 0, "st.global.v4 at an address that is no multiple of 16");
+  model::require(reinterpret_cast<uintptr_t>(destination) % 16 == 0,
+                 "st.global.v4 at an address that is no multiple of 16");
   *static_cast<uint4*>(destination) = value;
 }
 inline void cp_async_16(uint32_t destination, const void* source, bool valid) {
@@ -120,12 +107,9 @@ void cp_async_wait() {
   model::cp_async_wait(kPending);
 }
 
-inline void ldmatrix_x4(uint32_t (&d)[4], uint32_t row) { model::ldmatrix(d, 4, false, row); }
-inline void ldmatrix_x4_trans(uint32_t (&d)[4], uint32_t row) { model::ldmatrix(d, 4, true, row); }
-inline void ldmatrix_x2(uint32_t (&d)[2], uint32_t row) { model::ldmatrix(d, 2, false, row); }
-inline void ldmatrix_x2_trans(uint32_t (&d)[2], uint32_t row) { model::ldmatrix(d, 2, true, row); }
-inline void stmatrix_x4(uint32_t row, const uint32_t (&s)[4]) { model::stmatrix(row, s, false); }
-inline void stmatrix_x4_trans(uint32_t row, const uint32_t (&s)[4]) { model::stmatrix(row, s, true); }
+inline void ldmatrix_x4(uint32_t (&d)[4], uint32_t row) { model::ldmatrix(d, false, row); }
+inline void ldmatrix_x4_trans(uint32_t (&d)[4], uint32_t row) { model::ldmatrix(d, true, row); }
+inline void stmatrix_x4_trans(uint32_t row, const uint32_t (&s)[4]) { model::stmatrix_trans(row, s); }
 
 template <class T>
 void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
@@ -140,7 +124,6 @@ inline void fence_barrier_init() { model::fence_barrier_init(); }
 inline void fence_proxy_async() { model::fence_proxy_async(); }
 
 using TensorMap = model::TensorMap;
-inline void prefetch_tensor_map(const TensorMap&) {}
 inline void tma_load_3d(uint32_t destination, const TensorMap& map, uint32_t barrier, int c0, int c1, int c2) {
   const int corner[] = {c0, c1, c2};
   model::tma_load(destination, map, barrier, 3, corner);
@@ -148,11 +131,6 @@ inline void tma_load_3d(uint32_t destination, const TensorMap& map, uint32_t bar
 inline void tma_load_4d(uint32_t destination, const TensorMap& map, uint32_t barrier, int c0, int c1, int c2, int c3) {
   const int corner[] = {c0, c1, c2, c3};
   model::tma_load(destination, map, barrier, 4, corner);
-}
-inline void tma_load_5d(uint32_t destination, const TensorMap& map, uint32_t barrier, int c0, int c1, int c2, int c3,
-                        int c4) {
-  const int corner[] = {c0, c1, c2, c3, c4};
-  model::tma_load(destination, map, barrier, 5, corner);
 }
 inline void tma_prefetch_4d(const TensorMap&, int, int, int, int) {}
 inline void tma_store_4d(const TensorMap& map, uint32_t source, int c0, int c1, int c2, int c3) {
@@ -182,13 +160,9 @@ void wgmma_wait() {
 inline int afresh(int value) { return value; }
 template <int kCount>
 void fence_registers(float (&)[kCount]) {}
-template <class T, int kN, int kTransA = 0, int kTransB = 0>
-void wgmma(float (&d)[kN / 2], uint64_t descriptor_a, uint64_t descriptor_b, bool accumulate = true) {
-  model::wgmma({kConvert<T>, kN, false, kTransA != 0, kTransB != 0, accumulate, descriptor_a, descriptor_b}, d, nullptr);
-}
-template <class T, int kN, int kTransB = 0>
-void wgmma(float (&d)[kN / 2], const uint32_t (&a)[4], uint64_t descriptor_b, bool accumulate = true) {
-  model::wgmma({kConvert<T>, kN, true, false, kTransB != 0, accumulate, 0, descriptor_b}, d, a);
+template <class T, int kN, int kTransposeA = 0, int kTransposeB = 0>
+void wgmma(float (&d)[kN / 2], uint64_t a, uint64_t b, bool accumulate = true) {
+  model::wgmma({kConvert<T>, kN, kTransposeA != 0, kTransposeB != 0, accumulate, a, b}, d);
 }
 
 }  // namespace cmslap::cuda

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -58,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _mend_streams()
     args = build_parser().parse_args(argv)
     try:
+        _import_pytorch(args.command)
         status = args.run(args)
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -65,8 +69,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would complain again as it ends
         return 1
-    except (UserError, OSError) as error:
+    except UserError as error:
         return _fail(args.command, f"error: {error}", 1)
+    except OSError as error:
+        named = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)
+        return _fail(args.command, f"error: {named}", 1)
     except (MemoryError, RuntimeError) as error:
         reason = out_of_memory(error)
         if reason is None:
@@ -75,8 +82,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
+def _import_pytorch(command: str) -> None:
+    """Import what every command needs; an interruption ends the process then, which PyTorch's own code would abort."""
+
+    def leave(*_: object) -> NoReturn:
+        os._exit(_fail(command, "interrupted", 130))
+
+    interruptible = threading.current_thread() is threading.main_thread()
+    if not interruptible or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return
+    before = signal.signal(signal.SIGINT, leave)
+    try:
+        importlib.import_module("torch")
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _fail(command: str, message: str, status: int) -> int:
-    print(f"cmslap {command}: {' '.join(message.splitlines())}", file=sys.stderr)
+    print(f"cmslap {command}: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
     return status
 
 

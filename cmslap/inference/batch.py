@@ -85,7 +85,7 @@ def pair(inputs: list[str], output: str, recursive: bool = False, form: str | No
     out = _STDOUT if output == "-" else Path(output)
     found = list(dict.fromkeys(pair for name in inputs for pair in _find(name, recursive, out)))
     one_image = len(found) == 1 and not any(Path(name).is_dir() for name in inputs)
-    is_stream = output == "-" or (out.exists() and not out.is_dir() and not out.is_file())
+    is_stream = out == _STDOUT or (out.exists() and not out.is_dir() and not out.is_file())
     is_folder = not is_stream and (out.is_dir() or output.endswith(("/", os.sep)) or not out.suffix)
     suffix = f".{form}" if form else None
     if one_image and not is_folder:
@@ -155,8 +155,9 @@ def _check_clashes(jobs: list[Job]) -> None:
 
 def _upscale_file(job: Job, planner: Planner, args: argparse.Namespace) -> tuple[Image.Image, Image.Image, float]:
     """Write one result; what was read, the result and the seconds between."""
-    if job.destination == _STDOUT and sys.stdout.isatty():
-        raise CommandError("standard output is a terminal; redirect it to a file or a program")
+    if job.destination == _STDOUT and (sys.stdout.isatty() or sys.stdout.name == os.devnull):
+        state = "a terminal" if sys.stdout.isatty() else "closed"
+        raise CommandError(f"standard output is {state}; redirect it to a file or a program")
     check_output(job.destination, args.overwrite)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ImageWarning)

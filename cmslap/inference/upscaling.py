@@ -75,9 +75,9 @@ def _own_settings() -> Iterator[None]:
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        with torch.device("cpu"), torch.autocast("cpu", enabled=False), torch.inference_mode():
-            with torch.autocast("cuda", enabled=False) if torch.cuda.is_available() else nullcontext():
-                yield
+        on_gpu = torch.autocast("cuda", enabled=False) if torch.cuda.is_available() else nullcontext()
+        with torch.device("cpu"), torch.autocast("cpu", enabled=False), on_gpu, torch.inference_mode():
+            yield
     finally:
         torch.set_default_dtype(default)
 

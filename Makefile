@@ -3,7 +3,9 @@
 # make test      the tests; those that need a CUDA GPU skip themselves without one
 # make sanitize  the CPU kernels under the address, undefined behaviour and thread sanitizers; the CUDA kernels in their model
 #                under the first two
-# make gpu       on a machine with a CUDA GPU: builds, tests and measures, offline, in under ten minutes; GPU_OUT=folder, QUICK=1
+# make bench     speed on this machine's processor, beside what a user would otherwise run; ARGS="--quick" and others
+# make gpu       on a machine with a CUDA GPU: builds, tries, measures and tests, offline, in calls of under ten minutes;
+#                GPU_OUT=folder, QUICK=1, ARGS="--resume FILE" and others: bench/gpu/README.md
 # make gpu-sanitize  the CUDA kernels under compute-sanitizer, on such a machine; into sanitizer.json beside the rest
 # make lint      style
 # make dist      sdist and wheel in dist/
@@ -16,7 +18,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 KERNEL_TEST := tests/csrc/kernels.cpp $(filter-out %/bindings.cpp,$(wildcard csrc/cpu/*.cpp))
 
-.PHONY: install demo test sanitize gpu gpu-sanitize lint dist clean
+.PHONY: install demo test sanitize bench gpu gpu-sanitize lint dist clean
 
 install: $(VENV)/installed
 
@@ -43,9 +45,12 @@ sanitize:
 	$(MAKE) -f tests/csrc/cuda.mk BUILD=build/cuda_sanitized SANITIZE=address,undefined
 	build/cuda_sanitized/cuda_tests --cases 2
 
+bench: install
+	$(BIN)/python -m bench $(ARGS)
+
 # The PyTorch of $(PYTHON) itself: the one that fits the machine's driver, and no download.
 gpu:
-	$(PYTHON) -m bench.gpu $(if $(GPU_OUT),--out "$(GPU_OUT)") $(if $(QUICK),--quick)
+	$(PYTHON) -m bench.gpu $(if $(GPU_OUT),--out "$(GPU_OUT)") $(if $(QUICK),--quick) $(ARGS)
 
 gpu-sanitize:
 	$(PYTHON) -m bench.gpu.sanitizer $(if $(GPU_OUT),--json "$(GPU_OUT)/sanitizer.json")
@@ -59,5 +64,5 @@ dist: install
 	$(BIN)/python -m build --no-isolation
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis cmslap/*.so cmslap/_CUDA.txt
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis cmslap/*.so cmslap/_CUDA.txt cmslap/kernels
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -180,16 +180,34 @@ def accelerate() -> str:
 
 
 def records(folder: Path) -> dict[str, dict[str, Any]]:
-    """The records of a device's results by suite; those of one suite in several files become one."""
+    """The records of a device's results by suite; those of one suite, in several files or steps, become one."""
     found: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("*.json")):
-        record = json.loads(path.read_text())
-        if isinstance(record, dict) and record.get("suite") in SUITES:
+        for record in _records(json.loads(path.read_text())):
             known = found.setdefault(record["suite"], record)
             if known is not record:
                 known["results"] += record["results"]
                 known["seconds"] += record["seconds"]
+    for record in found.values():
+        record["results"] = _joined(record["results"])
     return found
+
+
+def _records(content: object) -> list[dict[str, Any]]:
+    """Of one suite's file, or of the summary of `make gpu`, which has several."""
+    if not isinstance(content, dict):
+        return []
+    several = content.get("records", {"": content}).values()
+    return [record for record in several if record.get("suite") in SUITES]
+
+
+def _joined(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row of the same work against the same of ours, where the baselines were measured at different times."""
+    rows: dict[tuple[object, ...], dict[str, Any]] = {}
+    for result in results:
+        row = rows.setdefault(tuple(result[key] for key in ("name", "size", "dtype", "baseline")), result)
+        row["timings"] |= {name: timing for name, timing in result["timings"].items() if name not in row["timings"]}
+    return list(rows.values())
 
 
 def gpus() -> list[Path]:
@@ -225,7 +243,13 @@ def cpu_speed() -> str:
 def gpu_speed() -> str:
     if not gpus():
         return "Nothing has been measured on a GPU yet; on a machine with one, `make gpu` does, in under ten minutes."
-    return "\n\n".join(_speed(records(folder)["gpu"], folder) for folder in gpus())
+    return "\n\n".join(f"{_speed(records(folder)['gpu'], folder)}\n\n{_bars(folder)}".rstrip() for folder in gpus())
+
+
+def _bars(folder: Path) -> str:
+    """What the kernels must reach on a GPU, and what they reached."""
+    summary = folder / "summary.json"
+    return "\n".join(f"- {bar['text']}" for bar in json.loads(summary.read_text())["bars"]) if summary.exists() else ""
 
 
 def _speed(record: dict[str, Any], folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -14,7 +15,10 @@ import cmslap
 
 
 def provenance(device: torch.device | str = "cpu") -> dict[str, str | int | None]:
-    """Commit (None outside a checkout; ``-dirty`` with uncommitted changes), versions, device and threads."""
+    """Commit, versions, device and threads.
+
+    The commit ends in ``-dirty`` with uncommitted changes; outside a checkout it is CMSLAP_COMMIT's, or None.
+    """
     device = torch.device(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
@@ -38,10 +42,9 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    """The checkout this package lies in, if it is one."""
     root = Path(cmslap.__file__).parents[1]
     if not (root / ".git").exists():
-        return None
+        return os.environ.get("CMSLAP_COMMIT")
     describe = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()

@@ -141,7 +141,7 @@ def test_successes(here, capfd, command, file, size):
     assert (status, "error" in error) == (0, False)
     with Image.open(file) as image:
         assert image.size == size
-    assert not [path for path in here.rglob(".cmslap-*")]
+    assert list(here.rglob(".cmslap-*")) == []
 
 
 def test_unknown_flags_show_the_commands_own_usage(here, capfd):
@@ -258,7 +258,8 @@ def test_an_interruption_at_any_time_is_no_traceback(here, delay):
 def test_help_imports_nothing_heavy_and_has_examples(command):
     arguments = repr([*([command] if command else []), "--help"])
     program = (
-        f"import sys, contextlib\nfrom cmslap.cli import main\nwith contextlib.suppress(SystemExit): main({arguments})\n"
+        "import sys, contextlib\nfrom cmslap.cli import main\n"
+        f"with contextlib.suppress(SystemExit): main({arguments})\n"
         "print('heavy:', sorted({'torch', 'numpy', 'PIL', 'tqdm'} & set(sys.modules)))"
     )
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=ENVIRONMENT).stdout

@@ -1,195 +1,306 @@
-"""Build, test and measure on this machine's CUDA GPU, offline and in under ten minutes: ``make gpu``.
+"""Build, try, measure and test on this machine's CUDA GPU, offline, in calls of a few minutes: ``make gpu``.
 
-Every step is a process of its own with a time limit, and writes its log as it goes: a kernel that hangs or breaks the
-device costs one step. Each backend is first tried on small maps; one that fails there is not measured. The measuring
-steps each leave ``<step>.json``; ``run.json`` says how every step ended, and the plots are drawn where matplotlib is
-installed. A short table is printed last; the long ones are in the logs.
+README.md beside this file says how to use half an hour of a GPU. Every step is a process of its own with a time limit:
+a kernel that hangs or breaks the device costs one step. A step for which too little time is left is not begun;
+``--resume`` goes on where the last call stopped. What comes back are a few files: ``summary.json``, with everything
+measured and how every step ended, and ``logs.tar.gz``, both written anew after every step; ``running.log`` of the step
+that runs; and Triton's compiled kernels, which ``--resume`` takes along.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import importlib.util
 import json
-import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from bench.gpu import bars
+
 ROOT = Path(__file__).resolve().parents[2]
+PYTHON = (sys.executable,)  # what runs a step
 NEEDED = ("torch", "numpy", "PIL", "safetensors", "tqdm", "setuptools")  # to build and measure
-# not pip: looking for it makes setuptools step aside for distutils in this process
-TEST_TOOLS = ("pytest", "hypothesis", "scipy", "skimage")
-BUILD = ("pip", "install", "--no-index", "--no-build-isolation", "--no-deps", "--editable", ".")
-TESTS = ("pytest", "-m", "cuda", "-v")
-LIMITS = {"build": 240.0, "tests": 180.0, "probe": 60.0, "plots": 30.0}  # seconds
-STARTING = 12.0  # seconds a step needs to start and to measure the ceilings
-TURNS = 4.0  # seconds a case needs after its first calls
-OURS = ("cuda", "triton")
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """A step of the GPU suite, or of ``suite``: its cases, and its share of the time, which is mostly compilation's."""
-
-    share: int
-    cases: tuple[str, ...]
-    suite: str = "gpu"
-
-
-# What one leaves of its time, the later ones share.
-MEASUREMENTS = {
-    "operations": Measurement(
-        12,
-        (
-            "conv2d_lrelu", "conv2d_lrelu-backward-alone", "conv2d_lrelu+backward",
-            "tied_conv_transpose2d+backward", "tied_conv_transpose2d",
-        ),
-    ),
-    "forward": Measurement(7, ("forward",)),
-    "block": Measurement(
-        13,
-        (
-            "recursive_embedding+backward", "lapsrn_level+backward", "residual_head+backward",
-            "recursive_embedding", "lapsrn_level", "residual_head",
-        ),
-    ),
-    "training": Measurement(14, ("training", "recompute-training")),
-    "scaling": Measurement(5, ("64", "128", "256", "512", "1024", "2048", "4096"), suite="scaling"),
-    "end_to_end": Measurement(5, ("photograph", "folder", "reference-training")),
-    "start": Measurement(3, ("first-result",)),
-}  # fmt: skip
+HOPPER = (9, 0)
+TEST_PROCESSES = 8
+ENDING = 5.0  # seconds kept for the files that come back
+LARGEST = 15 * 2**20  # bytes of a file that comes back
 
 
 @dataclass(frozen=True)
 class Step:
-    """How a step ended."""
+    """One process: ``python *command``. Times are in seconds."""
 
     name: str
-    outcome: str  # begins with "ok", or is what went wrong
-    seconds: float
-
-    @property
-    def ok(self) -> bool:
-        return self.outcome.startswith("ok")
+    command: tuple[str, ...]
+    limit: float  # after which it is ended
+    least: float  # it is not begun with less left
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def missing() -> str | None:
-    """What this machine lacks, or None."""
-    absent = _absent(NEEDED)
-    if "torch" not in absent:
-        import torch
+def steps(work: Path, quick: bool) -> list[Step]:
+    """In the order of what they are worth; what compiles longest comes last."""
+    sm80 = {"CMSLAP_CUDA_KERNELS": "sm80"}
+    alone = "peak_memory or more_elements"
+    others = f"not ({alone}) and not sm80_kernels"
 
-        if torch.version.cuda is None:
-            return f"no CUDA GPU can be used: PyTorch {torch.__version__} is built without CUDA"
-        if not torch.cuda.is_available():
-            return "PyTorch finds no CUDA GPU"
-    return f"{sys.executable} has no module {', '.join(absent)}" if absent else None
+    def measured(name: str, cases: Sequence[str], limit: float, a_call: int, suite: str = "gpu") -> Step:
+        options = ["--suite", suite, "--json", str(work / f"{name}.json"), "--limit", str(a_call), *["--quick"] * quick]
+        chosen = [option for case in cases for option in ("--case", case)]
+        return Step(name, ("-m", "bench", *options, *chosen), limit, least=40)
+
+    programs = ROOT / "build" / "hopper"
+    hopper = ("-m", "bench.gpu.hopper", "--build", str(programs), "--json", str(work / "hopper.json"))
+    return [
+        Step("build", ("setup.py", "build_ext", "--inplace"), 240, 60),
+        Step("hopper", hopper, 200, 30),
+        Step("probe cuda", ("-m", "bench.gpu.probe", "cuda"), 60, 15),
+        Step("probe cuda sm80", ("-m", "bench.gpu.probe", "cuda"), 60, 15, sm80),
+        Step("probe triton", ("-m", "bench.gpu.probe", "triton"), 90, 20),
+        measured("network", NETWORK, 150, 45),
+        measured("operations", OPERATIONS, 150, 45),
+        Step("tests cuda", _tests(f"not triton and {others}"), 150, 30),
+        Step("tests triton", _tests(f"triton and {others}"), 180, 40),
+        Step("tests sm80", _tests("not triton", "test_every_operation.py", "test_backend.py"), 100, 30, sm80),
+        Step("tests memory", _tests(alone, parallel=False), 90, 30),
+        measured("end to end", END_TO_END, 100, 30),
+        measured("scaling", (), 90, 30, suite="scaling"),
+        measured("compiled", COMPILED, 420, 150),
+    ]
 
 
-def _absent(modules: Sequence[str]) -> list[str]:
-    return [name for name in modules if importlib.util.find_spec(name) is None]
+NETWORK = (
+    "recursive_embedding+backward", "training", "recompute-training", "lapsrn_level+backward", "laptop-training",
+    "reference-training", "forward",
+)  # fmt: skip
+OPERATIONS = (
+    "conv2d_lrelu", "conv2d_lrelu-data-gradient", "conv2d_lrelu-weight-gradient", "tied_conv_transpose2d+backward",
+    "tied_conv_transpose2d", "conv2d_lrelu+backward", "residual_head+backward", "residual_head",
+    "recursive_embedding", "lapsrn_level",
+)  # fmt: skip
+END_TO_END = ("photograph", "folder", "first-result")
+COMPILED = (
+    "compiled-conv2d_lrelu", "compiled-recursive_embedding+backward", "compiled-training", "compiled-forward",
+    "compiled-tied_conv_transpose2d+backward",
+)  # fmt: skip
+
+
+def _tests(which: str, *files: str, parallel: bool = True) -> tuple[str, ...]:
+    options = ["-m", "cuda", "-v", "-p", "no:cacheprovider", "-k", which]
+    if parallel and _there("xdist"):
+        options += ["-n", str(TEST_PROCESSES)]
+    if _there("pytest_timeout"):
+        options += ["--timeout", "60"]
+    return ("-m", "pytest", *(f"tests/kernels/{file}" for file in files or ("",)), *options)
+
+
+def _there(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+# What a machine is ----------------------------------------------------------------------------------------------------
+
+
+class MachineError(Exception):
+    """Why nothing can be measured here."""
+
+
+_FACTS = """
+import json, torch
+there = torch.cuda.is_available()
+print(json.dumps({
+    "torch": torch.__version__,
+    "device": torch.cuda.get_device_name() if there else None,
+    "capability": torch.cuda.get_device_capability() if there else None,
+}))
+"""
+
+
+def facts() -> dict[str, Any]:
+    """PyTorch's version, the GPU's name and compute capability; asked in another process, as asking may hang."""
+    absent = [name for name in NEEDED if not _there(name)]
+    if absent:
+        raise MachineError(f"{sys.executable} has no module {', '.join(absent)}")
+    try:
+        asked = subprocess.run([sys.executable, "-c", _FACTS], capture_output=True, text=True, timeout=90)
+    except subprocess.TimeoutExpired:
+        raise MachineError("PyTorch did not find out in 90 s whether there is a CUDA GPU") from None
+    if asked.returncode:
+        raise MachineError(f"PyTorch can't be asked for a CUDA GPU: {asked.stderr.strip().rpartition(chr(10))[2]}")
+    found = json.loads(asked.stdout)
+    if found["device"] is None:
+        raise MachineError(f"PyTorch {found['torch']} finds no CUDA GPU")
+    return found
 
 
 def results_folder() -> Path:
     """bench/results/<device name>"""
-    import torch
-
-    name = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
+    name = re.sub(r"[^a-z0-9]+", "-", facts()["device"].lower()).strip("-")
     return ROOT / "bench" / "results" / name
 
 
-def execute(name: str, module: Sequence[str], log: Path, limit: float) -> Step:
-    """Run ``python -m *module``, output into ``log``; after ``limit`` seconds end it and all that it started."""
+def link_kernels() -> None:
+    """Make ``kernels/`` the package ``cmslap.kernels`` where no installation does."""
+    there = subprocess.run([sys.executable, "-c", "import cmslap.kernels"], cwd=ROOT, capture_output=True)
+    if there.returncode:
+        (ROOT / "cmslap" / "kernels").symlink_to("../kernels")
+
+
+# Running --------------------------------------------------------------------------------------------------------------
+
+
+def execute(step: Step, log: Path, limit: float, environment: Mapping[str, str]) -> dict[str, Any]:
+    """Run a step, output into ``log``; after ``limit`` seconds end it and all that it started."""
     start = time.monotonic()
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", *module],
-            cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-            start_new_session=True,
+            [*PYTHON, *step.command],
+            cwd=ROOT, env={**os.environ, **environment}, stdin=subprocess.DEVNULL, stdout=output,
+            stderr=subprocess.STDOUT, preexec_fn=_end_with_driver,
         )  # fmt: skip
         try:
             status = process.wait(limit)
-            outcome = "ok" if status == 0 else f"exit status {status}, see {log.name}"
+            outcome = "ok" if status == 0 else f"exit status {status}"
         except subprocess.TimeoutExpired:
-            outcome = f"stopped after {limit:.0f} s, see {log.name}"
+            outcome = f"stopped after {limit:.0f} s"
         finally:
-            if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):  # nothing is left of it
                 os.killpg(process.pid, signal.SIGKILL)
-                with contextlib.suppress(subprocess.TimeoutExpired):  # one that waits for a broken device may stay
-                    process.wait(10)
-    return Step(name, outcome, time.monotonic() - start)
+            with contextlib.suppress(subprocess.TimeoutExpired):  # one that waits for a broken device may stay
+                process.wait(10)
+    return {"outcome": outcome, "seconds": round(time.monotonic() - start, 1)}
 
 
-def steps(out: Path, quick: bool, deadline: float) -> Iterator[Step]:
-    """Build, tests, backends and cases, one after the other; without a build there is nothing to test or measure."""
-    built = execute("build", BUILD, out / "build.log", LIMITS["build"])
-    yield built
-    if not built.ok:
-        return
-    yield _tests(out)
-    without = []
-    for backend in _built_backends():
-        tried = execute(f"probe {backend}", ("bench.gpu.probe", backend), out / f"probe-{backend}.log", LIMITS["probe"])
-        yield tried
-        if not tried.ok:
-            without.append(backend)
-    for position, name in enumerate(MEASUREMENTS):
-        shares = [each.share for each in list(MEASUREMENTS.values())[position:]]
-        left = deadline - LIMITS["plots"] - time.monotonic()
-        yield _measure(name, out, quick, left * shares[0] / sum(shares), without)
-    yield _plots(out)
+def _end_with_driver() -> None:
+    """A group of processes that can be ended together, and whose first one ends with the driver, however that does."""
+    os.setpgrp()
+    set_signal_at_parents_death = 1  # PR_SET_PDEATHSIG
+    ctypes.CDLL(None).prctl(set_signal_at_parents_death, signal.SIGKILL)
 
 
-def _tests(out: Path) -> Step:
-    absent = _absent(TEST_TOOLS)
-    if absent:
-        return Step("tests", f"not run: no module {', '.join(absent)}", 0.0)
-    timeout = () if _absent(["pytest_timeout"]) else ("--timeout", "90")
-    return execute("tests", (*TESTS, *timeout), out / "tests.log", LIMITS["tests"])
+class Session:
+    """What is known of a GPU so far, and the files that say so."""
 
+    def __init__(self, out: Path, work: Path, summary: dict[str, Any]) -> None:
+        self.out, self.work, self.summary = out, work, summary
+        self.steps: dict[str, dict[str, Any]] = summary["steps"]
+        self.cache = work / "triton"
 
-def _built_backends() -> list[str]:
-    """Ours for GPUs, as the build just made them; in another process, as this one must not load it."""
-    command = "from bench.speed.baselines import gpu_backends; print(*gpu_backends())"
-    try:
-        done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    except subprocess.TimeoutExpired:
-        return list(OURS)
-    return done.stdout.split()
+    def ok(self, name: str) -> bool:
+        return self.steps.get(name, {}).get("outcome", "").startswith("ok")
 
+    def failed(self, name: str) -> bool:
+        """Whether a step was begun and did not end well."""
+        return name in self.steps and not self.ok(name) and not self.steps[name]["outcome"].startswith("not run")
 
-def _measure(name: str, out: Path, quick: bool, limit: float, without: Sequence[str]) -> Step:
-    """Measure a step's cases; once more, without them, if backends of ours broke the device, and there is time."""
-    measurement = MEASUREMENTS[name]
-    start = time.monotonic()
-    turns = TURNS * len(measurement.cases)
-    for_first_calls = limit - STARTING - turns
-    if for_first_calls <= 0:
-        return Step(name, "not run: out of time", 0.0)
-    a_case = math.ceil(for_first_calls / len(measurement.cases))
-    command = [
-        "bench", "--suite", measurement.suite, "--json", str(_json(out, name)), "--limit", str(a_case),
-        *(option for case in measurement.cases for option in ("--case", case)),
-        *["--quick"] * quick,
-        *(option for each in without for who in _names(each) for option in ("--without", who)),
-    ]  # fmt: skip
-    step = execute(name, command, out / f"{name}.log", limit)
-    breaking = [each for each in OURS if each not in without and _broke_the_device(out, name, each)]
-    left = limit - (time.monotonic() - start)
-    if not breaking or left < STARTING + turns:
-        return step
-    again = _measure(name, out, quick, left, [*without, *breaking])
-    return Step(name, f"{', '.join(breaking)} broke the device; without: {again.outcome}", time.monotonic() - start)
+    @property
+    def on_sm80(self) -> bool:
+        """Whether a Hopper device's own kernels failed, so that those for 8.0 serve it."""
+        return self.summary["hopper"] == "wrong" or self.failed("probe cuda")
+
+    @property
+    def without(self) -> list[str]:
+        """The backends that failed their trials."""
+        cuda = "probe cuda sm80" if self.on_sm80 and self.hopper else "probe cuda"
+        return [name for name, trial in (("cuda", cuda), ("triton", "probe triton")) if self.failed(trial)]
+
+    @property
+    def hopper(self) -> bool:
+        return tuple(self.summary["capability"]) == HOPPER
+
+    def environment(self, step: Step) -> dict[str, str]:
+        found = {"PYTHONUNBUFFERED": "1", "TRITON_CACHE_DIR": str(self.cache)}
+        if self.summary["commit"]:
+            found["CMSLAP_COMMIT"] = self.summary["commit"]
+        if step.name == "build":
+            found["TORCH_CUDA_ARCH_LIST"] = ".".join(map(str, self.summary["capability"]))
+        if self.on_sm80 and step.name != "probe cuda":
+            found["CMSLAP_CUDA_KERNELS"] = "sm80"
+        return found | step.environment
+
+    def needless(self, step: Step) -> str | None:
+        """Why a step need not be run, or None."""
+        if step.name == "hopper" and not self.hopper:
+            return "not a Hopper device"
+        if step.name in ("probe cuda sm80", "tests sm80") and not self.hopper:
+            return "these are its own kernels"
+        if step.name == "probe cuda sm80" and not self.on_sm80:
+            return "its own kernels serve"
+        if step.name == "tests sm80" and self.on_sm80:
+            return "see tests cuda"
+        return None
+
+    def run(self, step: Step, left: float) -> None:
+        needless = self.needless(step)
+        if needless:
+            self.steps[step.name] = {"outcome": f"ok: not needed, {needless}", "seconds": 0.0}
+        elif left < step.least + ENDING:
+            self.steps[step.name] = {"outcome": f"not run: {max(left, 0):.0f} s were left", "seconds": 0.0}
+        else:
+            left_out = [option for each in self.without for who in _names(each) for option in ("--without", who)]
+            if step.command[:2] == ("-m", "bench"):
+                step = replace(step, command=(*step.command, *left_out))
+            running = self.out / "running.log"
+            done = execute(step, running, min(step.limit, left - ENDING), self.environment(step))
+            self.steps[step.name] = done | self._said(running)
+            shutil.move(running, self.work / f"{step.name.replace(' ', '-')}.log")
+            self._take_in(step.name)
+        self.write()
+
+    def _said(self, log: Path) -> dict[str, str]:
+        """The last line of a log, which says most about tests and failures."""
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return {"last_line": lines[-1].strip("= ")[:300]} if lines else {}
+
+    def _take_in(self, name: str) -> None:
+        """A step's figures."""
+        file = self.work / f"{name}.json"
+        if not file.exists():
+            return
+        found = json.loads(file.read_text())
+        if name == "hopper":
+            self.summary["hopper_variants"] = found
+            self.summary["hopper"] = "right" if _right(next(iter(found.values()), [])) else "wrong"
+        else:
+            self.summary["records"][name] = found
+
+    def write(self) -> None:
+        self.summary["bars"] = [asdict(bar) | {"text": bar.text} for bar in bars.answered(self.summary["records"])]
+        with _replacing(self.out / "summary.json") as file:
+            file.write_text(json.dumps(self.summary, indent=1) + "\n", encoding="utf-8")
+        with _replacing(self.out / "logs.tar.gz") as file, tarfile.open(file, "w:gz") as archive:
+            for path in sorted((*self.work.glob("*.log"), *self.work.glob("*.json"))):
+                archive.add(path, path.name)
+
+    def unpack_cache(self, folder: Path) -> None:
+        archive = folder / "triton-cache.tar.gz"
+        if archive.exists():
+            with tarfile.open(archive) as packed:
+                packed.extractall(self.work, filter="data")
+
+    def pack_cache(self) -> None:
+        """The compiled kernels, without what the compiler wrote on the way."""
+        if not self.cache.exists():
+            return
+        with _replacing(self.out / "triton-cache.tar.gz") as file:
+            with tarfile.open(file, "w:gz") as archive:
+                archive.add(self.cache, "triton")
+            if file.stat().st_size > LARGEST:
+                file.write_bytes(b"")
+        if not (self.out / "triton-cache.tar.gz").stat().st_size:
+            (self.out / "triton-cache.tar.gz").unlink()
 
 
 def _names(backend: str) -> tuple[str, str]:
@@ -197,72 +308,100 @@ def _names(backend: str) -> tuple[str, str]:
     return f"cmslap {backend}", f"cmslap graph {backend}"
 
 
-def _broke_the_device(out: Path, name: str, backend: str) -> bool:
-    """Whether it was the first to fail in a case with an error after which CUDA serves the process no more."""
-    for result in _results(out, name):
-        reasons = [(who, why) for who, why in result["failed"].items() if "CUDA error" in why or "illegal" in why]
-        if reasons:
-            return reasons[0][0] in _names(backend)
-    return False
+def _right(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the rows of a variant of the Hopper kernels agree with the kernels for 8.0; a NaN does not."""
+    return bool(rows) and all("failed" not in row and row.get("error", 0.0) <= 1e-2 for row in rows)
 
 
-def _results(out: Path, name: str) -> list[dict[str, Any]]:
-    return json.loads(_json(out, name).read_text())["results"] if _json(out, name).exists() else []
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file that becomes ``path`` when it is whole. (``cmslap.files`` has one, but may not be built yet.)"""
+    temporary = path.with_name(f".{path.name}")
+    yield temporary
+    temporary.replace(path)
 
 
-def _plots(out: Path) -> Step:
-    if _absent(["matplotlib"]):
-        return Step("plots", "ok: none, as matplotlib is not installed", 0.0)
-    return execute("plots", ("bench.report", "--plots", str(out)), out / "plots.log", LIMITS["plots"])
+def report(summary: Mapping[str, Any]) -> str:
+    """A line a case, the ceilings, the bars, and how every step ended."""
+    from bench.speed import table  # imports PyTorch, which takes a moment: not before the steps
 
-
-def _json(out: Path, step: str) -> Path:
-    return out / f"{step}.json"
-
-
-def write(path: Path, done: Sequence[Step]) -> None:
-    from cmslap.files import replacing  # not before the extension is built
-
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps([asdict(step) for step in done], indent=2) + "\n", encoding="utf-8")
-
-
-def summary(out: Path, done: Sequence[Step]) -> str:
-    """A line a case, the ceilings, and how every step ended."""
-    from bench.speed import table
-
-    records = [json.loads(_json(out, name).read_text()) for name in MEASUREMENTS if _json(out, name).exists()]
+    records = summary["records"].values()
     lines = [table.brief(result) for record in records for result in record["results"]]
-    if records:
-        lines.append(table.ceilings_text(records[0]["ceilings"]))
-    if (out / "tests.log").exists():
-        lines.append("tests: " + (out / "tests.log").read_text().strip().rpartition("\n")[2].strip("= "))
-    lines += [f"{step.name:<16}{step.seconds:6.0f} s  {step.outcome}" for step in done]
+    lines += [table.ceilings_text(record["ceilings"]) for record in list(records)[:1]]
+    lines += ["", *(bar["text"] for bar in summary["bars"]), ""]
+    if summary["hopper"]:
+        lines.append(f"The Hopper kernels are {summary['hopper']}.")
+    for name, step in summary["steps"].items():
+        said = "" if step["outcome"] == "ok" and not name.startswith("tests") else f"   {step.get('last_line', '')}"
+        lines.append(f"{name:<16}{step['seconds']:6.0f} s  {step['outcome']}{said}")
     return "\n".join(lines)
 
 
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.splitlines()[0])
+    made.add_argument("--out", type=Path, help="folder of the results (default: bench/results/<device>)")
+    made.add_argument("--limit", type=float, default=540.0, metavar="SECONDS", help="for everything (%(default)s)")
+    made.add_argument("--steps", metavar="A,B", help="run these, and nothing else")
+    made.add_argument("--resume", type=Path, metavar="SUMMARY", help="go on: run what is not ok in this summary.json")
+    made.add_argument("--no-build", action="store_true", help="cmslap/_C.so and _CUDA.so were brought along")
+    made.add_argument("--commit", help="where there is no .git: what the figures belong to")
+    made.add_argument("--quick", action="store_true", help="fewer rounds, and little of torch.compile's max-autotune")
+    made.add_argument("--rehearse", action="store_true", help="go through every path here, without a GPU, and check it")
+    return made
+
+
+def begin(args: argparse.Namespace) -> dict[str, Any]:
+    """The summary to go on with. Raises MachineError."""
+    found = facts()
+    if args.commit is None and not (ROOT / ".git").exists():
+        raise MachineError("there is no .git: say with --commit what is measured")
+    known = {"steps": {}, "records": {}, "hopper": None, "bars": []}
+    if args.resume:
+        known |= json.loads(args.resume.read_text())
+    return known | found | {"commit": args.commit}
+
+
+def choose(args: argparse.Namespace, work: Path, done: Session) -> list[Step]:
+    everything = {step.name: step for step in steps(work, args.quick)}
+    if args.steps:
+        named = args.steps.split(",")
+        unknown = [name for name in named if name not in everything]
+        if unknown:
+            raise MachineError(f"--steps are of {', '.join(everything)}, not {unknown[0]!r}")
+        return [step for name, step in everything.items() if name in named]
+    left_out = ("build",) * args.no_build
+    return [step for name, step in everything.items() if name not in left_out and not (args.resume and done.ok(name))]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="folder of the results (default: bench/results/<device>)")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, and no max-autotune of torch.compile's")
-    parser.add_argument("--minutes", type=float, default=9.5, help="time for everything (default: %(default)s)")
-    args = parser.parse_args(arguments)
-    deadline = time.monotonic() + 60 * args.minutes
-    reason = missing()
-    if reason:
-        print(f"make gpu: {reason}", file=sys.stderr)
-        return 1
-    out = (args.out or results_folder()).resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    for stale in (*(_json(out, name) for name in MEASUREMENTS), out / "tests.log"):
-        stale.unlink(missing_ok=True)
-    done: list[Step] = []
-    for step in steps(out, args.quick, deadline):
-        print(f"{step.name}: {step.outcome} ({step.seconds:.0f} s)", flush=True)
-        done.append(step)
-        write(out / "run.json", done)
-    if not done[0].ok:
-        print((out / "build.log").read_text()[-3000:])
-        return 1
-    print(f"\n{summary(out, done)}\nresults in {out}")
-    return int(not all(step.ok for step in done))
+    args = parser().parse_args(arguments)
+    if args.rehearse:
+        from bench.gpu import rehearsal  # not above: it imports this module
+
+        return rehearsal.main()
+    deadline = time.monotonic() + args.limit
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the running step ends, too
+    with tempfile.TemporaryDirectory(prefix="cmslap-gpu-") as folder:
+        work = Path(folder)
+        try:
+            summary = begin(args)
+            out = (args.out or results_folder()).resolve()
+            out.mkdir(parents=True, exist_ok=True)
+            session = Session(out, work, summary)
+            chosen = choose(args, work, session)
+        except MachineError as error:
+            print(f"make gpu: {error}", file=sys.stderr)
+            return 1
+        if args.resume:
+            session.unpack_cache(args.resume.parent)
+        link_kernels()
+        for step in chosen:
+            session.run(step, deadline - time.monotonic())
+            done = session.steps[step.name]
+            print(f"{step.name}: {done['outcome']} ({done['seconds']:.0f} s)", flush=True)
+            if step.name == "build" and not session.ok("build"):
+                print((work / "build.log").read_text()[-3000:])
+                return 1
+        session.pack_cache()
+    print(f"\n{report(summary)}\nresults in {out}")
+    return int(not all(session.ok(step.name) for step in chosen))

@@ -1,4 +1,4 @@
-"""Try one backend on every operation, forward and backward: ``python -m bench.gpu.probe NAME``.
+"""Try one backend on every operation and a training step, forward and backward: ``python -m bench.gpu.probe NAME``.
 
 Small maps, compared with the reference. Exit status 1 if anything raises or is wrong, or if it serves no operation at
 all; a kernel that hangs or breaks the device does so in this process, and ``make gpu`` then measures without that
@@ -15,7 +15,8 @@ import torch
 
 from bench.speed.work import OPERATIONS, Setting, operation
 from cmslap import ops
-from cmslap.ops.dispatch import NAMES, BackendError
+from cmslap.models import CMSLapSRN
+from cmslap.ops.dispatch import NAMES, BackendError, prefer_backend
 
 # ‖difference‖ / ‖reference‖ in bfloat16, where rounding decides some activations' signs and so their gradients. Two
 # right implementations are some 0.03 apart, a wrong one is about 1.
@@ -30,7 +31,8 @@ class Outcome:
     reason: str = ""
 
     def __str__(self) -> str:
-        return f"{self.operation:<24} {self.reason or f'relative error {self.error:.1e}'}"
+        error = "" if self.error is None else f"relative error {self.error:.1e}"
+        return f"{self.operation:<24} {' '.join(filter(None, (self.reason, error)))}"
 
 
 def probe(backend: str, setting: Setting = SETTING) -> list[Outcome]:
@@ -41,7 +43,30 @@ def probe(backend: str, setting: Setting = SETTING) -> list[Outcome]:
             outcomes.append(Outcome(name, _error(name, backend, setting)))
         except BackendError as error:
             outcomes.append(Outcome(name, None, str(error)))
+    if any(outcome.error is not None for outcome in outcomes):
+        outcomes.append(_step(backend, setting))
     return outcomes
+
+
+def _step(backend: str, setting: Setting) -> Outcome:
+    """A network's gradient under autocast, as in training, where others may run what the backend can't."""
+    model = CMSLapSRN(4, 2, setting.recursions, setting.channels, 1)
+    model = model.to(setting.device, memory_format=torch.channels_last)
+    image = torch.rand(setting.batch, 1, setting.side, setting.side, device=setting.device)
+
+    def gradient() -> torch.Tensor:
+        model.zero_grad()
+        with torch.autocast(setting.device.type, setting.dtype, enabled=setting.dtype != torch.float32):
+            outputs = model(image)
+        sum(output.float().square().mean() for output in outputs).backward()
+        return torch.cat([parameter.grad.flatten().float() for parameter in model.parameters()])
+
+    with ops.use_backend("reference"):
+        expected = gradient()
+    with prefer_backend(backend) as ran:
+        got = gradient()
+    who = ", ".join(f"{operation} by {' and '.join(sorted(names))}" for operation, names in ran.items())
+    return Outcome("training step", float((got - expected).norm() / expected.norm()), f"{who}:")
 
 
 def _error(name: str, backend: str, setting: Setting) -> float:

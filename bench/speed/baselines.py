@@ -23,7 +23,7 @@ from bench.speed.timing import Implementation
 from bench.speed.work import Work
 from cmslap import ops
 from cmslap.compiler import accelerate
-from cmslap.ops.dispatch import BACKENDS
+from cmslap.ops.dispatch import BACKENDS, BackendError, prefer_backend
 from cmslap.precision import inference_autocast
 
 RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT", "triton": "Triton"}
@@ -65,9 +65,34 @@ def _run(backend: str, work: Work) -> Implementation:
     return on(backend, work.drive(work.function))
 
 
+class Preferring:
+    """``call`` with a backend of ours preferred; ``backends`` names those that ran in the last call, by operation."""
+
+    def __init__(self, backend: str, call: Implementation) -> None:
+        self.backend, self.call = backend, call
+        self.backends: dict[str, list[str]] = {}
+
+    def __call__(self) -> object:
+        with prefer_backend(self.backend) as ran:
+            value = self.call()
+        if ran and not any(self.backend in names for names in ran.values()):
+            raise BackendError(f"backend {self.backend} can't run this: others ran {', '.join(ran)}")
+        self.backends = {operation: sorted(names) for operation, names in ran.items()}
+        return value
+
+
+def backends_of(call: Implementation) -> dict[str, list[str]]:
+    """Which backends of ours ran a call's operations, where it is one that knows."""
+    return getattr(call, "backends", {})
+
+
+def _prefer(backend: str, work: Work) -> Implementation:
+    return Preferring(backend, work.drive(work.function))
+
+
 def backend(name: str) -> Baseline:
-    """One backend of ours."""
-    return Baseline(f"cmslap {name}", functools.partial(_run, name))
+    """One backend of ours, and for the operations that it can't run the best other one."""
+    return Baseline(f"cmslap {name}", functools.partial(_prefer, name))
 
 
 def ours(device: torch.device, label: str = "cmslap") -> list[Baseline]:
@@ -76,7 +101,7 @@ def ours(device: torch.device, label: str = "cmslap") -> list[Baseline]:
 
 
 def _run_in_precision(precision: str, work: Work) -> Implementation:
-    call = _run("cpu", work)
+    call = _prefer("cpu", work)
 
     def run() -> object:
         with inference_autocast(precision, torch.device("cpu")):
@@ -188,7 +213,7 @@ TENSORRT = Baseline("TensorRT", _tensorrt)
 
 def _captured(name: str, work: Work) -> Implementation:
     """A CUDA graph for each input, which takes the launches' time out, as "max-autotune" does for its side."""
-    call = on(name, work.drive(work.function))
+    call = _prefer(name, work)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -202,7 +227,12 @@ def _captured(name: str, work: Work) -> Implementation:
             call()
         graphs.append(graph)
     turns = itertools.cycle(graphs)
-    return lambda: next(turns).replay()
+
+    def replay() -> None:
+        next(turns).replay()
+
+    replay.backends = call.backends
+    return replay
 
 
 def captured() -> list[Baseline]:

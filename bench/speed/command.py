@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--without", action="append", default=[], metavar="NAME", help="leave an implementation out")
     parser.add_argument("--rounds", type=_positive, metavar="N", help="turns of each implementation")
     parser.add_argument(
-        "--limit", type=_positive, metavar="SECONDS", help="for all first calls of a case; leave out what takes longer"
+        "--limit", type=_positive, metavar="SECONDS", help="for each first call; leave out what takes longer"
     )
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures and where they come from")
     parser.add_argument("--plot", type=Path, metavar="OUT.png", help="draw them, too")

@@ -27,11 +27,13 @@ FIRST_SIDE = 64  # pixels a side of the first image
 
 _FIRST_RESULT = """
 import sys, numpy, cmslap
-device, compiled, side = sys.argv[1], sys.argv[2] == "compiled", int(sys.argv[3])
+from cmslap.ops.dispatch import prefer_backend
+device, precision, backend, compiled, side = sys.argv[1:]
 model = cmslap.load_model(device=device)
 if compiled:
     model.compile()
-cmslap.upscale(numpy.zeros((side, side), numpy.uint8), scale=4, model=model)
+with prefer_backend(backend):
+    cmslap.upscale(numpy.zeros((int(side), int(side)), numpy.uint8), scale=4, model=model, precision=precision)
 """
 
 
@@ -83,8 +85,9 @@ def folder(count: int, setting: Setting) -> Work:
 def first_result(setting: Setting) -> Work:
     """A new process until its first image is there: imports, the network's weights, one small enlargement."""
 
-    def run(environment: Mapping[str, str], compiled: str = "") -> None:
-        command = [sys.executable, "-c", _FIRST_RESULT, setting.device.type, compiled, str(FIRST_SIDE)]
+    def run(environment: Mapping[str, str], backend: str, compiled: str = "") -> None:
+        options = [setting.device.type, _name(setting.dtype), backend, compiled, str(FIRST_SIDE)]
+        command = [sys.executable, "-c", _FIRST_RESULT, *options]
         done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(done.stderr.strip().rpartition("\n")[2])
@@ -93,10 +96,8 @@ def first_result(setting: Setting) -> Work:
 
 
 def _start(backend: str, compiled: str, work: Work) -> Implementation:
-    variables = {"CMSLAP_BACKEND": backend}
-    if compiled:
-        variables["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # as the first time
-    return lambda: work.function(variables, compiled)
+    variables = {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"} if compiled else {}  # as the first time
+    return lambda: work.function(variables, backend, compiled)
 
 
 def starters(device: torch.device, compiled: bool) -> list[Baseline]:

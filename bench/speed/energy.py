@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from bench.speed.timing import Implementation
+from bench.speed.timing import Implementation, clock_of, seconds_of
 
 LEAST_SECONDS = 1.0  # the counter moves some ten times a second
 
@@ -21,11 +21,8 @@ def joules(call: Implementation, seconds: float, device: torch.device) -> float 
     try:
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-        torch.cuda.synchronize(device)
         before = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)  # millijoules
-        for _ in range(calls):
-            call()
-        torch.cuda.synchronize(device)
+        seconds_of(call, calls, clock_of(device))
         return (pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) - before) / 1e3 / calls
     except pynvml.NVMLError:
         return None

@@ -25,10 +25,13 @@ def pace(effort: str, rounds: int, limit: float | None) -> Pace:
 
 
 def cases(effort: str, sides: Sequence[int] = SIDES[DEVICE.type]) -> dict[str, Case]:
-    """By side. On a CPU each baseline is a process of its own, whose memory can be seen and can run out."""
-    everyone = [*baselines.ours(DEVICE), baselines.EAGER]
-    if DEVICE.type == "cpu":
+    """By side. Each baseline has a process of its own, on a CPU a fresh one: its memory can be seen and can run out."""
+    everyone, on_gpu = [*baselines.ours(DEVICE), baselines.EAGER], DEVICE.type == "cuda"
+    if not on_gpu:
         everyone = [replace(baseline, environment={}) for baseline in everyone]
         sides = sides[:QUICK] if effort == "quick" else sides
     setting = Setting(DEVICE, DTYPE, recursions=RECURSIONS)
-    return {str(side): Case(partial(forward, 2), replace(setting, side=side), everyone, memory=True) for side in sides}
+    return {
+        str(side): Case(partial(forward, 2), replace(setting, side=side), everyone, memory=True, apart=on_gpu)
+        for side in sides
+    }

@@ -23,6 +23,7 @@ cmslap is  how many times as fast as this row cmslap ran: 1.00x as fast, 2.00x i
 of limit   share of what the ceilings allow for the work counted as plain convolutions; Winograd's algorithm does with
            fewer multiplications, so more than 100% is possible
 memory     the most a call took beyond inputs and weights
+[...]      what another backend than the row's ran
 "eager" is plain PyTorch in channels_last memory, "eager NCHW" in its ordinary layout.
 """
 
@@ -36,14 +37,25 @@ def brief(result: Mapping[str, Any]) -> str:
     """One case in one line: the first one's time, and how many times as fast as every other it is."""
     timings = dict(result["timings"])
     line = f"{result['name']}, {result['size']}: "
+    failed = [f"{name} failed: {reason}" for name, reason in result["failed"].items()]
     if not timings:
-        return line + "; ".join(f"{name} {reason}" for name, reason in result["failed"].items())
+        return line + "; ".join(failed)
     first = timings.pop(result["baseline"])
     share = f" ({first['share_of_floor']:.0%} of limit)" if "share_of_floor" in first else ""
-    line += f"{result['baseline']} {seconds_text(first['median'])}{share}"
+    line += f"{result['baseline']} {seconds_text(first['median'])}{share}{_others_ran(result['baseline'], first)}"
     others = [f"{timing['speedup']:.2f}x {name}" for name, timing in timings.items()]
-    failed = [f"{name} failed" for name in result["failed"]]
-    return ", ".join([line + (", which is " if others else "") + ", ".join(others), *failed])
+    return "; ".join([line + (", which is " if others else "") + ", ".join(others), *failed])
+
+
+def _others_ran(name: str, timing: Mapping[str, Any]) -> str:
+    """Which operations of a row of ours another backend ran, in brackets."""
+    own = name.rpartition(" ")[2]
+    foreign = [
+        f"{operation} by {' and '.join(backend for backend in backends if backend != own)}"
+        for operation, backends in timing.get("backends", {}).items()
+        if name.startswith("cmslap ") and backends != [own]
+    ]
+    return f" [{', '.join(foreign)}]" if foreign else ""
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -52,7 +64,9 @@ def table(result: Mapping[str, Any]) -> str:
     if result["baseline"] and not result["baseline"].startswith("cmslap"):
         lines[0] += f"   (cmslap has no time: ratios are those of {result['baseline']})"
     lines += [f"  {noise([result])}"] * bool(noise([result]))
-    lines += [f"  {name:<{WIDTH}}{_row(timing)}" for name, timing in result["timings"].items()]
+    lines += [
+        f"  {name:<{WIDTH}}{_row(timing)}{_others_ran(name, timing)}" for name, timing in result["timings"].items()
+    ]
     lines += [f"  {name:<{WIDTH}}absent: {reason}" for name, reason in result["absent"].items()]
     lines += [f"  {name:<{WIDTH}}failed: {reason}" for name, reason in result["failed"].items()]
     return "\n".join(lines)

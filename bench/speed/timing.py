@@ -2,6 +2,7 @@
 
 The implementations of a case take turns, one timed stretch each a round, so that whatever disturbs the machine disturbs
 them all; speed-ups are medians of the ratios within a round. One that raises is reported, and the others go on.
+What was started is waited for before the next has its turn: an error belongs to whom it is found with.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Pace:
         rounds: turns of each implementation, if ``seconds`` suffice; at least three.
         seconds: for all turns together.
         stretch: seconds a turn should last; a shorter call is repeated that long.
-        limit: seconds for all first calls of a case, where they compile and tune; None is no limit.
+        limit: seconds for the first call of each, where it compiles and tunes; None is no limit.
         warm_ups: calls before the first turn, after the one that showed that it works; a CUDA graph of torch.compile's
             is recorded in the first of them. One that takes over a second is enough.
         clock: must wait for what was started.
@@ -59,28 +60,51 @@ class Timing:
         return asdict(self)
 
 
-def take_turns(implementations: Mapping[str, Implementation], label: str, pace: Pace) -> dict[str, Timing]:
-    """Time every implementation by turns; ``label`` names the progress bar."""
+def take_turns(
+    implementations: Mapping[str, Implementation], label: str, pace: Pace, failed: dict[str, str] | None = None
+) -> dict[str, Timing]:
+    """Time every implementation by turns; ``label`` names the progress bar.
+
+    One that raises leaves, with its reason in ``failed``; where that is None the exception is the caller's.
+    """
+    working = dict(implementations)
+
+    def timed(name: str, calls: int) -> float | None:
+        try:
+            return seconds_of(working[name], calls, pace.clock)
+        except Exception as error:
+            if failed is None:
+                raise
+            failed[name] = reason(error)
+            del working[name]
+            return None
+
     calls, a_round = {}, 0.0
-    for name, implementation in implementations.items():
+    for name in implementations:
+        once = None
         for _ in range(pace.warm_ups):
-            once = max(_seconds(implementation, 1, pace.clock), 1e-6)
-            if once > 1:
+            once = timed(name, 1)
+            if once is None or once > 1:
                 break
-        calls[name] = max(math.ceil(pace.stretch / once), 1)
-        a_round += calls[name] * once
+        if once is not None:
+            once = max(once, 1e-6)
+            calls[name] = max(math.ceil(pace.stretch / once), 1)
+            a_round += calls[name] * once
     rounds = pace.rounds
     if rounds * a_round > pace.seconds:
         rounds = min(rounds, max(FEWEST_ROUNDS, int(pace.seconds / a_round)))
     seconds: dict[str, list[float]] = {name: [] for name in implementations}
     for _ in trange(rounds, desc=label, leave=False, disable=None):
-        for name, implementation in implementations.items():
-            seconds[name].append(_seconds(implementation, calls[name], pace.clock))
-    first = next(iter(seconds.values()), [])
-    return {name: _summary(values, first) for name, values in seconds.items()}
+        for name in list(working):
+            seconds[name].append(timed(name, calls[name]))
+    first = next((seconds[name] for name in working), [])
+    return {name: _summary(seconds[name], first) for name in working}
 
 
-def _seconds(implementation: Implementation, calls: int, clock: Callable[[], float]) -> float:
+def seconds_of(implementation: Implementation, calls: int, clock: Callable[[], float]) -> float:
+    """Seconds a call, over ``calls`` of them."""
+    if hasattr(implementation, "seconds"):  # another process has it, and its clock
+        return implementation.seconds(calls)
     start = clock()
     for _ in range(calls):
         implementation()
@@ -118,24 +142,29 @@ class Ready:
     failed: dict[str, str]
 
 
-def ready(contenders: Mapping[str, Callable[[], Implementation]], limit: float | None = None) -> Ready:
-    """Prepare every contender and call it once, where it compiles and tunes; all together may take ``limit`` seconds.
+def ready(
+    contenders: Mapping[str, Callable[[], Implementation]],
+    limit: float | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Ready:
+    """Prepare every contender and call it once, where it compiles and tunes; each may take ``limit`` seconds.
 
-    One that raises ImportError or PrecisionError is absent: not installed, or not to be had here.
+    One that raises ImportError or PrecisionError is absent: not installed, or not to be had here. ``clock`` must wait
+    for what was started, or an asynchronous failure would be found with the next contender.
     """
-    deadline = None if limit is None else time.monotonic() + limit
     found = Ready({}, {}, {})
     for name, prepare in contenders.items():
         try:
-            with _alarm(deadline):
+            with _alarm(limit):
                 implementation = prepare()
                 implementation()
+                clock()
         except (ImportError, PrecisionError) as error:
             found.absent[name] = str(error)
         except Exception as error:
             found.failed[name] = reason(error)
         except TimeLimitError:
-            found.failed[name] = f"not ready within the {limit:.0f} s of this case"
+            found.failed[name] = f"not ready within {limit:g} s"
         else:
             found.working[name] = implementation
     return found
@@ -149,9 +178,9 @@ def reason(error: Exception) -> str:
 
 
 @contextmanager
-def _alarm(deadline: float | None) -> Iterator[None]:
-    """Raise TimeLimitError in the main thread at ``deadline``, a reading of time.monotonic."""
-    if deadline is None:
+def _alarm(seconds: float | None) -> Iterator[None]:
+    """Raise TimeLimitError in the main thread after ``seconds``."""
+    if seconds is None:
         yield
         return
 
@@ -159,7 +188,7 @@ def _alarm(deadline: float | None) -> Iterator[None]:
         raise TimeLimitError
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, max(deadline - time.monotonic(), 1e-3))
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:

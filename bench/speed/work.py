@@ -79,6 +79,11 @@ class Work:
     gbyte: float
     images: int = 0  # a call, where one counts them
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a record says of it."""
+        return {key: getattr(self, key) for key in ("name", "size", "gflop", "gbyte", "images")}
+
 
 Build = Callable[[Setting], Work]
 

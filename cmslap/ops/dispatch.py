@@ -34,6 +34,8 @@ BACKENDS = (
 NAMES = tuple(backend.name for backend in BACKENDS)
 
 _forced: str | None = os.environ.get("CMSLAP_BACKEND") or None
+_preferred: str | None = None
+_ran: dict[str, set[str]] = {}  # while one is preferred: the backends that ran, by operation
 
 
 class BackendError(UserError, RuntimeError):
@@ -58,6 +60,21 @@ def use_backend(name: str | None) -> Iterator[None]:
         _forced = before
 
 
+@contextmanager
+def prefer_backend(name: str) -> Iterator[dict[str, set[str]]]:
+    """Inside the ``with``, in all threads, ``name`` runs every call it can, with its gradient; others run the rest.
+
+    Yields the names of the backends that ran, by operation. A forced backend outranks the preferred one.
+    """
+    global _preferred, _ran
+    named(name, "backend")
+    before, _preferred, _ran = (_preferred, _ran), name, {}
+    try:
+        yield _ran
+    finally:
+        _preferred, _ran = before
+
+
 def forced() -> str | None:
     """The name of the forced backend, None where the best one is free to run."""
     return _forced
@@ -71,10 +88,20 @@ def choose(operation: Operation, arguments: Arguments, needs_grad: bool) -> Back
         if reason is not None:
             raise BackendError(f"backend {backend.name} can't run this {operation.name}: {reason}")
         return backend
+    if _preferred is not None:
+        backend = named(_preferred, "backend")
+        if (objection(backend, operation, arguments) or _no_gradient(backend, operation, needs_grad)) is None:
+            return backend
     for backend in BACKENDS:
         if objection_by_default(backend, operation, arguments, needs_grad) is None:
             return backend
     raise AssertionError("the reference serves every call")
+
+
+def note(operation: Operation, backend: Backend) -> None:
+    """Remember for :func:`prefer_backend` that ``backend`` runs a call."""
+    if _preferred is not None:
+        _ran.setdefault(operation.name, set()).add(backend.name)
 
 
 def objection(backend: Backend, operation: Operation, arguments: Arguments) -> str | None:
@@ -94,9 +121,13 @@ def _is_transformed() -> bool:
 def objection_by_default(backend: Backend, operation: Operation, arguments: Arguments, needs_grad: bool) -> str | None:
     """Why ``backend`` is not chosen unless forced: it can't run the call, should not, or would not run its gradient."""
     reason = objection(backend, operation, arguments) or backend.only_forced
-    if reason is None and needs_grad and backend is not REFERENCE and operation.name not in backend.backward:
+    return reason or _no_gradient(backend, operation, needs_grad)
+
+
+def _no_gradient(backend: Backend, operation: Operation, needs_grad: bool) -> str | None:
+    if needs_grad and backend is not REFERENCE and operation.name not in backend.backward:
         return f"no {operation.name} backward kernel, and this call needs gradients"
-    return reason
+    return None
 
 
 def named(name: str, source: str) -> Backend:

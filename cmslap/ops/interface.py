@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cmslap.ops.backend import Backend
 from cmslap.ops.checks import ArgumentError, check
-from cmslap.ops.dispatch import REFERENCE, choose
+from cmslap.ops.dispatch import REFERENCE, choose, note
 from cmslap.ops.operation import OPERATIONS, Arguments, Operation
 from cmslap.ops.registration import autocast, call, reference_value
 
@@ -142,6 +142,7 @@ def _run_best(operation: Operation, arguments: Arguments) -> Tensor:
 
 def _run(operation: Operation, arguments: Arguments, needs_grad: bool, backend: Backend) -> Tensor:
     """One call, its arguments prepared and its backend chosen."""
+    note(operation, backend)
     if backend is REFERENCE:
         return reference_value(operation, arguments)
     return call(operation, arguments, needs_grad, backend)

@@ -21,12 +21,6 @@ namespace cmslap::cpu {
 
 int64_t thread_count() { return torch::stable::get_num_threads(); }
 
-void on_threads(int64_t workers, void (*body)(const void* context, int64_t worker), const void* context) {
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t worker = begin; worker < end; ++worker) body(context, worker);
-  });
-}
-
 namespace {
 
 using torch::headeronly::ScalarType;

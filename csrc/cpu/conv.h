@@ -4,17 +4,18 @@
 #include <optional>
 
 #include "direct_conv.h"
-#include "fast_conv.h"
+#include "fast_weight_gradient.h"
 
 namespace cmslap::cpu::CMSLAP_ISA {
 
-// Winograd multiplies 36 times a tile (in bfloat16 the time of 24 times) where the direct way multiplies 9 times a pixel, and pays
-// for its transforms (measured: some 300 multiplications' time a channel). So it loses on a few channels and on tiles that are
-// mostly outside the image.
+// Winograd multiplies 36 times a tile (in bfloat16 the time of 24 times) where the direct way multiplies 9 times a
+// pixel, and pays for its transforms (measured: some 300 multiplications' time a channel). So it loses on a few
+// channels and on tiles that are mostly outside the image.
 template <class Number>
 bool winograd_pays(Size size, int64_t in, int64_t out) {
   constexpr int64_t kProducts = kMatrices<SameScheme<Number>> / FactorOf<Number>::kDepth;
-  return TileGrid<SameScheme<Number>>(size).tiles() * (kProducts * in * out + 300 * (in + out)) < 9 * in * out * size.pixels();
+  return TileGrid<SameScheme<Number>>(size).tiles() * (kProducts * in * out + 300 * (in + out)) <
+         9 * in * out * size.pixels();
 }
 
 template <class Number>
@@ -22,62 +23,79 @@ class Convolution {
   using Scheme = SameScheme<Number>;
 
  public:
-  Convolution(ThreadPool& pool, Size size, KernelView kernel) : size_(size) {
-    if (winograd_pays<Number>(size, kernel.in, kernel.out))
-      transformed_.emplace(pack_kernel<Scheme, Number>(pool, kernel));
+  Convolution(ThreadPool& pool, Size size, WeightView weight) : size_(size) {
+    if (winograd_pays<Number>(size, weight.in, weight.out))
+      transformed_.emplace(pack_weight<Scheme, Number>(pool, weight));
     else
-      taps_.emplace(pack_taps(pool, kernel));
+      taps_.emplace(pack_taps(pool, weight));
   }
 
   template <class Epilogue>
   void run(ThreadPool& pool, const Number* in, const Epilogue& epilogue, Number* out) const {
     if (transformed_)
-      fast_conv<Scheme>(pool, in, size_, *transformed_, epilogue, out);
+      run_blocks(pool, fast_conv<Scheme>(pool.size(), in, size_, *transformed_, epilogue, out));
     else
       direct_conv(pool, in, size_, *taps_, epilogue, out);
   }
 
+  // The same in one parallel region with a weight gradient's blocks, where Winograd pays for both.
+  template <class Blocks, class Epilogue>
+  void run_beside(ThreadPool& pool, const Blocks& blocks, const Number* in, const Epilogue& epilogue,
+                  Number* out) const {
+    run_blocks(pool, blocks, fast_conv<Scheme>(pool.size(), in, size_, *transformed_, epilogue, out));
+  }
+
  private:
   Size size_;
-  std::optional<PackedKernel<Number>> transformed_;
-  std::optional<PackedKernel<float>> taps_;
+  std::optional<PackedWeight<Number>> transformed_;
+  std::optional<PackedWeight<float>> taps_;
 };
 
-// Gradients of one kernel and its bias, summed over all convolutions that use them.
-class KernelGradient {
+// The gradients of a convolution that is applied once or more: that of its input each time, those of weight and bias
+// summed.
+class ConvolutionGradient {
  public:
-  KernelGradient(Size size, int64_t in, int64_t out, float* weight_gradient, float* bias_gradient)
-      : size_(size),
-        in_(in),
-        out_(out),
-        weight_gradient_(weight_gradient),
-        bias_gradient_(bias_gradient) {
-    if (winograd_pays<float>(size, in, out)) transformed_.emplace(in, out);
+  // Null for what nobody wants: weight and bias gradient are so together.
+  ConvolutionGradient(ThreadPool& pool, Size size, const Conv& op, bool input, float* weight_gradient,
+                      float* bias_gradient)
+      : size_(size), in_(op.in), out_(op.out), weight_gradient_(weight_gradient), bias_gradient_(bias_gradient) {
+    if (input) backward_.emplace(pool, size, WeightView::plain(op.weight, in_, out_).transposed().flipped());
+    if (weight_gradient && winograd_pays<float>(size, in_, out_)) transformed_.emplace(size, in_, out_);
   }
 
-  void add(ThreadPool& pool, const float* in, const float* out_gradient) {
-    if (transformed_) return transformed_->add(pool, in, size_, out_gradient, bias_gradient_);
-    direct_weight_gradient(pool, in, size_, in_, out_gradient, out_, weight_gradient_);
-    sum_pixels(pool, out_gradient, size_.pixels(), out_, bias_gradient_);
+  template <class Epilogue>
+  void add(ThreadPool& pool, const float* in, const float* out_gradient, const Epilogue& epilogue, float* in_gradient) {
+    if (transformed_ && backward_)
+      return backward_->run_beside(pool, transformed_->add(in, out_gradient), out_gradient, epilogue, in_gradient);
+    if (transformed_) {
+      run_blocks(pool, transformed_->add(in, out_gradient));
+    } else if (weight_gradient_) {
+      direct_weight_gradient(pool, in, size_, in_, out_gradient, out_, weight_gradient_);
+      sum_pixels(pool, out_gradient, size_.pixels(), out_, bias_gradient_);
+    }
+    if (backward_) backward_->run(pool, out_gradient, epilogue, in_gradient);
   }
   void finish(ThreadPool& pool) const {
-    if (transformed_) transformed_->finish(pool, weight_gradient_);
+    if (transformed_) transformed_->finish(pool, weight_gradient_, bias_gradient_);
   }
 
  private:
   Size size_;
   int64_t in_, out_;
-  std::optional<WinogradWeightGradient> transformed_;
   float *weight_gradient_, *bias_gradient_;
+  std::optional<Convolution<float>> backward_;
+  std::optional<WinogradWeightGradient> transformed_;
 };
 
 // out = φ'(activated) gradient for each number of an image.
-inline void differentiate(ThreadPool& pool, const float* gradient, const float* activated, float slope, int64_t floats, float* out) {
+inline void differentiate(ThreadPool& pool, const float* gradient, const float* activated, float slope, int64_t floats,
+                          float* out) {
   constexpr int64_t kBlock = 1 << 14;
   for_blocks(pool, ceil_div(floats, kBlock), 0, [&](int64_t block, float*) {
     const int64_t first = block * kBlock;
     for_channels(min(kBlock, floats - first), [&](int64_t i, auto part) {
-      store(out + first + i, leaky_relu_gradient(load(gradient + first + i, part), load(activated + first + i, part), slope), part);
+      store(out + first + i,
+            leaky_relu_gradient(load(gradient + first + i, part), load(activated + first + i, part), slope), part);
     });
   });
 }
@@ -87,15 +105,16 @@ void activate(ThreadPool& pool, const Number* in, float slope, int64_t count, Nu
   constexpr int64_t kBlock = 1 << 14;
   for_blocks(pool, ceil_div(count, kBlock), 0, [&](int64_t block, float*) {
     const int64_t first = block * kBlock;
-    for_channels(min(kBlock, count - first),
-                 [&](int64_t i, auto part) { store(out + first + i, leaky_relu(load(in + first + i, part), slope), part); });
+    for_channels(min(kBlock, count - first), [&](int64_t i, auto part) {
+      store(out + first + i, leaky_relu(load(in + first + i, part), slope), part);
+    });
   });
 }
 
 template <class Number>
 void conv(const Conv& op, Size size, const Number* x, const Number* skip, Number* y) {
   ThreadPool pool;
-  const Convolution<Number> convolution(pool, size, KernelView::plain(op.weight, op.in, op.out));
+  const Convolution<Number> convolution(pool, size, WeightView::plain(op.weight, op.in, op.out));
   convolution.run(pool, x, Activate<Number>{op.bias, skip, op.slope}, y);
 }
 
@@ -103,15 +122,9 @@ inline void conv_backward(const Conv& op, Size size, const float* x, const float
                           float* grad_weight, float* grad_bias, float* grad_skip) {
   ThreadPool pool;
   differentiate(pool, grad_y, y, op.slope, size.pixels() * op.out, grad_skip);
-  if (grad_weight) {
-    KernelGradient gradient(size, op.in, op.out, grad_weight, grad_bias);
-    gradient.add(pool, x, grad_skip);
-    gradient.finish(pool);
-  }
-  if (grad_x) {
-    const Convolution<float> convolution(pool, size, KernelView::plain(op.weight, op.in, op.out).transposed().flipped());
-    convolution.run(pool, grad_skip, Differentiate{nullptr, nullptr, 1.0f}, grad_x);
-  }
+  ConvolutionGradient gradient(pool, size, op, grad_x != nullptr, grad_weight, grad_bias);
+  gradient.add(pool, x, grad_skip, Differentiate{nullptr, nullptr, 1.0f}, grad_x);
+  gradient.finish(pool);
 }
 
 }  // namespace cmslap::cpu::CMSLAP_ISA

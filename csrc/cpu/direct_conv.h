@@ -1,5 +1,5 @@
-// 3×3 convolution, stride 1, padding 1, as nine matrix products a row, and its weight gradient: for images and channels too few
-// for Winograd's tiles.
+// 3×3 convolution, stride 1, padding 1, as nine matrix products a row, and its weight gradient: for images and channels
+// too few for Winograd's tiles.
 #pragma once
 
 #include "image.h"
@@ -24,7 +24,8 @@ struct Segment {
 
 // Copies pixels [x, x + width) of row y; those outside the image, and the channels that pad a vector, become zeros.
 template <class Number>
-void copy_row(const Number* images, Size size, int64_t channels, int64_t image, int64_t y, int64_t x, int64_t width, float* to) {
+void copy_row(const Number* images, Size size, int64_t channels, int64_t image, int64_t y, int64_t x, int64_t width,
+              float* to) {
   const int64_t pitch = padded(channels);
   const Number* row = images + (image * size.height + y) * size.width * channels;
   const bool inside = y >= 0 && y < size.height;
@@ -38,7 +39,8 @@ void copy_row(const Number* images, Size size, int64_t channels, int64_t image, 
 
 // Stores a segment's sums [pixels, padded channels] through the epilogue.
 template <class Epilogue, class Number>
-void store_row(const float* sums, int64_t width, int64_t channels, int64_t first_pixel, const Epilogue& epilogue, Number* out) {
+void store_row(const float* sums, int64_t width, int64_t channels, int64_t first_pixel, const Epilogue& epilogue,
+               Number* out) {
   for (int64_t j = 0; j < width; ++j)
     for_channels(channels, [&](int64_t c, auto part) {
       const int64_t pixel = (first_pixel + j) * channels;
@@ -56,40 +58,42 @@ struct Rows {
   Rows(float* data, const Number* images, Size size, int64_t channels, const Segment& segment)
       : data(data), pitch(padded(channels)), width(segment.width + 2) {
     for (int64_t k = 0; k < 3; ++k)
-      copy_row(images, size, channels, segment.image, segment.y + k - 1, segment.x - 1, width, data + k * width * pitch);
+      copy_row(images, size, channels, segment.image, segment.y + k - 1, segment.x - 1, width,
+               data + k * width * pitch);
   }
   const float* tap(int64_t t) const { return data + (t / 3 * width + t % 3) * pitch; }
 };
 
-inline PackedKernel<float> pack_taps(ThreadPool& pool, KernelView kernel) {
-  PackedKernel<float> packed(9, kernel);
-  for_blocks(pool, kernel.in, 0, [&](int64_t i, float*) {
+inline PackedWeight<float> pack_taps(ThreadPool& pool, WeightView weight) {
+  PackedWeight<float> packed(9, weight);
+  for_blocks(pool, weight.in, 0, [&](int64_t i, float*) {
     for (int64_t t = 0; t < 9; ++t)
-      for (int64_t o = 0; o < kernel.out; o += kLanes) store(packed.at(t, i, o), kernel.tap(t, i, o));
+      for (int64_t o = 0; o < weight.out; o += kLanes) store(packed.at(t, i, o), weight.tap(t, i, o));
   });
   return packed;
 }
 
 template <class Number, class Epilogue>
-void direct_conv(ThreadPool& pool, const Number* in, Size size, const PackedKernel<float>& kernel, const Epilogue& epilogue,
-                 Number* out) {
-  const int64_t row_floats = Rows::floats(kernel.in);
-  for_blocks(pool, Segment::count(size), row_floats + kSegment * padded(kernel.out), [&](int64_t s, float* scratch) {
+void direct_conv(ThreadPool& pool, const Number* in, Size size, const PackedWeight<float>& weight,
+                 const Epilogue& epilogue, Number* out) {
+  const int64_t row_floats = Rows::floats(weight.in);
+  for_blocks(pool, Segment::count(size), row_floats + kSegment * padded(weight.out), [&](int64_t s, float* scratch) {
     const Segment segment(size, s);
-    const Rows rows(scratch, in, size, kernel.in, segment);
+    const Rows rows(scratch, in, size, weight.in, segment);
     float* sums = scratch + row_floats;
     for (int64_t t = 0; t < 9; ++t)
-      gemm({rows.tap(t), rows.pitch, 1}, kernel.matrix(t), {sums, padded(kernel.out)}, segment.width, kernel.out, kernel.in,
-           t > 0);
-    store_row(sums, segment.width, kernel.out, (segment.image * size.height + segment.y) * size.width + segment.x, epilogue, out);
+      gemm({rows.tap(t), rows.pitch, 1}, weight.matrix(t), {sums, padded(weight.out)}, segment.width, weight.out,
+           weight.in, t > 0);
+    store_row(sums, segment.width, weight.out, (segment.image * size.height + segment.y) * size.width + segment.x,
+              epilogue, out);
   });
 }
 
 constexpr int64_t kSlices = 16;  // partial sums of a weight gradient: fixed, so that thread counts do not matter
 
 // Adds Σ over pixels of out_gradient [out] ⊗ in [in], shifted by each tap, to weight_gradient [out, in, 3, 3].
-inline void direct_weight_gradient(ThreadPool& pool, const float* in, Size size, int64_t in_channels, const float* out_gradient,
-                                   int64_t out_channels, float* weight_gradient) {
+inline void direct_weight_gradient(ThreadPool& pool, const float* in, Size size, int64_t in_channels,
+                                   const float* out_gradient, int64_t out_channels, float* weight_gradient) {
   const int64_t segments = Segment::count(size), slices = min(kSlices, segments);
   const int64_t slice_floats = 9 * out_channels * padded(in_channels);
   const Buffer sums(slices * slice_floats);
@@ -102,8 +106,8 @@ inline void direct_weight_gradient(ThreadPool& pool, const float* in, Size size,
           out_gradient + ((segment.image * size.height + segment.y) * size.width + segment.x) * out_channels;
       for (int64_t t = 0; t < 9; ++t)
         gemm({gradient, 1, out_channels}, {rows.tap(t), rows.pitch, kPanel},
-             {sum + t * out_channels * padded(in_channels), padded(in_channels)}, out_channels, in_channels, segment.width,
-             s > slice * segments / slices);
+             {sum + t * out_channels * padded(in_channels), padded(in_channels)}, out_channels, in_channels,
+             segment.width, s > slice * segments / slices);
     }
   });
   for_blocks(pool, out_channels, 0, [&](int64_t o, float*) {

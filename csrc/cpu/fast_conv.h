@@ -1,8 +1,8 @@
 // Convolutions and their weight gradients by a scheme of fast_schemes.h.
 //
-// A group of tiles goes through input transform, matrix products and output transform while it lies in L2: 24 tiles of Winograd's
-// with 64 channels take 2 · 216 KiB beside the kernel's 576 KiB, and make each 16 KiB matrix of the kernel, once in L1, worth
-// 6000 cycles.
+// A group of tiles goes through input transform, matrix products and output transform while it lies in L2: 24 tiles of
+// Winograd's with 64 channels take 2 · 216 KiB beside the weight's 576 KiB, and make each 16 KiB matrix of the weight,
+// once in L1, worth 6000 cycles.
 #pragma once
 
 #include "fast_schemes.h"
@@ -50,7 +50,8 @@ struct Square {
   }
 };
 
-// Pointers to pixels from a square's first on, every step-th in both directions; those outside the image point to zeros.
+// Pointers to pixels from a square's first on, every step-th in both directions; those outside the image point to
+// zeros.
 template <int kRows, int kColumns = kRows, class Number = float>
 struct Pixels {
   const Number* at[kRows][kColumns];
@@ -69,8 +70,8 @@ struct Pixels {
   }
 };
 
-// Transformed tiles: the matrices [tiles, channels] of an operand. One vector more than needed lies between two of them, or
-// all stores of a tile would fall into the same few sets of L1.
+// Transformed tiles: the matrices [tiles, channels] of an operand. One vector more than needed lies between two of
+// them, or all stores of a tile would fall into the same few sets of L1.
 template <class Number = float>
 struct TransformedTiles {
   Number* data;
@@ -78,8 +79,8 @@ struct TransformedTiles {
 
   TransformedTiles(float* memory, int64_t tiles, int64_t channels)
       : data(reinterpret_cast<Number*>(memory)), row_stride(padded(channels)), matrix_stride(stride(tiles, channels)) {}
-  static int64_t floats(const Operand& operand, int64_t tiles, int64_t channels) {
-    return Array<Number>::floats(operand.matrices() * stride(tiles, channels));
+  static int64_t floats(int64_t matrices, int64_t tiles, int64_t channels) {
+    return Array<Number>::floats(matrices * stride(tiles, channels));
   }
   Number* at(int64_t matrix, int64_t tile) const { return data + matrix * matrix_stride + tile * row_stride; }
   // The tiles from `tile` on, as gemm wants them.
@@ -94,22 +95,21 @@ struct TransformedTiles {
 };
 
 template <class Scheme, class Number = float>
-PackedKernel<Number> pack_kernel(ThreadPool& pool, KernelView kernel) {
-  constexpr int kCount = Scheme::kKernel.count;
-  PackedKernel<Number> packed(Scheme::kKernel.matrices(), kernel);
+PackedWeight<Number> pack_weight(ThreadPool& pool, WeightView weight) {
+  constexpr int kCount = Scheme::kWeight.count;
+  PackedWeight<Number> packed(Scheme::kWeight.matrices(), weight);
   for_inputs(pool, packed, [&](int64_t i) {
-    for (int64_t o = 0; o < kernel.out; o += kLanes)
-      transform_2d<3, kCount, Scheme::kernel>(
-          [&](int k, int l) { return kernel.tap(3 * k + l, i, o); },
-          [&](int p, int q, Vec u) { pack(packed, kCount * p + q, i, o, u); });
+    for (int64_t o = 0; o < weight.out; o += kLanes)
+      transform_2d<3, kCount, Scheme::weight>([&](int k, int l) { return weight.tap(3 * k + l, i, o); },
+                                              [&](int p, int q, Vec u) { pack(packed, kCount * p + q, i, o, u); });
   });
   return packed;
 }
 
 // V = Bᵀ d B of one tile.
 template <class Scheme, class Number>
-void transform_inputs(const Pixels<Scheme::kWindow, Scheme::kWindow, Number>& window, int64_t channels, const TransformedTiles<Number>& to,
-                      int64_t tile) {
+void transform_inputs(const Pixels<Scheme::kWindow, Scheme::kWindow, Number>& window, int64_t channels,
+                      TransformedTiles<Number> to, int64_t tile) {
   for_channels(channels, [&](int64_t c, auto part) {
     transform_2d<Scheme::kWindow, Scheme::kInput.count, Scheme::input>(
         [&](int i, int j) { return load(window.at[i][j] + c, part); },
@@ -119,7 +119,7 @@ void transform_inputs(const Pixels<Scheme::kWindow, Scheme::kWindow, Number>& wi
 
 // Aᵀ M A of one tile, through the epilogue, to those of its pixels that lie inside the image.
 template <class Scheme, class Epilogue, class Number>
-void store_outputs(const TransformedTiles<>& products, int64_t tile, const Square& square, Size size, int64_t channels,
+void store_outputs(TransformedTiles<> products, int64_t tile, const Square& square, Size size, int64_t channels,
                    const Epilogue& epilogue, Number* out) {
   constexpr int kSide = Scheme::kOutputs;
   const int64_t height = min(kSide, size.height - square.y), width = min(kSide, size.width - square.x);
@@ -151,65 +151,61 @@ CMSLAP_INLINE void prefetch(const Number* images, Size size, int64_t channels, c
   }
 }
 
-// The convolution of one group of tiles after the other; the memory idles during the matrix products, so that is when the
-// pixels of the coming transforms are asked for.
+constexpr int64_t kAhead = 4;  // tiles: how far ahead of its transform a tile of the first group is asked for
+
+// The convolution of one group of tiles after the other; the memory idles during the matrix products, so that is when
+// the pixels of the coming transforms are asked for. `weight` has to outlive the blocks.
 template <class Scheme, class Number, class Epilogue>
-void fast_conv(ThreadPool& pool, const Number* in, Size in_size, const PackedKernel<Number>& kernel, const Epilogue& epilogue,
-               Number* out) {
+auto fast_conv(int64_t workers, const Number* in, Size in_size, const PackedWeight<Number>& weight,
+               const Epilogue& epilogue, Number* out) {
   constexpr int64_t kGroupFloats = 36 * 24 * (64 + 64);  // inputs and products of a group
   const Size out_size = Scheme::output_size(in_size);
   const TileGrid<Scheme> grid(in_size);
-  const int64_t tile_floats =
-      Array<Number>::floats(Scheme::kInput.matrices() * padded(kernel.in)) + Scheme::kProduct.matrices() * padded(kernel.out);
-  const int64_t fitting = kGroupFloats / tile_floats / kStrip * kStrip;
-  const int64_t fair = ceil_div(ceil_div(grid.tiles(), pool.size()), kStrip) * kStrip;
-  const int64_t group = max(kStrip, min(fitting, fair));
-  const int64_t groups = ceil_div(grid.tiles(), group);
-  const int64_t block = max(1, min(8, groups / (8 * pool.size())));  // groups a worker takes at once
-  const int64_t input_floats = TransformedTiles<Number>::floats(Scheme::kInput, group, kernel.in);
-  const int64_t product_floats = TransformedTiles<>::floats(Scheme::kProduct, group, kernel.out);
-  const int64_t scratch_floats = input_floats + product_floats + Array<Number>::floats(kernel.in);
+  const int64_t tile_floats = Array<Number>::floats(Scheme::kInput.matrices() * padded(weight.in)) +
+                              Scheme::kProduct.matrices() * padded(weight.out);
+  const int64_t fitting = max(kStrip, kGroupFloats / tile_floats / kStrip * kStrip);
+  const int64_t groups = ceil_div(ceil_div(grid.tiles(), fitting), workers) * workers;
+  const int64_t block = max(1, min(8, groups / (8 * workers)));  // groups a worker takes at once
+  const int64_t most = ceil_div(grid.tiles(), groups);           // tiles in a group
+  const int64_t input_floats = TransformedTiles<Number>::floats(Scheme::kInput.matrices(), most, weight.in);
+  const int64_t product_floats = TransformedTiles<>::floats(Scheme::kProduct.matrices(), most, weight.out);
 
-  for_blocks(pool, ceil_div(groups, block), scratch_floats, [&](int64_t b, float* scratch) {
-    const TransformedTiles<Number> inputs(scratch, group, kernel.in);
-    const TransformedTiles<> products(scratch + input_floats, group, kernel.out);
+  const auto body = [=, &weight](int64_t b, float* scratch) {
+    const TransformedTiles<Number> inputs(scratch, most, weight.in);
+    const TransformedTiles<> products(scratch + input_floats, most, weight.out);
     Number* zeros = reinterpret_cast<Number*>(scratch + input_floats + product_floats);
-    std::memset(zeros, 0, kernel.in * sizeof(Number));
+    std::memset(zeros, 0, weight.in * sizeof(Number));
 
-    const int64_t end = min((b + 1) * block * group, grid.tiles());
-    for (int64_t first = b * block * group; first < end; first += group) {
-      const int64_t count = min(group, end - first);
-      for (int64_t t = 0; t < count; ++t)
-        transform_inputs<Scheme, Number>({in, in_size, kernel.in, Square::window(grid, first + t), zeros}, kernel.in, inputs,
-                                         t);
+    const auto prefetch_inputs = [&](int64_t tile) {
+      prefetch<Scheme::kInputs>(in, in_size, weight.in, Square::new_inputs(grid, tile));
+    };
+    const int64_t end = min((b + 1) * block, groups);
+    for (int64_t g = b * block; g < end; ++g) {
+      const int64_t first = g * grid.tiles() / groups, next = (g + 1) * grid.tiles() / groups, count = next - first;
+      const int64_t after = min(g + 2, end) * grid.tiles() / groups;
+      for (int64_t t = 0; t < count; ++t) {
+        if (g == b * block && t + kAhead < count) prefetch_inputs(first + t + kAhead);
+        transform_inputs<Scheme, Number>({in, in_size, weight.in, Square::window(grid, first + t), zeros}, weight.in,
+                                         inputs, t);
+      }
       for (int64_t m = 0; m < kMatrices<Scheme>; ++m) {
-        gemm(inputs.matrix(Scheme::kInput.matrix(m)), kernel.matrix(Scheme::kKernel.matrix(m)),
-             {products.at(Scheme::kProduct.matrix(m), 0), products.row_stride}, count, kernel.out, kernel.depth,
+        gemm(inputs.matrix(Scheme::kInput.matrix(m)), weight.matrix(Scheme::kWeight.matrix(m)),
+             {products.at(Scheme::kProduct.matrix(m), 0), products.row_stride}, count, weight.out, weight.depth,
              !Scheme::kProduct.first(m));
         for (int64_t t = m * count / kMatrices<Scheme>; t < (m + 1) * count / kMatrices<Scheme>; ++t) {
           const auto prefetch_outputs = [&](const auto* images) {
-            prefetch<Scheme::kOutputs>(images, out_size, kernel.out, Square::outputs(grid, first + t));
+            prefetch<Scheme::kOutputs>(images, out_size, weight.out, Square::outputs(grid, first + t));
           };
           prefetch_outputs(out);
           epilogue.for_images(prefetch_outputs);
-          const int64_t next = first + group + t;
-          if (next < end) prefetch<Scheme::kInputs>(in, in_size, kernel.in, Square::new_inputs(grid, next));
+          if (next + t < after) prefetch_inputs(next + t);
         }
       }
       for (int64_t t = 0; t < count; ++t)
-        store_outputs<Scheme>(products, t, Square::outputs(grid, first + t), out_size, kernel.out, epilogue, out);
+        store_outputs<Scheme>(products, t, Square::outputs(grid, first + t), out_size, weight.out, epilogue, out);
     }
-  });
-}
-
-// A dy Aᵀ of one tile.
-template <class Scheme>
-void transform_gradient(const Pixels<Scheme::kOutputs>& pixels, int64_t channels, const TransformedTiles<>& to, int64_t tile) {
-  for_channels(channels, [&](int64_t c, auto part) {
-    transform_2d<Scheme::kOutputs, Scheme::kProduct.count, Scheme::output_gradient>(
-        [&](int i, int j) { return load(pixels.at[i][j] + c, part); },
-        [&](int p, int q, Vec m) { store(to.at(Scheme::kProduct.count * p + q, tile) + c, m); });
-  });
+  };
+  return Blocks{ceil_div(groups, block), input_floats + product_floats + Array<Number>::floats(weight.in), body};
 }
 
 // Adds the first kSide rows and columns of pixels to sum.
@@ -222,84 +218,5 @@ void add_pixels(const Pixels<kRows, kColumns>& pixels, int64_t channels, float* 
     store(sum + c, total);
   });
 }
-
-// Adds Gᵀ Σ G to weight_gradient [out, in, 3, 3], for the sum Σ of sums [slices, matrices, out, padded in].
-template <class Scheme>
-void add_weight_gradient(ThreadPool& pool, const float* sums, int64_t slices, int64_t in, int64_t out, float* weight_gradient) {
-  constexpr Operand kKernel = Scheme::kKernel;
-  for_blocks(pool, out, 0, [&](int64_t o, float*) {
-    for (int64_t i = 0; i < in; i += kLanes)
-      transform_2d<kKernel.count, 3, Scheme::kernel_gradient>(
-          [&](int p, int q) {
-            const float* summand = sums + ((kKernel.count * p + q) * out + o) * padded(in) + i;
-            Vec total = load(summand);
-            for (int64_t slice = 1; slice < slices; ++slice)
-              total += load(summand + slice * kKernel.matrices() * out * padded(in));
-            return total;
-          },
-          [&](int k, int l, Vec taps) {
-            for (int64_t lane = 0; lane < min(kLanes, in - i); ++lane)
-              weight_gradient[(o * in + i + lane) * 9 + 3 * k + l] += taps[lane];
-          });
-  });
-}
-
-// Sums over tiles are taken a chunk at a time: all workers transform it, then each multiplies some of its matrices. So
-// every sum has one owner and one order, whatever the number of threads.
-constexpr int64_t kChunk = 192;  // tiles
-constexpr int64_t kStep = 24;    // tiles a worker transforms at once
-constexpr int64_t kDepth = 48;   // tiles in one matrix product: both its operands stay in L1
-
-// The weight gradient in the transform domain. dW = Gᵀ [ Σ (A dy Aᵀ) ⊙ (Bᵀ x B) ] G is linear in the bracket, so the recursions that
-// share a kernel share the sum, and G is applied once.
-class WinogradWeightGradient {
-  using Scheme = SameConv;
-
- public:
-  WinogradWeightGradient(int64_t in, int64_t out) : in_(in), out_(out), sums_(kMatrices<Scheme> * out * padded(in)) {
-    std::memset(sums_.data(), 0, sums_.size() * sizeof(float));
-  }
-
-  // Adds the gradient of one convolution, and Σ out_gradient to out_sum [out].
-  void add(ThreadPool& pool, const float* in, Size in_size, const float* out_gradient, float* out_sum) {
-    const TileGrid<Scheme> grid(in_size);
-    const Size out_size = Scheme::output_size(in_size);
-    const int64_t input_floats = TransformedTiles<>::floats(Scheme::kInput, kChunk, in_);
-    const Buffer tiles(input_floats + TransformedTiles<>::floats(Scheme::kProduct, kChunk, out_));
-    const TransformedTiles<> inputs(tiles.data(), kChunk, in_), gradients(tiles.data() + input_floats, kChunk, out_);
-    const Buffer partial(ceil_div(kChunk, kStep) * padded(out_));  // out_sum of each step
-
-    for (int64_t chunk = 0; chunk < grid.tiles(); chunk += kChunk) {
-      const int64_t count = min(kChunk, grid.tiles() - chunk), steps = ceil_div(count, kStep);
-      for_blocks(pool, steps, max(in_, out_), [&](int64_t step, float* zeros) {
-        std::memset(zeros, 0, max(in_, out_) * sizeof(float));
-        float* sum = partial.data() + step * padded(out_);
-        std::memset(sum, 0, padded(out_) * sizeof(float));
-        for (int64_t t = step * kStep; t < min((step + 1) * kStep, count); ++t) {
-          transform_inputs<Scheme, float>({in, in_size, in_, Square::window(grid, chunk + t), zeros}, in_, inputs, t);
-          const Pixels<Scheme::kOutputs> dy(out_gradient, out_size, out_, Square::outputs(grid, chunk + t), zeros);
-          transform_gradient<Scheme>(dy, out_, gradients, t);
-          add_pixels<Scheme::kOutputs>(dy, out_, sum);
-        }
-      });
-      for_blocks(pool, kMatrices<Scheme>, 0, [&](int64_t m, float*) {
-        for (int64_t t = 0; t < count; t += kDepth)
-          gemm({gradients.at(m, t), 1, gradients.row_stride}, {inputs.at(m, t), inputs.row_stride, kPanel},
-               {sums_.data() + m * out_ * padded(in_), padded(in_)}, out_, in_, min(kDepth, count - t), true);
-      });
-      for (int64_t step = 0; step < steps; ++step)
-        for (int64_t o = 0; o < out_; ++o) out_sum[o] += partial.data()[step * padded(out_) + o];
-    }
-  }
-
-  // Adds Gᵀ sum G to weight_gradient [out, in, 3, 3].
-  void finish(ThreadPool& pool, float* weight_gradient) const {
-    add_weight_gradient<Scheme>(pool, sums_.data(), 1, in_, out_, weight_gradient);
-  }
-
- private:
-  int64_t in_, out_;
-  Buffer sums_;  // [kMatrices, out, in]
-};
 
 }  // namespace cmslap::cpu::CMSLAP_ISA

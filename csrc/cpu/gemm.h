@@ -1,16 +1,16 @@
 // The matrix product every convolution here is made of: C[rows, columns] (+)= A[rows, depth] · B[depth, columns].
 //
-// A strip of six rows and four vectors of columns is held in 24 of AVX-512's 32 registers (six by two of AVX2's 16). One step
-// in depth loads four vectors of B and broadcasts six numbers of A for 24 multiply-adds, so that the multiply-add units, not
-// the load ports, are the limit: it runs at the processor's peak as long as a panel of B, 64 columns wide, stays in L1.
-// A's two strides make A and Aᵀ the same thing, which is what weight gradients need.
+// A strip of six rows and four vectors of columns is held in 24 of AVX-512's 32 registers (six by two of AVX2's 16).
+// One step in depth loads four vectors of B and broadcasts six numbers of A for 24 multiply-adds, so that the
+// multiply-add units, not the load ports, are the limit: it runs at the processor's peak as long as a panel of B, 64
+// columns wide, stays in L1. A's two strides make A and Aᵀ the same thing, which is what weight gradients need.
 #pragma once
 
 #include "simd.h"
 
 namespace cmslap::cpu::CMSLAP_ISA {
 
-constexpr int kStrip = 6;                                            // rows in registers
+constexpr int kStrip = 6;                                          // rows in registers
 constexpr int kPanelVecs = CMSLAP_VECTOR_REGISTERS >= 32 ? 4 : 2;  // vectors of columns in registers
 constexpr int kPanel = kPanelVecs * kLanes;
 
@@ -72,7 +72,8 @@ void gemm_panel(MatrixA<Factor> a, MatrixB<Factor> b, MatrixC c, int64_t rows, i
 }
 
 template <class Factor = float>
-void gemm(MatrixA<Factor> a, MatrixB<Factor> b, MatrixC c, int64_t rows, int64_t columns, int64_t depth, bool accumulate) {
+void gemm(MatrixA<Factor> a, MatrixB<Factor> b, MatrixC c, int64_t rows, int64_t columns, int64_t depth,
+          bool accumulate) {
   int64_t vectors = ceil_div(columns, kLanes);
   for (; vectors >= kPanelVecs; vectors -= kPanelVecs) {
     gemm_panel<kPanelVecs>(a, b, c, rows, depth, accumulate);

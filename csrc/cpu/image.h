@@ -1,4 +1,4 @@
-// What the convolutions share: images, packed kernels, and what happens to an output before it is stored.
+// What the convolutions share: images, packed weights, and what happens to an output before it is stored.
 //
 // Images are NHWC: a pixel's channels lie together, so that vectors run over channels and no transform shuffles lanes.
 #pragma once
@@ -21,8 +21,31 @@ void for_blocks(ThreadPool& pool, int64_t blocks, int64_t scratch_floats, const 
       &body);
 }
 
-// Memory for `count` numbers. A type of this instruction set's own, so that no std::vector of it is shared with code for other
-// processors.
+// One operation's share of a parallel region: body(block, scratch) for each of its blocks.
+template <class Body>
+struct Blocks {
+  int64_t count, scratch_floats;
+  Body body;
+};
+template <class Body>
+Blocks(int64_t, int64_t, Body) -> Blocks<Body>;
+
+template <class Body>
+void run_blocks(ThreadPool& pool, const Blocks<Body>& blocks) {
+  for_blocks(pool, blocks.count, blocks.scratch_floats, blocks.body);
+}
+// Two operations at once, so that nobody waits for the end of the first.
+template <class First, class Second>
+void run_blocks(ThreadPool& pool, const Blocks<First>& first, const Blocks<Second>& second) {
+  for_blocks(pool, first.count + second.count, max(first.scratch_floats, second.scratch_floats),
+             [&](int64_t block, float* scratch) {
+               if (block < first.count) return first.body(block, scratch);
+               second.body(block - first.count, scratch);
+             });
+}
+
+// Memory for `count` numbers. A type of this instruction set's own, so that no std::vector of it is shared with code
+// for other processors.
 template <class Number>
 class Array {
  public:
@@ -34,17 +57,17 @@ class Array {
   Buffer memory_;
 };
 
-// How a kernel [out, in, 3, 3] is read. A convolution's data gradient is the convolution with its kernel transposed and
+// How a weight [out, in, 3, 3] is read. A convolution's data gradient is the convolution with its weight transposed and
 // flipped; a transposed convolution has `in` and `out` exchanged.
-struct KernelView {
+struct WeightView {
   const float* data;
   int64_t in, out;
   int64_t in_stride, out_stride, tap_stride;
 
-  static KernelView plain(const float* weight, int64_t in, int64_t out) { return {weight, in, out, 9, in * 9, 1}; }
-  KernelView transposed() const { return {data, out, in, out_stride, in_stride, tap_stride}; }
-  KernelView flipped() const { return {data + 8 * tap_stride, in, out, in_stride, out_stride, -tap_stride}; }
-  // Tap t of the kernels from input channel i to output channels o, o + 1, ...
+  static WeightView plain(const float* weight, int64_t in, int64_t out) { return {weight, in, out, 9, in * 9, 1}; }
+  WeightView transposed() const { return {data, out, in, out_stride, in_stride, tap_stride}; }
+  WeightView flipped() const { return {data + 8 * tap_stride, in, out, in_stride, out_stride, -tap_stride}; }
+  // Tap t of the weights from input channel i to output channels o, o + 1, ...
   Vec tap(int64_t t, int64_t i, int64_t o) const {
     Vec taps{};
     for (int64_t lane = 0; lane < min(kLanes, out - o); ++lane)
@@ -71,17 +94,18 @@ using Factor = typename FactorOf<Number>::Type;
 
 // One matrix [in, out] for each tap (or each point of the Winograd transform), columns in panels as gemm wants them.
 template <class Number>
-struct PackedKernel {
+struct PackedWeight {
   int64_t in, out, depth, matrices;
   Array<Factor<Number>> data;
 
-  PackedKernel(int64_t matrices, KernelView kernel)
-      : in(kernel.in),
-        out(kernel.out),
+  PackedWeight(int64_t matrices, WeightView weight)
+      : in(weight.in),
+        out(weight.out),
         depth(ceil_div(in, FactorOf<Number>::kDepth)),
         matrices(matrices),
         data(matrices * matrix_size()) {}
-  int64_t matrix_size() const { return ceil_div(out, kPanel) * depth * kPanel; }
+  // One vector more than needed, or stores to the same place in all matrices would fall into the same few sets of L1.
+  int64_t matrix_size() const { return ceil_div(out, kPanel) * depth * kPanel + kLanes; }
   Factor<Number>* at(int64_t matrix, int64_t d, int64_t o) const {
     return data.data() + matrix * matrix_size() + o / kPanel * depth * kPanel + d * kPanel + o % kPanel;
   }
@@ -89,14 +113,14 @@ struct PackedKernel {
 };
 
 // Input channel i of output channels o, o + 1, ...
-inline void pack(const PackedKernel<float>& kernel, int64_t matrix, int64_t i, int64_t o, Vec values) {
-  store(kernel.at(matrix, i, o), values);
+inline void pack(const PackedWeight<float>& weight, int64_t matrix, int64_t i, int64_t o, Vec values) {
+  store(weight.at(matrix, i, o), values);
 }
 #ifdef CMSLAP_BFLOAT16
-inline void pack(const PackedKernel<BFloat16>& kernel, int64_t matrix, int64_t i, int64_t o, Vec values) {
+inline void pack(const PackedWeight<BFloat16>& weight, int64_t matrix, int64_t i, int64_t o, Vec values) {
   BFloat16 rounded[kLanes];
   store(rounded, values);
-  Pair* pairs = kernel.at(matrix, i / 2, o);
+  Pair* pairs = weight.at(matrix, i / 2, o);
   for (int64_t lane = 0; lane < kLanes; ++lane) {
     if (i % 2 == 0) pairs[lane] = {rounded[lane], {0}};  // the last channel may have no neighbour
     if (i % 2 == 1) pairs[lane].odd = rounded[lane];
@@ -106,10 +130,10 @@ inline void pack(const PackedKernel<BFloat16>& kernel, int64_t matrix, int64_t i
 
 // body(i) for every input channel, on several workers; those that share a factor on one.
 template <class Number, class Body>
-void for_inputs(ThreadPool& pool, const PackedKernel<Number>& kernel, const Body& body) {
-  for_blocks(pool, kernel.depth, 0, [&](int64_t d, float*) {
+void for_inputs(ThreadPool& pool, const PackedWeight<Number>& weight, const Body& body) {
+  for_blocks(pool, weight.depth, 0, [&](int64_t d, float*) {
     constexpr int64_t kDepth = FactorOf<Number>::kDepth;
-    for (int64_t i = d * kDepth; i < min((d + 1) * kDepth, kernel.in); ++i) body(i);
+    for (int64_t i = d * kDepth; i < min((d + 1) * kDepth, weight.in); ++i) body(i);
   });
 }
 

@@ -1,5 +1,5 @@
-// The kernels for processors with AVX2 and FMA. Headers of the standard library come before the pragma: what they define inline
-// must stay runnable everywhere.
+// The kernels for processors with AVX2 and FMA. Headers of the standard library come before the pragma: what they
+// define inline must stay runnable everywhere.
 #ifdef __x86_64__
 #include <immintrin.h>
 

@@ -1,5 +1,5 @@
-// The kernels for processors with AVX-512. Headers of the standard library come before the pragma: what they define inline
-// must stay runnable everywhere.
+// The kernels for processors with AVX-512. Headers of the standard library come before the pragma: what they define
+// inline must stay runnable everywhere.
 #ifdef __x86_64__
 #include <immintrin.h>
 
@@ -12,7 +12,8 @@
 #include "thread_pool.h"
 
 #ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl"))), \
+                             apply_to = function)
 #else
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")
 #endif

@@ -41,7 +41,8 @@ Chosen choose() {
                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #ifdef CMSLAP_BFLOAT16_KERNELS
   const bool avx512_bf16_runs = avx512_runs && __builtin_cpu_supports("avx512bf16");
-  if (avx512_bf16_runs && (forced.empty() || forced == "avx512_bf16")) return {avx512::kKernels, &avx512_bf16::kKernels};
+  if (avx512_bf16_runs && (forced.empty() || forced == "avx512_bf16"))
+    return {avx512::kKernels, &avx512_bf16::kKernels};
   if (avx512_bf16_runs) runnable += "avx512_bf16, ";
 #endif
   if (avx512_runs && (forced.empty() || forced == "avx512")) return {avx512::kKernels, nullptr};

@@ -1,6 +1,6 @@
 // The CPU operations, for whoever binds them: plain pointers in, plain pointers out.
 //
-// Images are dense NHWC float32; kernels are [out, in, 3, 3] as PyTorch keeps them. Gradients are added to what their
+// Images are dense NHWC float32; weights are [out, in, 3, 3] as PyTorch keeps them. Gradients are added to what their
 // buffers hold, except those of images, which are written. A pointer said to be optional may be null.
 #pragma once
 
@@ -47,8 +47,8 @@ struct Upsampling {  // U(a) + b
 
 struct ResidualHead {  // K ⋆ᵀ I + (W_res ⋆ f + b_res)
   int64_t channels;
-  const float* weight;  // [1, channels, 3, 3]
-  const float* bias;    // [1]
+  const float* weight;        // [1, channels, 3, 3]
+  const float* bias;          // [1]
   const float* image_weight;  // [1, 1, 4, 4]
 };
 
@@ -56,27 +56,27 @@ struct Kernels {
   const char* name;  // of the instruction set
 
   void (*conv)(const Conv&, Size, const float* x, const float* skip /* optional */, float* y);
-  // y is the forward pass's output. grad_skip, which has the size of y, holds φ'(y) grad_y. Weight and bias gradient are optional
-  // together, grad_x by itself.
+  // y is the forward pass's output. grad_skip, which has the size of y, holds φ'(y) grad_y. Weight and bias gradient
+  // are optional together, grad_x by itself.
   void (*conv_backward)(const Conv&, Size, const float* x, const float* y, const float* grad_y, float* grad_x,
                         float* grad_weight, float* grad_bias, float* grad_skip);
 
   // saved: Embedding::saved_images() images.
   void (*embedding)(const Embedding&, Size, const float* u, float* saved, float* a);
-  void (*embedding_backward)(const Embedding&, Size, const float* saved, const float* a, const float* grad_a, float* grad_u,
-                             float* grad_weights, float* grad_biases);
+  void (*embedding_backward)(const Embedding&, Size, const float* saved, const float* a, const float* grad_a,
+                             float* grad_u, float* grad_weights, float* grad_biases);
 
   void (*upsampling)(const Upsampling&, Size, const float* a, float* f);
   // grad_a is optional, weight and bias gradient are so together.
-  void (*upsampling_backward)(const Upsampling&, Size, const float* a, const float* grad_f, float* grad_a, float* grad_weight,
-                              float* grad_bias);
+  void (*upsampling_backward)(const Upsampling&, Size, const float* a, const float* grad_f, float* grad_a,
+                              float* grad_weight, float* grad_bias);
 
   // The embedding followed by the upsampling; a, φ(h_R), is the backward pass's to keep.
   void (*level)(const Embedding&, const Upsampling&, Size, const float* u, float* saved, float* a, float* f);
-  // grad_upsample_weight may point into grad_weights: that is how the tied kernel is trained.
-  void (*level_backward)(const Embedding&, const Upsampling&, Size, const float* saved, const float* a, const float* grad_f,
-                         float* grad_u, float* grad_weights, float* grad_biases, float* grad_upsample_weight,
-                         float* grad_upsample_bias);
+  // grad_upsample_weight may point into grad_weights: that is how the tied weight is trained.
+  void (*level_backward)(const Embedding&, const Upsampling&, Size, const float* saved, const float* a,
+                         const float* grad_f, float* grad_u, float* grad_weights, float* grad_biases,
+                         float* grad_upsample_weight, float* grad_upsample_bias);
 
   // size is that of the image; f and out are twice as large.
   void (*residual_head)(const ResidualHead&, Size, const float* f, const float* image, float* out);
@@ -84,7 +84,8 @@ struct Kernels {
                                  float* grad_f, float* grad_image, float* grad_weight, float* grad_bias,
                                  float* grad_image_weight);
 
-  // Level and residual head without gradients and without the upsampled features: the last level of a network at inference.
+  // Level and residual head without gradients and without the upsampled features: the last level of a network at
+  // inference.
   void (*last_level)(const Embedding&, const Upsampling&, const ResidualHead&, Size, const float* u, const float* image,
                      float* out);
 };
@@ -93,20 +94,20 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-// Inference on images of bfloat16, for processors that multiply them. Kernels and biases, the image that goes into the residual head
-// and the one that comes out of it are float32. Embedding::save must be kNothing.
+// Inference on images of bfloat16, for processors that multiply them. Weights and biases, the image that goes into the
+// residual head and the one that comes out of it are float32. Embedding::save must be kNothing.
 struct BFloat16Kernels {
   void (*conv)(const Conv&, Size, const BFloat16* x, const BFloat16* skip /* optional */, BFloat16* y);
   void (*embedding)(const Embedding&, Size, const BFloat16* u, BFloat16* a);
   void (*upsampling)(const Upsampling&, Size, const BFloat16* a, BFloat16* f);
   void (*level)(const Embedding&, const Upsampling&, Size, const BFloat16* u, BFloat16* f);
   void (*residual_head)(const ResidualHead&, Size, const BFloat16* f, const float* image, float* out);
-  void (*last_level)(const Embedding&, const Upsampling&, const ResidualHead&, Size, const BFloat16* u, const float* image,
-                     float* out);
+  void (*last_level)(const Embedding&, const Upsampling&, const ResidualHead&, Size, const BFloat16* u,
+                     const float* image, float* out);
 };
 
-// The best kernels this processor runs; the environment variable CMSLAP_ISA (avx512_bf16, avx512, avx2, portable) forces others.
-// Throws std::invalid_argument when the forced ones are unknown or not runnable here.
+// The best kernels this processor runs; the environment variable CMSLAP_ISA (avx512_bf16, avx512, avx2, portable)
+// forces others. Throws std::invalid_argument when the forced ones are unknown or not runnable here.
 const Kernels& kernels();
 
 // Those for bfloat16, or null where the processor, or the instruction set that is forced, has none.

@@ -1,9 +1,10 @@
 // The last level at inference: U and W_res folded into one transposed convolution, 64 → 1 channels, 5×5, stride 2.
 //
-// Nothing lies between them but a bias, so  W_res ⋆ (U(a) + b_u) = Σ E[k - m] a  with  E[s] = Σ_{k-m=s} W[k] W_res[m],  s = -1 … 3, a
-// dimension. The features at twice the resolution, four times the largest image otherwise alive, never exist. At the border:
+// Nothing lies between them but a bias, so  W_res ⋆ (U(a) + b_u) = Σ E[k - m] a  with  E[s] = Σ_{k-m=s} W[k] W_res[m],
+// s = -1 … 3, a dimension. The features at twice the resolution, four times the largest image otherwise alive, never
+// exist. At the border:
 // - outside the features are zero, so b_u reaches the output only through the taps of W_res that lie inside;
-// - U crops what tap k = 2 of the last row makes, so that row (and column, and corner) has a folded kernel without it.
+// - U crops what tap k = 2 of the last row makes, so that row (and column, and corner) has a folded weight without it.
 #pragma once
 
 #include "level.h"
@@ -17,14 +18,14 @@ constexpr int64_t kBandRows = 8, kBandColumns = 64;  // pixels of `a` a worker f
 class FoldedUpsampling {
  public:
   FoldedUpsampling(ThreadPool& pool, const Upsampling& up, const ResidualHead& head)
-      : kernels_(4, KernelView{nullptr, up.in, kFold * kFold, 0, 0, 0}) {
+      : weights_(4, WeightView{nullptr, up.in, kFold * kFold, 0, 0, 0}) {
     for_blocks(pool, up.in, 0, [&](int64_t i, float*) { fold(up, head, i); });
     for (int row = 0; row < 3; ++row)
       for (int column = 0; column < 3; ++column) bias_[row][column] = fold_bias(up, head, row, column);
   }
 
-  // [25] products of a pixel with the folded kernel; pixels of the last row and column have their own.
-  MatrixB<float> kernel(bool last_row, bool last_column) const { return kernels_.matrix(2 * last_row + last_column); }
+  // [25] products of a pixel with the folded weight; pixels of the last row and column have their own.
+  MatrixB<float> weight(bool last_row, bool last_column) const { return weights_.matrix(2 * last_row + last_column); }
 
   // The bias of output pixel (y, x): its row is the first, an inner or the last one, its column likewise.
   float bias(Size fine, int64_t y, int64_t x) const { return bias_[place(y, fine.height)][place(x, fine.width)]; }
@@ -44,7 +45,7 @@ class FoldedUpsampling {
                   folded[(k - m + 2) * kFold + l - n + 2] +=
                       double(up.weight[(i * up.out + o) * 9 + 3 * k + l]) * head.weight[o * 9 + 3 * m + n];
         for (int64_t tap = 0; tap < padded(kFold * kFold); ++tap)
-          *kernels_.at(2 * last_row + last_column, i, tap) = static_cast<float>(folded[tap]);
+          *weights_.at(2 * last_row + last_column, i, tap) = static_cast<float>(folded[tap]);
       }
   }
 
@@ -56,7 +57,7 @@ class FoldedUpsampling {
     return static_cast<float>(bias);
   }
 
-  PackedKernel<float> kernels_;
+  PackedWeight<float> weights_;
   float bias_[3][3];
 };
 
@@ -80,8 +81,8 @@ inline MatrixA<float> band_row(const BFloat16* row, int64_t width, int64_t chann
 #endif
 
 template <class Number>
-void multiply_band(const FoldedUpsampling& folded, const Number* a, Size size, int64_t channels, int64_t image, int64_t y,
-                   int64_t x, const BandProducts& products, float* scratch) {
+void multiply_band(const FoldedUpsampling& folded, const Number* a, Size size, int64_t channels, int64_t image,
+                   int64_t y, int64_t x, const BandProducts& products, float* scratch) {
   std::memset(products.data, 0, BandProducts::kFloats * sizeof(float));
   const int64_t first = max(x - 1, 0), end = min(x + kBandColumns + 1, size.width);
   for (int64_t i = max(y - 1, 0); i < min(y + kBandRows + 1, size.height); ++i) {
@@ -89,10 +90,10 @@ void multiply_band(const FoldedUpsampling& folded, const Number* a, Size size, i
     const MatrixA<float> row = band_row(pixels, end - first, channels, scratch);
     const bool last_row = i == size.height - 1;
     const int64_t inner = min(end, size.width - 1) - first;
-    gemm(row, folded.kernel(last_row, false), {products.at(i - y, first - x), BandProducts::kPitch}, inner, kFold * kFold,
-         channels, false);
+    gemm(row, folded.weight(last_row, false), {products.at(i - y, first - x), BandProducts::kPitch}, inner,
+         kFold * kFold, channels, false);
     if (end == size.width)
-      gemm({row.data + inner * channels, channels, 1}, folded.kernel(last_row, true),
+      gemm({row.data + inner * channels, channels, 1}, folded.weight(last_row, true),
            {products.at(i - y, end - 1 - x), BandProducts::kPitch}, 1, kFold * kFold, channels, false);
   }
 }
@@ -117,16 +118,18 @@ void last_level(const Embedding& op, const Upsampling& up, const ResidualHead& h
   const Size fine = doubled(size);
   const int64_t bands = ceil_div(size.height, kBandRows), columns = ceil_div(size.width, kBandColumns);
   const int64_t row_floats = (kBandColumns + 2) * op.channels;
-  for_blocks(pool, size.batch * bands * columns, BandProducts::kFloats + row_floats, [&](int64_t block, float* scratch) {
-    const int64_t n = block / (bands * columns);
-    const int64_t y = block / columns % bands * kBandRows, x = block % columns * kBandColumns;
-    const BandProducts products{scratch};
-    multiply_band(folded, a.data(), size, op.channels, n, y, x, products, scratch + BandProducts::kFloats);
-    for (int64_t v = 2 * y; v < 2 * min(y + kBandRows, size.height); ++v)
-      for (int64_t w = 2 * x; w < 2 * min(x + kBandColumns, size.width); ++w)
-        out[(n * fine.height + v) * fine.width + w] = upsampled_pixel(head, size, image, n, v, w) + folded.bias(fine, v, w) +
-                                                      gather(products, v / 2 - y, w / 2 - x, v % 2, w % 2);
-  });
+  for_blocks(pool, size.batch * bands * columns, BandProducts::kFloats + row_floats,
+             [&](int64_t block, float* scratch) {
+               const int64_t n = block / (bands * columns);
+               const int64_t y = block / columns % bands * kBandRows, x = block % columns * kBandColumns;
+               const BandProducts products{scratch};
+               multiply_band(folded, a.data(), size, op.channels, n, y, x, products, scratch + BandProducts::kFloats);
+               for (int64_t v = 2 * y; v < 2 * min(y + kBandRows, size.height); ++v)
+                 for (int64_t w = 2 * x; w < 2 * min(x + kBandColumns, size.width); ++w)
+                   out[(n * fine.height + v) * fine.width + w] = upsampled_pixel(head, size, image, n, v, w) +
+                                                                 folded.bias(fine, v, w) +
+                                                                 gather(products, v / 2 - y, w / 2 - x, v % 2, w % 2);
+             });
 }
 
 }  // namespace cmslap::cpu::CMSLAP_ISA

@@ -5,7 +5,8 @@
 
 namespace cmslap::cpu::CMSLAP_ISA {
 
-// K ⋆ᵀ I (4×4, stride 2, padding 1) meets two pixels a dimension: tap[p][n] of neighbour kNeighbour[p][n], for the output's parity p.
+// K ⋆ᵀ I (4×4, stride 2, padding 1) meets two pixels a dimension: tap[p][n] of neighbour kNeighbour[p][n], for the
+// output's parity p.
 constexpr int64_t kImageTap[2][2] = {{1, 3}, {2, 0}};
 constexpr int64_t kImageNeighbour[2][2] = {{0, -1}, {0, 1}};
 
@@ -23,7 +24,8 @@ CMSLAP_INLINE void for_image_taps(Size size, int64_t image, int64_t y, int64_t x
   }
 }
 
-CMSLAP_INLINE float upsampled_pixel(const ResidualHead& head, Size size, const float* images, int64_t image, int64_t y, int64_t x) {
+CMSLAP_INLINE float upsampled_pixel(const ResidualHead& head, Size size, const float* images, int64_t image, int64_t y,
+                                    int64_t x) {
   float sum = 0;
   for_image_taps(size, image, y, x, [&](int64_t pixel, int64_t tap) { sum += images[pixel] * head.image_weight[tap]; });
   return sum;
@@ -34,9 +36,9 @@ void residual_head(const ResidualHead& head, Size size, const Number* f, const f
   ThreadPool pool;
   const Size fine = doubled(size);
   const int64_t channels = head.channels, pitch = padded(channels);
-  const Buffer kernel(9 * pitch);  // [taps, channels]
+  const Buffer weight(9 * pitch);  // [taps, channels]
   for (int64_t t = 0; t < 9; ++t)
-    for (int64_t c = 0; c < pitch; ++c) kernel.data()[t * pitch + c] = c < channels ? head.weight[c * 9 + t] : 0;
+    for (int64_t c = 0; c < pitch; ++c) weight.data()[t * pitch + c] = c < channels ? head.weight[c * 9 + t] : 0;
 
   for_blocks(pool, Segment::count(fine), Rows::floats(channels), [&](int64_t s, float* scratch) {
     const Segment segment(fine, s);
@@ -45,7 +47,7 @@ void residual_head(const ResidualHead& head, Size size, const Number* f, const f
       Vec products[3] = {};
       for (int64_t c = 0; c < pitch; c += kLanes)
         for (int64_t t = 0; t < 9; ++t)
-          products[t % 3] += load(rows.tap(t) + j * pitch + c) * load(kernel.data() + t * pitch + c);
+          products[t % 3] += load(rows.tap(t) + j * pitch + c) * load(weight.data() + t * pitch + c);
       const int64_t x = segment.x + j;
       out[(segment.image * fine.height + segment.y) * fine.width + x] =
           upsampled_pixel(head, size, image, segment.image, segment.y, x) +
@@ -59,8 +61,8 @@ inline void residual_head_backward(const ResidualHead& head, Size size, const fl
                                    float* grad_bias, float* grad_image_weight) {
   ThreadPool pool;
   const Size fine = doubled(size);
-  const KernelView kernel = KernelView::plain(head.weight, head.channels, 1).transposed().flipped();
-  direct_conv(pool, grad_out, fine, pack_taps(pool, kernel), Differentiate{nullptr, nullptr, 1.0f}, grad_f);
+  const WeightView weight = WeightView::plain(head.weight, head.channels, 1).transposed().flipped();
+  direct_conv(pool, grad_out, fine, pack_taps(pool, weight), Differentiate{nullptr, nullptr, 1.0f}, grad_f);
   direct_weight_gradient(pool, f, fine, head.channels, grad_out, 1, grad_weight);
 
   // The image has one channel: two plain passes over it, not worth threads of their own.

@@ -1,8 +1,9 @@
 // One vector type for every instruction set, and what a loop over channels needs.
 //
-// All kernels are headers. avx512.cpp, avx2.cpp and portable.cpp compile them once each, into a namespace of their own
-// (CMSLAP_ISA), so that code for one processor is never linked into the path of another. For the same reason these
-// headers instantiate no templates of the standard library.
+// All kernels are headers. isa_avx512_bf16.cpp, isa_avx512.cpp, isa_avx2.cpp and isa_portable.cpp compile them once
+// each, into a namespace of their own (CMSLAP_ISA), so that code for one processor is never linked into the path of
+// another. For the same reason these headers instantiate templates of the standard library for types of that namespace
+// only.
 #pragma once
 
 #include <cstdint>
@@ -39,7 +40,6 @@ CMSLAP_INLINE Vec load(const float* p, Partial part) {
 }
 CMSLAP_INLINE void store(float* p, Vec v, Partial part) { std::memcpy(p, &v, part.count * sizeof(float)); }
 
-
 // Stores past the caches what is much larger than they are, so that it is not read in first. p: on a vector's boundary.
 CMSLAP_INLINE void stream(float* p, Vec v) {
 #ifdef CMSLAP_STREAM
@@ -75,11 +75,14 @@ CMSLAP_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 CMSLAP_INLINE int64_t padded(int64_t channels) { return ceil_div(channels, kLanes) * kLanes; }
 
 #ifdef CMSLAP_BFLOAT16
-// A bfloat16 is the upper half of the float32 of the same value. (The mask of all lanes spares GCC 12 a false warning, and no code.)
+// A bfloat16 is the upper half of the float32 of the same value. (The mask of all lanes spares GCC 12 a false warning,
+// and no code.)
 CMSLAP_INLINE Vec widen(__m256i halves) {
   return (Vec)_mm512_maskz_slli_epi32(0xffff, _mm512_maskz_cvtepu16_epi32(0xffff, halves), 16);
 }
-CMSLAP_INLINE Vec load(const BFloat16* p, Whole = {}) { return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+CMSLAP_INLINE Vec load(const BFloat16* p, Whole = {}) {
+  return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
 CMSLAP_INLINE Vec load(const BFloat16* p, Partial part) {
   __m256i halves{};
   std::memcpy(&halves, p, part.count * sizeof(BFloat16));
@@ -94,7 +97,8 @@ CMSLAP_INLINE void store(BFloat16* p, Vec v, Partial part) {
   std::memcpy(p, &bits, part.count * sizeof(BFloat16));
 }
 
-// Two neighbours in depth: what one instruction multiplies and adds for each of 16 columns, as fast as it would one of float32.
+// Two neighbours in depth: what one instruction multiplies and adds for each of 16 columns, as fast as it would one of
+// float32.
 struct Pair {
   BFloat16 even, odd;
 };

@@ -25,8 +25,8 @@ const BFloat16Kernels kKernels = {conv, embedding, upsampling, level, residual_h
 
 extern const Kernels kKernels;
 const Kernels kKernels = {
-    CMSLAP_NAME(CMSLAP_ISA), conv,           conv_backward, embedding,     embedding_backward, upsampling,
-    upsampling_backward,     level,          level_backward, residual_head, residual_head_backward, last_level,
+    CMSLAP_NAME(CMSLAP_ISA), conv,  conv_backward,  embedding,     embedding_backward,     upsampling,
+    upsampling_backward,     level, level_backward, residual_head, residual_head_backward, last_level,
 };
 #endif
 

@@ -2,13 +2,18 @@
 
 #include <algorithm>
 #include <atomic>
+#include <condition_variable>
 #include <cstdlib>
+#include <list>
+#include <mutex>
 #include <new>
+#include <thread>
 #include <utility>
 
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
+#include <unistd.h>
 
 namespace cmslap::cpu {
 
@@ -17,7 +22,8 @@ constexpr int64_t kHugePage = 2 << 20;
 
 Buffer::Buffer(int64_t floats) : data_(nullptr), size_(floats) {
   if (floats == 0) return;
-  // A tile's rows lie in different pages. Huge ones save most of the address translations, and the first touch is cheaper.
+  // A tile's rows lie in different pages. Huge ones save most of the address translations, and the first touch is
+  // cheaper.
   const int64_t alignment = floats * sizeof(float) >= 2 * kHugePage ? kHugePage : kCacheLine;
   const int64_t bytes = (floats * sizeof(float) + alignment - 1) / alignment * alignment;
   data_ = static_cast<float*>(std::aligned_alloc(alignment, bytes));
@@ -38,20 +44,119 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
   return *this;
 }
 
+namespace {
+
+// Waits for what usually comes within microseconds, as the next convolution does, without the price of a sleep.
+template <class Condition>
+void spin_until(const Condition& condition) {
+  for (int i = 0; i < 4000 && !condition(); ++i) {
+#ifdef __x86_64__
+    __builtin_ia32_pause();
+#endif
+  }
+}
+
+// One call of ThreadPool::run, on its caller's stack. Guarded by the helpers' mutex, but for `done`, which may be read
+// without it.
+struct Job {
+  ThreadPool::Task task;
+  const void* context;
+  int64_t blocks;
+  float* const* scratch;  // of each worker; the caller is the first
+  int64_t workers, joined = 1, next = 0;
+  std::atomic<int64_t> done{0};
+
+  bool open() const { return next < blocks; }
+};
+
+class Helpers {
+ public:
+  // Those of this process: a fork inherits none.
+  static Helpers& instance() {
+    static std::mutex mutex;
+    static Helpers* helpers = nullptr;  // never destroyed: threads sleep in it until the process ends
+    static pid_t owner = -1;
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (owner != getpid()) {
+      helpers = new Helpers;
+      owner = getpid();
+    }
+    return *helpers;
+  }
+
+  void run(Job& job) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (; threads_ < job.workers - 1; ++threads_) std::thread([this] { help(); }).detach();
+    const auto place = jobs_.insert(jobs_.end(), &job);
+    published_.fetch_add(1, std::memory_order_release);
+    lock.unlock();
+    work_.notify_all();
+    lock.lock();
+    work(job, 0, lock);
+    jobs_.erase(place);
+    lock.unlock();
+    const auto finished = [&] { return job.done.load(std::memory_order_acquire) == job.blocks; };
+    spin_until(finished);
+    lock.lock();
+    finished_.wait(lock, finished);
+  }
+
+ private:
+  void help() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    while (true) {
+      const auto job = std::find_if(jobs_.begin(), jobs_.end(),
+                                    [](const Job* job) { return job->open() && job->joined < job->workers; });
+      if (job != jobs_.end()) {
+        work(**job, (*job)->joined++, lock);
+        continue;
+      }
+      const uint64_t seen = published_.load(std::memory_order_relaxed);
+      lock.unlock();
+      const auto more = [&] { return published_.load(std::memory_order_acquire) != seen; };
+      spin_until(more);
+      lock.lock();
+      work_.wait(lock, more);
+    }
+  }
+
+  // Takes blocks until there are none. The job may be gone when a helper returns.
+  void work(Job& job, int64_t worker, std::unique_lock<std::mutex>& lock) {
+    while (job.open()) {
+      const int64_t block = job.next++;
+      lock.unlock();
+      job.task(job.context, block, job.scratch[worker]);
+      lock.lock();
+      if (job.done.fetch_add(1, std::memory_order_release) + 1 == job.blocks) finished_.notify_all();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable work_, finished_;
+  std::list<Job*> jobs_;
+  std::atomic<uint64_t> published_{0};
+  int64_t threads_ = 0;
+};
+
+}  // namespace
+
 ThreadPool::ThreadPool() : scratch_(std::max<int64_t>(1, thread_count())) {}
 
 ThreadPool::~ThreadPool() = default;
 
 void ThreadPool::run(int64_t blocks, int64_t scratch_floats, Task task, const void* context) {
   const int64_t workers = std::min(blocks, size());
-  for (int64_t worker = 0; worker < workers; ++worker)
+  std::vector<float*> scratch;
+  for (int64_t worker = 0; worker < workers; ++worker) {
     if (scratch_[worker].size() < scratch_floats) scratch_[worker] = Buffer(scratch_floats);
-  std::atomic<int64_t> next{0};
-  const auto work = [&](int64_t worker) {
-    for (int64_t block = next++; block < blocks; block = next++) task(context, block, scratch_[worker].data());
-  };
-  on_threads(
-      workers, [](const void* body, int64_t worker) { (*static_cast<const decltype(work)*>(body))(worker); }, &work);
+    scratch.push_back(scratch_[worker].data());
+  }
+  if (workers <= 1) {
+    for (int64_t block = 0; block < blocks; ++block) task(context, block, scratch[0]);
+    return;
+  }
+  Job job{task, context, blocks, scratch.data(), workers};
+  Helpers::instance().run(job);
 }
 
 }  // namespace cmslap::cpu

@@ -21,7 +21,13 @@ class Buffer {
   int64_t size_;
 };
 
-// The workers of one operation; their scratch memory lasts from one convolution to the next.
+// The workers of one operation: the calling thread and up to thread_count() - 1 helpers. Their scratch memory lasts
+// from one convolution to the next.
+//
+// The helpers are threads of the process that sleep between operations. On a busy machine a barrier costs as much as
+// the slowest thread's wait for a processor, which is why these are not OpenMP's: the caller waits for blocks that
+// others have begun and for nothing else. A helper that gets no processor takes no block, and its share is done by
+// those that run.
 class ThreadPool {
  public:
   using Task = void (*)(const void* context, int64_t block, float* scratch);
@@ -37,8 +43,7 @@ class ThreadPool {
   std::vector<Buffer> scratch_;
 };
 
-// Given by whoever links the kernels: how many threads to use, and a call of body(context, worker) for each of them.
+// Given by whoever links the kernels: how many threads to use.
 int64_t thread_count();
-void on_threads(int64_t workers, void (*body)(const void* context, int64_t worker), const void* context);
 
 }  // namespace cmslap::cpu

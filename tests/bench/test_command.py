@@ -115,4 +115,4 @@ def test_others_are_those_that_run_while_this_process_waits():
 def test_one_line_a_case(record):
     conv, folder = map(table.brief, record["results"])
     assert conv == "conv forward, 1×1×8×8: cmslap 10.0 ms (50% of limit), which is 2.00x eager"
-    assert folder.endswith("which is 0.50x eager, torch.compile failed")
+    assert folder.endswith("which is 0.50x eager; torch.compile failed: out of memory")

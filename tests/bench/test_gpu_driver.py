@@ -1,7 +1,7 @@
 """``make gpu`` without a GPU: what it says, how its steps end, what it leaves behind."""
 
-import copy
 import json
+import os
 import subprocess
 import sys
 import time
@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.gpu import driver, probe
+from bench.gpu import bars, driver, probe, rehearsal
+from bench.gpu.driver import Session, Step
 from bench.speed import gpu, scaling
 from bench.speed.work import Setting
 from cmslap.ops import extension
@@ -19,35 +20,13 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture
-def fake(monkeypatch, tmp_path, record):
-    """Steps that end as ``outcomes`` says, "ok" if it says nothing; measurements leave their files then."""
-    outcomes = {}
-
-    def execute(name, module, log, limit):
-        execute.commands.append(module)
-        outcome = outcomes.get(name, "ok")
-        failed = {}
-        if isinstance(outcome, dict):  # of the implementations, if they are not left out
-            failed = {who: why for who, why in outcome.items() if who not in module}
-            outcome = "exit status 1, see log" if failed else "ok"
-        log.write_text("===== 3 passed =====\n")
-        if name in driver.MEASUREMENTS and (failed or outcome == "ok"):
-            left = copy.deepcopy(record)
-            left["results"][0] |= {"name": name, "failed": failed}
-            (tmp_path / f"{name}.json").write_text(json.dumps(left))
-        return driver.Step(name, outcome, 1.0)
-
-    execute.commands = []
-    outcomes["commands"] = execute.commands
-    monkeypatch.setattr(driver, "missing", lambda: None)
-    monkeypatch.setattr(driver, "execute", execute)
-    monkeypatch.setattr(driver, "_built_backends", lambda: ["cuda", "triton"])
-    return outcomes
-
-
-def run(tmp_path, *options):
-    status = driver.main(["--out", str(tmp_path), *options])
-    return status, {step["name"]: step["outcome"] for step in json.loads((tmp_path / "run.json").read_text())}
+def session(tmp_path):
+    """Of a Hopper device on which nothing has run; in-process, with steps that end as ``outcomes`` says."""
+    out, work = tmp_path / "out", tmp_path / "work"
+    out.mkdir()
+    work.mkdir()
+    summary = {"steps": {}, "records": {}, "hopper": None, "bars": [], "capability": [9, 0], "commit": "abc"}
+    return Session(out, work, summary)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU")
@@ -60,100 +39,131 @@ def test_without_a_gpu(tmp_path, capsys):
 
 
 def test_measures_every_case_of_the_suites():
-    cases = [case for step in driver.MEASUREMENTS.values() if step.suite == "gpu" for case in step.cases]
-    assert sorted(cases) == sorted(gpu.cases("usual"))
-    assert driver.MEASUREMENTS["scaling"].cases == tuple(map(str, scaling.SIDES["cuda"]))
+    chosen = (*driver.NETWORK, *driver.OPERATIONS, *driver.END_TO_END, *driver.COMPILED)
+    assert sorted(chosen) == sorted(gpu.cases("usual"))
+    assert scaling.SIDES["cuda"]
 
 
-def test_everything_fine(fake, tmp_path, capsys):
-    status, outcomes = run(tmp_path)
-    assert status == 0
-    assert list(outcomes) == ["build", "tests", "probe cuda", "probe triton", *driver.MEASUREMENTS, "plots"]
-    out = capsys.readouterr().out
-    assert "training, 1×1×8×8: cmslap 10.0 ms (50% of limit), which is 2.00x eager" in out
-    assert "Ceilings measured: 200 GFLOP/s" in out
-    assert "tests: 3 passed" in out
+def test_order_and_limits(tmp_path):
+    """Trials before measurements, block and training first, torch.compile last; no step outlasts a call."""
+    steps = driver.steps(tmp_path, quick=False)
+    assert [step.name for step in steps] == [
+        "build", "hopper", "probe cuda", "probe cuda sm80", "probe triton", "network", "operations", "tests cuda",
+        "tests triton", "tests sm80", "tests memory", "end to end", "scaling", "compiled",
+    ]  # fmt: skip
+    assert all(step.least < step.limit < 480 for step in steps)
 
 
-def test_quick_mode_leaves_max_autotune_out(fake, tmp_path):
-    run(tmp_path, "--quick")
-    commands = [command for command in fake["commands"] if command[0] == "bench"]
-    assert commands
-    assert all("--quick" in command for command in commands)
+@pytest.mark.parametrize(
+    ("outcomes", "hopper", "kernels", "without"),
+    [
+        ({}, None, None, []),
+        ({"probe cuda": "ok", "probe triton": "ok"}, "right", None, []),
+        ({"probe cuda": "ok", "probe triton": "exit status 1"}, "right", None, ["triton"]),
+        ({"probe cuda": "exit status 1", "probe cuda sm80": "ok"}, "right", "sm80", []),
+        ({"probe cuda": "ok", "probe cuda sm80": "ok"}, "wrong", "sm80", []),
+        ({"probe cuda": "stopped after 60 s", "probe cuda sm80": "exit status -6"}, None, "sm80", ["cuda"]),
+        ({"probe cuda": "not run: 3 s were left"}, None, None, []),
+    ],
+)
+def test_what_follows_from_the_trials(session, outcomes, hopper, kernels, without):
+    session.steps.update({name: {"outcome": outcome} for name, outcome in outcomes.items()})
+    session.summary["hopper"] = hopper
+    environment = session.environment(Step("network", (), 9, 1))
+    assert environment.get("CMSLAP_CUDA_KERNELS") == kernels
+    assert environment["CMSLAP_COMMIT"] == "abc"
+    assert session.without == without
 
 
-def test_failed_tests_do_not_stop_the_measuring(fake, tmp_path, capsys, record):
-    fake.update({"tests": "exit status 1, see tests.log", "training": "stopped after 90 s, see training.log"})
-    record["results"][0]["name"] = "an earlier run"
-    (tmp_path / "training.json").write_text(json.dumps(record))
-    status, outcomes = run(tmp_path)
-    assert status == 1
-    assert outcomes["forward"] == "ok"
-    out = capsys.readouterr().out
-    assert "stopped after 90 s, see training.log" in out
-    assert "an earlier run" not in out
+def test_other_devices_have_no_kernels_of_their_own(session):
+    session.summary["capability"] = [8, 0]
+    for name in ("hopper", "probe cuda sm80", "tests sm80"):
+        session.run(Step(name, ("-c", "1 / 0"), 9, 1), left=100)
+        assert session.steps[name]["outcome"].startswith("ok: not needed")
+    session.steps["probe cuda"] = {"outcome": "exit status 1"}
+    assert session.without == ["cuda"]
 
 
-def test_a_backend_that_fails_its_trial_is_not_measured(fake, tmp_path):
-    fake["probe cuda"] = "stopped after 60 s, see probe-cuda.log"
-    status, _ = run(tmp_path)
-    assert status == 1
-    for command in fake["commands"]:
-        assert ("cmslap cuda" in command) == (command[0] == "bench")
-        assert "cmslap triton" not in command
-
-
-def test_a_backend_that_breaks_the_device_is_left_out_the_next_time(fake, tmp_path):
-    fake["block"] = {
-        "cmslap cuda": "AcceleratorError: CUDA error: an illegal memory access was encountered",
-        "cmslap triton": "AcceleratorError: CUDA error: an illegal memory access was encountered",
-    }
-    _, outcomes = run(tmp_path)
-    assert outcomes["block"] == "cuda broke the device; without: triton broke the device; without: ok"
-    assert outcomes["training"] == "ok"
-
-
-def test_nothing_follows_a_failed_build(fake, tmp_path):
-    fake["build"] = "exit status 1, see build.log"
-    assert run(tmp_path) == (1, {"build": "exit status 1, see build.log"})
-
-
-def test_out_of_time(fake, tmp_path):
-    status, outcomes = run(tmp_path, "--minutes", "0.1")
-    assert status == 1
-    assert {outcomes[name] for name in driver.MEASUREMENTS} == {"not run: out of time"}
-
-
-def test_what_is_not_installed_is_named(fake, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        driver, "_absent", lambda modules: [name for name in modules if name in ("scipy", "matplotlib")]
-    )
-    status, outcomes = run(tmp_path)
-    assert status == 1
-    assert outcomes["tests"] == "not run: no module scipy"
-    assert outcomes["plots"] == "ok: none, as matplotlib is not installed"
+@pytest.mark.parametrize(
+    ("rows", "right"),
+    [
+        ([{"descriptor": {}}, {"kernel": "conv", "error": 1e-3}], True),
+        ([{"kernel": "conv", "error": 0.5}], False),
+        ([{"kernel": "conv", "error": float("nan")}], False),
+        ([{"kernel": "conv", "error": 1e-3}, {"failed": -11}], False),
+        ([], False),
+    ],
+)
+def test_a_variant_is_right_if_all_its_rows_are(rows, right):
+    assert driver._right(rows) == right
 
 
 @pytest.mark.parametrize(
     ("statement", "outcome"),
     [
         ("print(7)", "ok"),
-        ("1 / 0", "exit status 1, see log"),
-        ("import time; time.sleep(60)", "stopped after 2 s, see log"),
+        ("1 / 0", "exit status 1"),
+        ("import os; os.abort()", "exit status -6"),
+        ("import time; time.sleep(60)", "stopped after 2 s"),
     ],
 )
-def test_steps(statement, outcome, tmp_path):
+def test_steps(statement, outcome, session):
     start = time.monotonic()
-    step = driver.execute("step", ("timeit", "-n1", "-r1", statement), tmp_path / "log", limit=2)
-    assert step.outcome == outcome
+    session.run(Step("step", ("-c", statement), 2, 0), left=60)
+    assert session.steps["step"]["outcome"] == outcome
     assert time.monotonic() - start < 30
-    assert (outcome != "ok") or "7" in (tmp_path / "log").read_text()
+    assert json.loads((session.out / "summary.json").read_text())["steps"]["step"]["outcome"] == outcome
+    assert sorted(path.name for path in session.out.iterdir()) == ["logs.tar.gz", "summary.json"]
+
+
+def test_a_step_that_is_stopped_ends_with_all_that_it_started(session, tmp_path):
+    child = "import os, time; open({!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    child = child.format(str(tmp_path / "pid"))
+    statement = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    session.run(Step("step", ("-c", statement), 3, 0), left=60)
+    deadline = time.monotonic() + 10
+    while (Path("/proc") / (tmp_path / "pid").read_text() / "exe").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_unknown_steps(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(driver, "facts", lambda: {"torch": "0", "device": "x", "capability": [9, 0]})
+    assert driver.main(["--out", str(tmp_path), "--commit", "abc", "--steps", "probe cuda,x"]) == 1
+    assert "not 'x'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("median", "verdict"),
+    [(0.001, "0% of the matrix product (bar 60%, goal 80%): short of the bar"), (1e-7, "goal reached")],
+)
+def test_bars(record, median, verdict):
+    result = record["results"][0] | {"case": "conv2d_lrelu", "gflop": 1e-3}
+    result["timings"] = {"cmslap cuda": {"median": 2 * median}, "cmslap triton": {"median": median}}
+    first, *others = bars.answered({"operations": record | {"results": [result]}})
+    assert verdict in first.text
+    assert all("not measured" in bar.text for bar in others)
+
+
+def test_less_memory_is_better(record):
+    timings = {"cmslap cuda": {"median": 1.0, "peak_bytes": 30}, "eager": {"median": 2.5, "peak_bytes": 100}}
+    result = record["results"][0] | {"case": "recompute-training", "timings": timings}
+    *_, last = bars.answered({"network": record | {"results": [result]}})
+    assert last.text.endswith("0.30x of eager's memory (bar 0.55x, goal 0.20x): bar reached")
+
+
+def test_rehearsal_of_what_can_go_wrong(tmp_path):
+    rehearsal.all_wrong(tmp_path)
+
+
+def test_rehearsal_of_training(tmp_path):
+    rehearsal.training(tmp_path)
 
 
 @pytest.mark.skipif(extension.MISSING is not None, reason=str(extension.MISSING))
 def test_trial_finds_the_cpu_kernels_right():
     outcomes = probe.probe("cpu", Setting(side=10, channels=8, recursions=2))
-    assert len(outcomes) == 5
+    assert len(outcomes) == 6
     assert all(outcome.error < 1e-4 for outcome in outcomes)
 
 
@@ -164,3 +174,12 @@ def test_trial_of_what_is_not_there():
     )
     assert trial.returncode == 1
     assert trial.stdout.count("backend cuda can't run this") == 5
+
+
+def test_the_commit_is_given_where_there_is_no_checkout(monkeypatch, tmp_path):
+    from cmslap import provenance
+
+    monkeypatch.setattr(provenance.cmslap, "__file__", str(tmp_path / "cmslap" / "__init__.py"))
+    assert provenance.provenance()["commit"] == os.environ.get("CMSLAP_COMMIT")
+    monkeypatch.setenv("CMSLAP_COMMIT", "abc")
+    assert provenance.provenance()["commit"] == "abc"

@@ -1,6 +1,7 @@
 """Exporters and separate processes."""
 
 import os
+import time
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -11,7 +12,7 @@ import torch
 from bench.speed import baselines, work
 from bench.speed.baselines import Baseline
 from bench.speed.work import Setting, forward
-from bench.speed.worker import Worker, WorkerError
+from bench.speed.worker import Worker, WorkerError, Workers
 
 TINY = Setting(side=8, channels=2, depth=1, recursions=1)
 
@@ -45,8 +46,17 @@ def _end(piece):
     return lambda: os._exit(1)
 
 
+def _called(count, piece):
+    return lambda: [piece.function(*piece.inputs[0]) for _ in range(count)]
+
+
+def _slow(piece):
+    seconds = iter((0, 60))  # of the first call, which a limit of its own may end, and of the second
+    return lambda: time.sleep(next(seconds))
+
+
 def worker(prepare):
-    return Worker(Baseline("baseline", prepare, environment={"CMSLAP_TEST": "yes"}), partial(forward, 2), TINY)
+    return Worker({"CMSLAP_TEST": "yes"}).prepare(Baseline("baseline", prepare), partial(forward, 2), TINY)
 
 
 def test_worker_has_its_own_environment_and_sees_the_peak_of_its_call():
@@ -70,11 +80,38 @@ def test_what_goes_wrong_in_a_worker(prepare, error, message):
         worker(prepare)
 
 
+def test_a_process_serves_all_cases_and_is_started_once_more():
+    workers, build = Workers(), partial(forward, 2)
+    fine, dying = Baseline("fine", partial(_called, 4)), Baseline("dying", _end)
+    workers.start(["fine", "dying"])
+    first = workers.of("fine")
+    for _ in range(2):
+        workers.start(["fine", "dying"])
+        with pytest.raises(WorkerError, match="process was ended"):
+            workers.of("dying").prepare(dying, build, TINY)
+        call = workers.of("fine").prepare(fine, build, TINY)
+        assert call is first
+        assert call.facts == forward(2, TINY).facts
+        assert 0 < call.seconds(2) < 60
+        workers.release()
+    workers.start(["dying"])
+    with pytest.raises(WorkerError, match="had to be ended 2 times"):
+        workers.of("dying")
+
+
+def test_a_worker_that_does_not_answer_is_ended(monkeypatch):
+    monkeypatch.setattr("bench.speed.worker.TURN_LIMIT", 0.2)
+    call = Worker().prepare(Baseline("slow", _slow), partial(forward, 2), TINY)
+    with pytest.raises(WorkerError, match=r"no answer within 0.2 s"):
+        call()
+    assert call.ended
+
+
 def test_cases_can_be_sent_to_a_worker():
     """What a case is made of is picklable."""
     import pickle
 
-    from bench.speed import cpu
+    from bench.speed import cpu, gpu
 
-    for case in cpu.cases("full").values():
+    for case in (*cpu.cases("full").values(), *gpu.cases("full").values()):
         pickle.loads(pickle.dumps((replace(case, baselines=()), [baseline.prepare for baseline in case.baselines])))

@@ -28,6 +28,19 @@ def test_files_of_a_suite_are_one_record(folder, record):
     assert set(found) == {"cpu", "scaling"}
 
 
+def test_a_summary_of_several_steps(record, tmp_path):
+    """One row for the same work, with the baselines of both steps; and the bars."""
+    later = copy.deepcopy(record)
+    timings = later["results"][0]["timings"]
+    timings["torch.compile"] = timings.pop("eager") | {"speedup": 1.25}
+    bars = [{"text": "a bar: reached"}]
+    (tmp_path / "summary.json").write_text(json.dumps({"records": {"a": record, "b": later}, "bars": bars}))
+    text = report._speed(report.records(tmp_path)["cpu"], tmp_path)
+    assert text.count("| conv forward, 1×1×8×8 |") == 1
+    assert "| conv forward, 1×1×8×8 | 10.0 ms | 50% | 2.00x | 1.25x |" in text
+    assert report._bars(tmp_path) == "- a bar: reached"
+
+
 def test_plots(folder, tmp_path):
     report.draw(folder, tmp_path)
     for name in ("speed-networks", "roofline", "scaling"):

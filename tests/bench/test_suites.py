@@ -13,7 +13,7 @@ from bench.speed.baselines import Baseline
 from bench.speed.ceilings import floor, measure_ceilings
 from bench.speed.suite import Case, measure_all
 from bench.speed.work import Setting, operation
-from cmslap.ops import extension
+from cmslap.ops import dispatch, extension
 
 CPU_CASES = cpu.cases("full", CPU_SIZES)
 GPU_CASES = gpu.cases("usual", GPU_SIZES, torch.device("cpu"))
@@ -43,12 +43,39 @@ def test_gpu_cases(name, small):
     """Here only plain PyTorch can: what fails is named with its reason, and the rest goes on."""
     case = GPU_CASES[name]
     broken = Baseline("cmslap cuda", baselines.backend("cuda").prepare)
-    result = measured(case, baselines=[broken, baselines.EAGER], memory=False)
+    result = measured(case, baselines=[broken, baselines.EAGER], memory=False, apart=False)
     if result["name"] not in ("cmslap upscale FOLDER, 4x",):
         assert "backend cuda can't run this" in result["failed"]["cmslap cuda"]
     assert set(result["timings"]) == {"eager"}
     assert result["baseline"] == "eager"
     assert "cmslap has no time" in table.table(result)
+
+
+@needs_kernels
+def test_rows_say_which_backend_ran_what(small, monkeypatch):
+    """A preferred backend that can't run one operation of a network leaves that one to another."""
+    without = {name: kernel for name, kernel in dispatch.CPU.forward.items() if name != "conv2d_lrelu"}
+    partly = replace(dispatch.CPU, name="partly", forward=without)
+    monkeypatch.setattr(dispatch, "NAMES", (*dispatch.NAMES, "partly"))
+    monkeypatch.setattr(dispatch, "BACKENDS", (*dispatch.BACKENDS, partly))
+    case = CPU_CASES["training"]
+    result = measured(case, baselines=[baselines.backend("partly"), baselines.EAGER], memory=False)
+    assert result["failed"] == {}
+    ran = dict(result["timings"]["cmslap partly"]["backends"])
+    assert ran.pop("conv2d_lrelu") == ["cpu"]
+    assert set(map(tuple, ran.values())) == {("partly",)}
+    assert "[conv2d_lrelu by cpu]" in table.table(result)
+    assert "[conv2d_lrelu by cpu]" in table.brief(result)
+
+
+@pytest.mark.parametrize("which", ["data", "weight"])
+def test_one_gradient_of_a_convolution_asks_for_no_other(which, small):
+    setting = replace(GPU_CASES["conv2d_lrelu"].setting, dtype=torch.float32)
+    work = gpu._conv_gradient(which, setting)
+    arguments = work.inputs[0]
+    wanted = [tensor for tensor in arguments if tensor.requires_grad]
+    assert len(wanted) == {"data": 1, "weight": 2}[which]
+    assert (arguments[0] is wanted[0]) == (which == "data")
 
 
 @needs_kernels
@@ -132,12 +159,12 @@ def test_network_peers_name_what_is_not_installed(small, monkeypatch):
     assert set(result["absent"]) == {"ONNX Runtime", "OpenVINO"}
 
 
-def test_backward_alone_repeats_on_one_forward_pass(small):
+def test_a_gradient_alone_repeats_on_one_forward_pass(small):
     passes = []
     setting = replace(GPU_CASES["conv2d_lrelu"].setting, dtype=torch.float32)
-    work = gpu._conv_backward(setting)
+    work = gpu._conv_gradient("data", setting)
     call = work.drive(lambda *arguments: passes.append(0) or work.function(*arguments))
     for _ in range(5):
         call()
     assert len(passes) == len(work.inputs)
-    assert work.gflop == 2 * operation("conv2d_lrelu", False, setting).gflop
+    assert work.gflop == operation("conv2d_lrelu", False, setting).gflop

@@ -1,5 +1,6 @@
-// Runs every CPU kernel under a sanitizer (make sanitize), without PyTorch: random shapes, each tensor in memory of exactly its
-// size, results compared with plain loops in double. Exits 1 at the first difference; the sanitizers end it at theirs.
+// Runs every CPU kernel under a sanitizer (make sanitize), without PyTorch: random shapes, each tensor in memory of
+// exactly its size, results compared with plain loops in double. Exits 1 at the first difference; the sanitizers end it
+// at theirs.
 
 #include <cmath>
 #include <cstdio>
@@ -11,17 +12,11 @@
 #include <vector>
 
 #include "cpu/kernels.h"
-#include "cpu/pool.h"
+#include "cpu/thread_pool.h"
 
 namespace cmslap::cpu {
 
 int64_t thread_count() { return 3; }
-
-void on_threads(int64_t workers, void (*body)(const void* context, int64_t worker), const void* context) {
-  std::vector<std::thread> threads;
-  for (int64_t worker = 0; worker < workers; ++worker) threads.emplace_back(body, context, worker);
-  for (std::thread& thread : threads) thread.join();
-}
 
 }  // namespace cmslap::cpu
 
@@ -30,7 +25,7 @@ namespace {
 using namespace cmslap::cpu;
 using Floats = std::vector<float>;
 
-std::mt19937 engine{std::random_device{}()};
+thread_local std::mt19937 engine{std::random_device{}()};
 
 int64_t between(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(engine); }
 
@@ -55,7 +50,8 @@ void compare(const char* what, const Floats& result, const std::vector<double>& 
   }
 }
 
-// out[coarse, out] of in[fine, in], stride 1 with padding 1 or stride 2 without: body(fine, coarse, tap) for every pair that meets.
+// out[coarse, out] of in[fine, in], stride 1 with padding 1 or stride 2 without: body(fine, coarse, tap) for every pair
+// that meets.
 template <class Body>
 void for_taps(Size coarse, int64_t stride, Body&& body) {
   const int64_t height = coarse.height * stride, width = coarse.width * stride, pad = stride == 1;
@@ -71,15 +67,16 @@ void for_taps(Size coarse, int64_t stride, Body&& body) {
 }
 
 void test_conv(Size size, int64_t in, int64_t out) {
-  const Floats weight = random_floats(out * in * 9, 0.3f), bias = random_floats(out), x = random_floats(size.pixels() * in);
+  const Floats weight = random_floats(out * in * 9, 0.3f), bias = random_floats(out),
+               x = random_floats(size.pixels() * in);
   const Floats skip = random_floats(size.pixels() * out), grad = random_floats(size.pixels() * out);
   const Conv conv{in, out, weight.data(), bias.data(), 1.0f};
 
   Floats y = poison(size.pixels() * out), grad_x = poison(size.pixels() * in), grad_skip = poison(size.pixels() * out);
   Floats grad_weight(weight.size()), grad_bias(out);
   kernels().conv(conv, size, x.data(), skip.data(), y.data());
-  kernels().conv_backward(conv, size, x.data(), y.data(), grad.data(), grad_x.data(), grad_weight.data(), grad_bias.data(),
-                          grad_skip.data());
+  kernels().conv_backward(conv, size, x.data(), y.data(), grad.data(), grad_x.data(), grad_weight.data(),
+                          grad_bias.data(), grad_skip.data());
 
   std::vector<double> y_(y.size()), grad_x_(grad_x.size()), grad_weight_(weight.size()), grad_bias_(out);
   for (size_t i = 0; i < y.size(); ++i) {
@@ -101,7 +98,8 @@ void test_conv(Size size, int64_t in, int64_t out) {
 }
 
 void test_upsampling(Size size, int64_t in, int64_t out) {
-  const Floats weight = random_floats(in * out * 9, 0.3f), bias = random_floats(out), a = random_floats(size.pixels() * in);
+  const Floats weight = random_floats(in * out * 9, 0.3f), bias = random_floats(out),
+               a = random_floats(size.pixels() * in);
   const Floats grad = random_floats(4 * size.pixels() * out);
   const Upsampling up{in, out, weight.data(), bias.data()};
 
@@ -130,7 +128,8 @@ void test_level(Size size, int64_t channels, int64_t depth, int64_t recursions) 
   const int64_t floats = size.pixels() * channels;
   const Floats weights = random_floats(depth * channels * channels * 9, 0.1f), biases = random_floats(depth * channels);
   const Floats bias = random_floats(channels), u = random_floats(floats), grad = random_floats(4 * floats);
-  const Floats head_weight = random_floats(channels * 9), image_weight = random_floats(16), image = random_floats(size.pixels());
+  const Floats head_weight = random_floats(channels * 9), image_weight = random_floats(16),
+               image = random_floats(size.pixels());
   const float head_bias = 0.5f;
   const Upsampling up{channels, channels, weights.data(), bias.data()};
   const ResidualHead head{channels, head_weight.data(), &head_bias, image_weight.data()};
@@ -158,9 +157,10 @@ void test_level(Size size, int64_t channels, int64_t depth, int64_t recursions) 
   compare("last level", folded, {out.begin(), out.end()});
 
   const Floats grad_out = random_floats(out.size());
-  Floats grad_f = poison(f.size()), grad_image = poison(image.size()), grad_head(head_weight.size()), grad_bias(1), grad_k(16);
-  kernels().residual_head_backward(head, size, f.data(), image.data(), grad_out.data(), grad_f.data(), grad_image.data(),
-                                   grad_head.data(), grad_bias.data(), grad_k.data());
+  Floats grad_f = poison(f.size()), grad_image = poison(image.size()), grad_head(head_weight.size()), grad_bias(1),
+         grad_k(16);
+  kernels().residual_head_backward(head, size, f.data(), image.data(), grad_out.data(), grad_f.data(),
+                                   grad_image.data(), grad_head.data(), grad_bias.data(), grad_k.data());
 }
 
 using BFloat16s = std::vector<BFloat16>;
@@ -203,12 +203,13 @@ void test_bfloat16(const BFloat16Kernels& short_kernels, Size size, int64_t in, 
   compare("conv in bfloat16", widened(short_y), exactly(y), kTolerance);
 
   const Floats weights = random_floats(2 * in * in * 9, 0.3f / std::sqrt(float(in))), biases = random_floats(2 * in);
-  const Floats head_weight = random_floats(in * 9), image_weight = random_floats(16), image = random_floats(size.pixels());
+  const Floats head_weight = random_floats(in * 9), image_weight = random_floats(16),
+               image = random_floats(size.pixels());
   const float head_bias = 0.5f;
   const Embedding op{in, 2, 2, weights.data(), biases.data(), 0.2f, Save::kNothing};
   const Upsampling up{in, in, weights.data(), biases.data()};
   const ResidualHead head{in, head_weight.data(), &head_bias, image_weight.data()};
-  Floats a = poison(x.size()), f = poison(4 * x.size()), image = poison(4 * size.pixels());
+  Floats a = poison(x.size()), f = poison(4 * x.size()), enlarged = poison(4 * size.pixels());
   BFloat16s short_a(a.size(), nan), short_f(f.size(), nan);
   kernels().embedding(op, size, x.data(), nullptr, a.data());
   short_kernels.embedding(op, size, short_x.data(), short_a.data());
@@ -219,13 +220,13 @@ void test_bfloat16(const BFloat16Kernels& short_kernels, Size size, int64_t in, 
   kernels().level(op, up, size, x.data(), nullptr, a.data(), f.data());
   short_kernels.level(op, up, size, short_x.data(), short_f.data());
   compare("level in bfloat16", widened(short_f), exactly(f), kTolerance);
-  Floats short_image = poison(image.size());
-  kernels().residual_head(head, size, widened(short_f).data(), image.data(), image.data());
-  short_kernels.residual_head(head, size, short_f.data(), image.data(), short_image.data());
-  compare("residual head in bfloat16", short_image, exactly(image));
-  kernels().last_level(op, up, head, size, x.data(), image.data(), image.data());
-  short_kernels.last_level(op, up, head, size, short_x.data(), image.data(), short_image.data());
-  compare("last level in bfloat16", short_image, exactly(image), kTolerance);
+  Floats short_enlarged = poison(enlarged.size());
+  kernels().residual_head(head, size, widened(short_f).data(), image.data(), enlarged.data());
+  short_kernels.residual_head(head, size, short_f.data(), image.data(), short_enlarged.data());
+  compare("residual head in bfloat16", short_enlarged, exactly(enlarged));
+  kernels().last_level(op, up, head, size, x.data(), image.data(), enlarged.data());
+  short_kernels.last_level(op, up, head, size, short_x.data(), image.data(), short_enlarged.data());
+  compare("last level in bfloat16", short_enlarged, exactly(enlarged), kTolerance);
 }
 
 }  // namespace
@@ -240,6 +241,9 @@ int main() try {
   }
   test_conv({1, 9, 110}, 64, 64);
   test_upsampling({1, 2, 110}, 64, 64);
+  std::thread other([] { test_conv({1, 45, 48}, 17, 65); });  // calls at the same time share the threads
+  test_conv({1, 48, 45}, 65, 17);
+  other.join();
   std::printf("%s kernels%s: no difference\n", kernels().name, bfloat16_kernels() ? " and those for bfloat16" : "");
 } catch (const std::invalid_argument& error) {  // an instruction set this processor has not
   std::printf("skipped: %s\n", error.what());

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -140,6 +141,25 @@ def test_thread_counts_and_runs_give_the_same_bits(name, dtype):
         torch.set_num_threads(before)
     for run in runs[1:]:
         assert all(torch.equal(*pair) for pair in zip(run, runs[0], strict=True))
+
+
+def test_calls_from_several_threads_share_the_workers():
+    arguments = random_call("conv2d_lrelu", N=2, Cin=20, Cout=17, H=30, W=33)
+    expected = ops.conv2d_lrelu(**arguments)
+    with ThreadPoolExecutor(4) as callers:
+        results = list(callers.map(lambda _: ops.conv2d_lrelu(**arguments), range(40)))
+    assert all(torch.equal(result, expected) for result in results)
+
+
+def test_a_forked_process_has_workers_of_its_own():
+    code = (
+        "import os, torch; from cmslap import ops; torch.set_num_threads(2);"
+        "x, w = torch.randn(1, 16, 40, 40), torch.randn(16, 16, 3, 3); y = ops.conv2d_lrelu(x, w); child = os.fork();"
+        "same = torch.equal(ops.conv2d_lrelu(x, w), y);"
+        "child or os._exit(not same); assert same and os.waitpid(child, 0)[1] == 0"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("frozen", ["x", "weight"])

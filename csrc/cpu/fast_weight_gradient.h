@@ -1,0 +1,173 @@
+// The weight gradient of a convolution in Winograd's domain: dW = Gᵀ [ Σ over tiles (A dy Aᵀ) ⊙ (Bᵀ x B) ] G.
+//
+// A tile of 4×4 pixels with 64 channels on both sides takes 36 · 64 · 64 = 147,456 multiplications, 4,608 cycles of a
+// core that starts two AVX-512 multiply-adds a cycle; the direct way takes four times as many. Through L2 go 18 KiB of
+// transformed tile, written and read, and a group's share of the sums, 12 KiB read and written: 60 KiB, some 1,000
+// cycles that partly hide behind the products. The transforms are about 1,300 instructions more. So the multiply-add
+// units are the limit, as they are of the forward pass (transforms of 36 + 16 numbers a tile and channel there, too),
+// if sums and tiles stay in L2: that is why a block has half of the 36 points, 288 KiB of sums beside 432 KiB of tiles.
+// Halves cost nothing, as a transform is made in two anyway.
+//
+// The data gradient can't share A dy Aᵀ: its tiles of dy overlap. Turned round (B [(G g Gᵀ) ⊙ (A dy Aᵀ)] Bᵀ) it could,
+// but its outputs would overlap in place of its inputs and have to be summed before the epilogue: as many instructions,
+// and more memory.
+#pragma once
+
+#include "fast_conv.h"
+
+namespace cmslap::cpu::CMSLAP_ISA {
+
+// Part of a number of channels.
+struct Channels {
+  int64_t first, count;
+};
+
+// Channels in even parts of whole vectors, at most kMost each.
+struct ChannelParts {
+  static constexpr int64_t kMost = 64;
+  int64_t channels, width;
+
+  explicit ChannelParts(int64_t channels)
+      : channels(channels), width(padded(ceil_div(channels, ceil_div(channels, kMost)))) {}
+  int64_t count() const { return ceil_div(channels, width); }
+  Channels operator[](int64_t part) const { return {part * width, min(width, channels - part * width)}; }
+};
+
+// dW is linear in the bracket, so the recursions that share a weight share the sum, and G is applied once. Every slice
+// of the tiles has a sum of its own, whatever the number of threads: few, as they are read and written for every
+// convolution.
+class WinogradWeightGradient {
+  using Scheme = SameConv;
+  static constexpr int kPoints = Scheme::kPositions, kRows = kPoints / 2, kHalfMatrices = kRows * kPoints;
+  static constexpr int64_t kSliceTiles = 128, kMaxSlices = 4;
+  static constexpr int64_t kGroupFloats = 48 * kHalfMatrices * (64 + 64);
+
+ public:
+  WinogradWeightGradient(Size size, int64_t in, int64_t out)
+      : size_(size),
+        in_(in),
+        out_(out),
+        slices_(min(kMaxSlices, ceil_div(TileGrid<Scheme>(size).tiles(), kSliceTiles))),
+        sums_(slices_ * slice_floats()),
+        bias_sums_(slices_ * padded(out)) {}
+
+  // Adds what one convolution contributes.
+  auto add(const float* in, const float* out_gradient) {
+    const ChannelParts ins(in_), outs(out_);
+    const int64_t tiles = max(1, kGroupFloats / (kHalfMatrices * (ins.width + outs.width)));
+    const int64_t in_floats = TransformedTiles<>::floats(kHalfMatrices, tiles, ins.width);
+    const int64_t out_floats = TransformedTiles<>::floats(kHalfMatrices, tiles, outs.width);
+    const bool accumulate = added_;
+    added_ = true;
+    return Blocks{2 * slices_ * outs.count() * ins.count(), in_floats + out_floats + ChannelParts::kMost,
+                  [=](int64_t block, float* scratch) {
+                    const TransformedTiles<> inputs(scratch, tiles, ins.width);
+                    const TransformedTiles<> gradients(scratch + in_floats, tiles, outs.width);
+                    const Slice slice{block / 2 % slices_, ins[block / 2 / slices_ % ins.count()],
+                                      outs[block / 2 / slices_ / ins.count()]};
+                    const Operands operands{in,   out_gradient, inputs, gradients, scratch + in_floats + out_floats,
+                                            tiles};
+                    if (block % 2 == 0)
+                      add_slice<0>(slice, operands, accumulate);
+                    else
+                      add_slice<kRows>(slice, operands, accumulate);
+                  }};
+  }
+
+  // Adds Gᵀ sum G to weight_gradient [out, in, 3, 3], and the sum of the gradients to bias_gradient [out].
+  void finish(ThreadPool& pool, float* weight_gradient, float* bias_gradient) const {
+    for_blocks(pool, out_, 0, [&](int64_t o, float*) {
+      for (int64_t i = 0; i < in_; i += kLanes) {
+        float taps[9][kLanes];
+        transform_2d<kPoints, 3, Scheme::weight_gradient>(
+            [&](int p, int q) {
+              const float* summand = sums_.data() + (kPoints * p + q) * matrix_floats() + o * padded(in_) + i;
+              Vec total = load(summand);
+              for (int64_t slice = 1; slice < slices_; ++slice) total += load(summand + slice * slice_floats());
+              return total;
+            },
+            [&](int k, int l, Vec tap) { store(taps[3 * k + l], tap); });
+        float* gradient = weight_gradient + (o * in_ + i) * 9;
+        for (int64_t lane = 0; lane < min(kLanes, in_ - i); ++lane, gradient += 9)
+          for (int t = 0; t < 9; ++t) gradient[t] += taps[t][lane];
+      }
+    });
+    for (int64_t slice = 0; slice < slices_; ++slice)
+      for (int64_t o = 0; o < out_; ++o) bias_gradient[o] += bias_sums_.data()[slice * padded(out_) + o];
+  }
+
+ private:
+  struct Slice {
+    int64_t number;
+    Channels in, out;
+  };
+  struct Operands {
+    const float *in, *out_gradient;
+    TransformedTiles<> inputs, gradients;
+    float* zeros;
+    int64_t group;  // tiles
+  };
+
+  int64_t matrix_floats() const { return out_ * padded(in_) + kLanes; }  // as in TransformedTiles
+  int64_t slice_floats() const { return kMatrices<Scheme> * matrix_floats(); }
+
+  template <int kFirstRow>
+  void add_slice(const Slice& slice, const Operands& operands, bool accumulate) const {
+    const TileGrid<Scheme> grid(size_);
+    const auto& [in, out_gradient, inputs, gradients, zeros, group] = operands;
+    const auto [number, in_part, out_part] = slice;
+    float* sums = sums_.data() + number * slice_floats() + kFirstRow * kPoints * matrix_floats() +
+                  out_part.first * padded(in_) + in_part.first;
+    float* bias_sum = bias_sums_.data() + number * padded(out_) + out_part.first;
+    const bool bias = kFirstRow == 0 && in_part.first == 0;
+    std::memset(zeros, 0, ChannelParts::kMost * sizeof(float));
+    if (bias && !accumulate) std::memset(bias_sum, 0, padded(out_part.count) * sizeof(float));
+
+    const int64_t begin = number * grid.tiles() / slices_, tiles = (number + 1) * grid.tiles() / slices_ - begin;
+    const int64_t groups = ceil_div(tiles, group);
+    const auto prefetch_pixels = [&](int64_t tile) {
+      prefetch<Scheme::kInputs>(in, size_, in_, Square::new_inputs(grid, tile));
+      prefetch<Scheme::kOutputs>(out_gradient, size_, out_, Square::outputs(grid, tile));
+    };
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t first = begin + g * tiles / groups, next = begin + (g + 1) * tiles / groups, count = next - first;
+      const int64_t after = begin + min(g + 2, groups) * tiles / groups;
+      for (int64_t t = 0; t < count; ++t) {
+        if (g == 0 && t + kAhead < count) prefetch_pixels(first + t + kAhead);
+        transform_half<kFirstRow, Scheme::kWindow, Scheme::input>(
+            {in + in_part.first, size_, in_, Square::window(grid, first + t), zeros}, in_part.count, inputs, t);
+        const Pixels<Scheme::kOutputs> dy(out_gradient + out_part.first, size_, out_, Square::outputs(grid, first + t),
+                                          zeros);
+        transform_half<kFirstRow, Scheme::kOutputs, Scheme::output_gradient>(dy, out_part.count, gradients, t);
+        if (bias) add_pixels<Scheme::kOutputs>(dy, out_part.count, bias_sum);
+      }
+      for (int64_t m = 0; m < kHalfMatrices; ++m) {
+        gemm({gradients.at(m, 0), 1, gradients.row_stride}, {inputs.at(m, 0), inputs.row_stride, kPanel},
+             {sums + m * matrix_floats(), padded(in_)}, out_part.count, in_part.count, count, accumulate || g > 0);
+        for (int64_t t = next + m * (after - next) / kHalfMatrices; t < next + (m + 1) * (after - next) / kHalfMatrices;
+             ++t)
+          prefetch_pixels(t);
+      }
+    }
+  }
+
+  // Half the rows of the transform of one tile.
+  // A function of its own: its pointers to pixels take more registers than there are.
+  template <int kFirstRow, int kSide, void (*kTransform)(const Vec (&)[kSide], Vec (&)[kPoints])>
+  __attribute__((noinline)) static void transform_half(const Pixels<kSide>& pixels, int64_t channels,
+                                                       TransformedTiles<> to, int64_t tile) {
+    for_channels(channels, [&](int64_t c, auto part) {
+      transform_rows<kRows, kSide, kPoints, kTransform, kSide, kPoints, kTransform>(
+          kFirstRow, [&](int i, int j) { return load(pixels.at[i][j] + c, part); },
+          [&](int p, int q, Vec value) { store(to.at((p - kFirstRow) * kPoints + q, tile) + c, value); });
+    });
+  }
+
+  Size size_;
+  int64_t in_, out_, slices_;
+  Buffer sums_;  // [slices, kMatrices, out, in]
+  Buffer bias_sums_;
+  bool added_ = false;
+};
+
+}  // namespace cmslap::cpu::CMSLAP_ISA

@@ -11,6 +11,8 @@
 #include <utility>
 
 #ifdef __linux__
+#include <pthread.h>
+#include <sched.h>
 #include <sys/mman.h>
 #endif
 #include <unistd.h>
@@ -86,7 +88,8 @@ class Helpers {
 
   void run(Job& job) {
     std::unique_lock<std::mutex> lock(mutex_);
-    for (; threads_ < job.workers - 1; ++threads_) std::thread([this] { help(); }).detach();
+    while (static_cast<int64_t>(threads_.size()) < job.workers - 1) start();
+    keep_away_from_caller();
     const auto place = jobs_.insert(jobs_.end(), &job);
     published_.fetch_add(1, std::memory_order_release);
     lock.unlock();
@@ -102,6 +105,26 @@ class Helpers {
   }
 
  private:
+  void start() {
+    std::thread thread([this] { help(); });
+    threads_.push_back(thread.native_handle());
+    thread.detach();
+    avoided_ = -1;
+  }
+
+  // Where no processor idles, be it that one has the least important work only, Linux wakes a thread where it slept,
+  // and it may stay behind the caller for good while the other processor does something else.
+  void keep_away_from_caller() {
+#ifdef __linux__
+    const int processor = sched_getcpu();
+    cpu_set_t allowed;
+    if (processor < 0 || processor == avoided_ || sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+    if (CPU_COUNT(&allowed) > 1) CPU_CLR(processor, &allowed);
+    for (const auto thread : threads_) pthread_setaffinity_np(thread, sizeof allowed, &allowed);
+    avoided_ = processor;
+#endif
+  }
+
   void help() {
     std::unique_lock<std::mutex> lock(mutex_);
     while (true) {
@@ -135,7 +158,8 @@ class Helpers {
   std::condition_variable work_, finished_;
   std::list<Job*> jobs_;
   std::atomic<uint64_t> published_{0};
-  int64_t threads_ = 0;
+  std::vector<std::thread::native_handle_type> threads_;
+  int avoided_ = -1;  // the processor the caller was on
 };
 
 }  // namespace

@@ -20,7 +20,7 @@ $(BUILD)/cuda_tests: $(call objects,$(KERNELS) $(MODEL) $(TESTS))
 
 $(BUILD)/%.o: %
 	@mkdir -p $(@D)
-	$(CXX) $(CXXFLAGS) -MMD -x c++ -c $< -o $@
+	$(CXX) $(CXXFLAGS) -MMD -MP -x c++ -c $< -o $@
 
 NATIVE_TESTS := $(filter-out %_model_test.cpp,$(TESTS))
 PORTABLE_CODE := -gencode=arch=compute_80,code=sm_80 -gencode=arch=compute_80,code=compute_80
@@ -34,7 +34,7 @@ $(NATIVE)/cuda_tests: $(patsubst %,$(NATIVE)/%.o,$(KERNELS) $(NATIVE_TESTS))
 
 $(NATIVE)/%.o: %
 	@mkdir -p $(@D)
-	nvcc -std=c++17 -O3 -lineinfo -Icsrc -Itests/csrc $(if $(findstring sm90,$<),,$(PORTABLE_CODE)) $(HOPPER_CODE) -MMD -x cu -c $< -o $@
+	nvcc -std=c++17 -O3 -lineinfo -Icsrc -Itests/csrc $(if $(findstring sm90,$<),,$(PORTABLE_CODE)) $(HOPPER_CODE) -MMD -MP -x cu -c $< -o $@
 
 ifdef TORCH
 TORCH_FLAGS := -isystem $(TORCH)/include -DTORCH_TARGET_VERSION=0x020a000000000000 -Wno-unused-parameter

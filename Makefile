@@ -1,5 +1,5 @@
 # make install   .venv with the package (editable) and all that its tests need
-# make demo      enlarges photographs, trains a small network for a minute; results in demo/
+# make demo      enlarges photographs, trains a small network for a minute; results and a page to look at in demo/
 # make test      the tests; those that need a CUDA GPU skip themselves without one
 # make sanitize  the CPU kernels under the address, undefined behaviour and thread sanitizers; the CUDA kernels in their model
 #                under the first two

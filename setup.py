@@ -225,7 +225,9 @@ if __name__ == "__main__":
         packages=[*find_packages(include=["cmslap", "cmslap.*"]), "cmslap.kernels"],
         package_dir={"cmslap.kernels": "kernels"},
         include_package_data=False,  # the data below and no more
-        package_data={"cmslap": ["training/configs/*.toml", "weights/*"]},
+        package_data={
+            "cmslap": ["py.typed", "training/configs/*.toml", "weights/*", "inference/*.html", "inference/*slider/*"]
+        },
         ext_modules=extensions,
         cmdclass={"build_ext": Build.with_options(no_python_abi_suffix=True), "bdist_wheel": Wheel},
     )

@@ -1,11 +1,42 @@
 """Laplacian-pyramid super-resolution: networks, fused operations, training and inference."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
 __version__ = "0.1.0"
 
-from cmslap import ops
-from cmslap.checkpoints.checkpoint import load_model, save_model
-from cmslap.compiler import accelerate, restore
-from cmslap.inference import upscale
-from cmslap.models import CMSLapSRN, LapSRN, MSLapSRN
+if TYPE_CHECKING:
+    from cmslap import ops
+    from cmslap.checkpoints.checkpoint import load_model, save_model
+    from cmslap.compiler import accelerate, restore
+    from cmslap.inference import upscale
+    from cmslap.models import CMSLapSRN, LapSRN, MSLapSRN
+
+# Imported when first used: importing PyTorch takes longer than the command line's --help may.
+_HOMES = {
+    "CMSLapSRN": "cmslap.models",
+    "LapSRN": "cmslap.models",
+    "MSLapSRN": "cmslap.models",
+    "accelerate": "cmslap.compiler",
+    "load_model": "cmslap.checkpoints.checkpoint",
+    "restore": "cmslap.compiler",
+    "save_model": "cmslap.checkpoints.checkpoint",
+    "upscale": "cmslap.inference",
+}
 
 __all__ = ["CMSLapSRN", "LapSRN", "MSLapSRN", "accelerate", "load_model", "ops", "restore", "save_model", "upscale"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "ops":
+        return importlib.import_module("cmslap.ops")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,27 +1,55 @@
-"""The command line: ``cmslap upscale | train | evaluate | convert | info``.
+"""The command line: ``cmslap upscale | compare | train | evaluate | convert | export | info``.
 
 Each command lives in the package it belongs to, as a module with ``add_parser(subparsers)`` and ``run(args)``; ``run``
-returns the exit status. 0 is success, 1 a failure, 2 a wrong command line.
+returns the exit status. 0 is success, 1 a failure, 2 a wrong command line. The modules import what is heavy in
+``run``, so that ``--help`` is quick.
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
+import importlib
+import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
+from typing import NoReturn
 
 from cmslap import __version__, info
 from cmslap.checkpoints import command as convert
-from cmslap.errors import UserError
+from cmslap.checkpoints import export_command as export
+from cmslap.errors import UserError, out_of_memory
 from cmslap.evaluation import command as evaluate
 from cmslap.inference import command as upscale
+from cmslap.inference import compare_command as compare
 from cmslap.training import command as train
 
-COMMANDS = (upscale, train, evaluate, convert, info)
+COMMANDS = (upscale, compare, train, evaluate, convert, export, info)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Answers a mistake with the command's own usage and, for an unknown flag, the nearest one."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: object = None) -> tuple[object, list[str]]:
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.unknown(unknown)
+        return found, []
+
+    def unknown(self, arguments: list[str]) -> NoReturn:
+        message = f"unrecognized arguments: {' '.join(arguments)}"
+        flag = next((argument.partition("=")[0] for argument in arguments if argument.startswith("-")), None)
+        near = difflib.get_close_matches(flag, self._option_string_actions, n=1) if flag else []
+        self.error(message + (f"; did you mean {near[0]}?" if near else ""))
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="cmslap", description="Laplacian-pyramid super-resolution.")
+    parser = CommandParser(prog="cmslap", description="Laplacian-pyramid super-resolution.")
     parser.add_argument("--version", action="version", version=f"cmslap {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS:
@@ -30,15 +58,59 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    _mend_streams()
     args = build_parser().parse_args(argv)
     try:
-        return args.run(args)
-    except (UserError, OSError) as error:
-        print(f"cmslap {args.command}: error: {error}", file=sys.stderr)
-        return 1
+        _import_pytorch(args.command)
+        status = args.run(args)
+        sys.stdout.flush()
     except KeyboardInterrupt:
-        print(f"cmslap {args.command}: interrupted", file=sys.stderr)
-        return 130
+        return _fail(args.command, "interrupted", 130)
+    except BrokenPipeError:  # whoever read the output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would complain again as it ends
+        return 1
+    except UserError as error:
+        return _fail(args.command, f"error: {error}", 1)
+    except OSError as error:
+        named = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)
+        return _fail(args.command, f"error: {named}", 1)
+    except (MemoryError, RuntimeError) as error:
+        reason = out_of_memory(error)
+        if reason is None:
+            raise
+        return _fail(args.command, f"error: {reason}", 1)
+    return status
+
+
+def _import_pytorch(command: str) -> None:
+    """Import what every command needs; an interruption ends the process then, which PyTorch's own code would abort."""
+
+    def leave(*_: object) -> NoReturn:
+        os._exit(_fail(command, "interrupted", 130))
+
+    interruptible = threading.current_thread() is threading.main_thread()
+    if not interruptible or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return
+    before = signal.signal(signal.SIGINT, leave)
+    try:
+        importlib.import_module("torch")
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _fail(command: str, message: str, status: int) -> int:
+    print(f"cmslap {command}: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
+    return status
+
+
+def _mend_streams() -> None:
+    """Standard streams that are closed take nothing; those that are open take any file's name."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

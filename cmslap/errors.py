@@ -1,5 +1,9 @@
 """The one exception family the command line turns into a single clear line."""
 
+from __future__ import annotations
+
+import re
+
 
 class UserError(Exception):
     """A mistake the user can mend: a bad file, an impossible setting, a device that is not there.
@@ -7,3 +11,20 @@ class UserError(Exception):
     The message is one line that names the argument or file, what came, and what is accepted. Subclasses also
     derive from the built-in exception that fits (ValueError, OSError, ...), so Python callers need not know this one.
     """
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """What to say of an error if it means that memory did not suffice; None if it does not.
+
+    On a CPU PyTorch raises a plain RuntimeError then; on a GPU its OutOfMemoryError, which is one.
+    """
+    text = str(error)
+    if not (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or re.search(r"can't allocate memory|not enough memory|bad_alloc|Storage size calculation overflowed", text)
+    ):
+        return None
+    asked = re.search(r"tried to allocate ([\d.]+ ?\w+)|Unable to allocate ([\d.]+ \w+)", text)
+    amount = f": {next(filter(None, asked.groups()))} were needed at once" if asked else ""
+    return f"out of memory{amount}; lower the image's size, --tile, or in training the batch, patch or channels"

@@ -6,14 +6,11 @@ import argparse
 import platform
 from collections.abc import Iterator
 
-import torch
-
 from cmslap import __version__
-from cmslap.ops.dispatch import BACKENDS
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    parser = subparsers.add_parser("info", help="versions, devices, backends", description=__doc__)
+    parser = subparsers.add_parser("info", help="versions, devices, backends", description=__doc__.partition(": ")[2])
     parser.set_defaults(run=run)
 
 
@@ -26,6 +23,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _versions() -> Iterator[tuple[str, str]]:
+    import torch
+
     yield "cmslap", __version__
     yield "Python", f"{platform.python_version()} on {platform.platform()}"
     cuda = "without CUDA" if torch.version.cuda is None else f"with CUDA {torch.version.cuda}"
@@ -33,6 +32,8 @@ def _versions() -> Iterator[tuple[str, str]]:
 
 
 def _devices() -> Iterator[tuple[str, str]]:
+    import torch
+
     threads = torch.get_num_threads()
     yield "cpu", f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {threads} threads"
     for index in range(torch.cuda.device_count()):
@@ -42,6 +43,8 @@ def _devices() -> Iterator[tuple[str, str]]:
 
 
 def _backends() -> Iterator[tuple[str, str]]:
+    from cmslap.ops.dispatch import BACKENDS
+
     for backend in BACKENDS:
         kernels = f"ready: {', '.join(backend.forward)}" + (f" ({backend.only_forced})" if backend.only_forced else "")
         yield f"backend {backend.name}", f"no: {backend.missing}" if backend.missing else kernels

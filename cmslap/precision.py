@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-
 import torch
 
-from cmslap import ops
+from cmslap import ops, options
 from cmslap.errors import UserError
 
 # As --precision and training's `precision` name them.
-PRECISIONS = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp16": torch.float16,
-}
-
-
-def add_precision_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default="float32",
-        help="of the features; shorter is faster, and refused where the device has no such arithmetic: on a CPU, bf16 "
-        "takes AVX512-BF16 (default %(default)s)",
-    )
+PRECISIONS = {name: getattr(torch, dtype) for name, dtype in options.PRECISIONS.items()}
 
 
 class PrecisionError(UserError, ValueError):

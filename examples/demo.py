@@ -1,7 +1,7 @@
 """The main job on real images: ``make demo``.
 
-Upscales photographs that come with scikit-image 4x with the shipped weights, writes comparison images, prints the
-PSNR beside bicubic's, then trains a small network for about a minute and shows its loss fall.
+Upscales photographs that come with scikit-image 4x with the shipped weights, prints the PSNR beside bicubic's, trains a
+small network for about a minute and shows its loss fall. Writes comparison images and a page with before/after sliders.
 """
 
 from __future__ import annotations
@@ -12,17 +12,14 @@ import shutil
 from pathlib import Path
 
 import matplotlib as mpl
-import numpy as np
 import skimage.data
 import torch
 from PIL import Image
-from torch import Tensor
 
 import cmslap
 from cmslap import cli
-from cmslap.evaluation.metrics import psnr
-from cmslap.imaging.colour import rgb_to_ycbcr
-from cmslap.imaging.resize import imresize
+from cmslap.inference.compare import assemble, enlarge, shrink
+from cmslap.inference.page import write_page
 
 mpl.use("agg")
 import matplotlib.pyplot as plt
@@ -35,20 +32,6 @@ PHOTOGRAPHS = {  # name -> (left, top, size) of the crop to look at
     "chelsea": (140, 80, 120),
 }
 TRAINING_PICTURES = ["astronaut", "coffee", "chelsea", "rocket", "motorcycle_left", "retina"]
-
-
-def to_tensor(image: Image.Image) -> Tensor:  # [3, H, W] in [0, 1], float64
-    return torch.from_numpy(np.array(image)).double().permute(2, 0, 1) / 255
-
-
-def to_image(rgb: Tensor) -> Image.Image:
-    return Image.fromarray((rgb.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
-
-
-def luma_psnr(image: Image.Image, original: Image.Image) -> float:
-    """PSNR in dB on Y with a border of SCALE pixels removed."""
-    x, y = (rgb_to_ycbcr(to_tensor(p))[0] for p in (image, original))
-    return psnr(x, y, border=SCALE)
 
 
 def draw(panels: dict[str, Image.Image], crop: tuple[int, int, int], path: Path) -> None:
@@ -69,21 +52,25 @@ def draw(panels: dict[str, Image.Image], crop: tuple[int, int, int], path: Path)
     plt.close(figure)
 
 
-def upscale_photographs(out: Path) -> None:
-    model = cmslap.load_model()
+def upscale_photographs(out: Path) -> Path:
+    """Print and draw how the network compares with bicubic; the path of a page that shows it."""
+    models = {"cmslap": cmslap.load_model()}
+    comparisons = []
     print(f"Upscaling {SCALE}x; PSNR in dB on luma")
     print(f"{'photograph':<12} {'bicubic':>8} {'cmslap':>8} {'gain':>7}")
     for name, crop in PHOTOGRAPHS.items():
-        original = Image.fromarray(getattr(skimage.data, name)())
-        original = original.crop((0, 0, original.width // SCALE * SCALE, original.height // SCALE * SCALE))
-        small = to_image(imresize(to_tensor(original), 1 / SCALE))
-        bicubic = to_image(imresize(to_tensor(small), SCALE))
-        ours = cmslap.upscale(small, scale=SCALE, model=model)
-        before, after = luma_psnr(bicubic, original), luma_psnr(ours, original)
+        small, original = shrink(Image.fromarray(getattr(skimage.data, name)()), SCALE)
+        results = enlarge(small, models, SCALE)
+        comparisons.append(assemble(name, small.size, results, original))
+        before, after = (version.quality.psnr for version in comparisons[-1].versions[:2])
         print(f"{name:<12} {before:8.2f} {after:8.2f} {after - before:+7.2f}")
+        bicubic, ours = (image for image, _ in results.values())
         panels = {f"bicubic, {before:.2f} dB": bicubic, f"cmslap, {after:.2f} dB": ours, "original": original}
         draw(panels, crop, out / f"{name}-{SCALE}x.png")
     print(f"Wrote the comparisons to {out}/*-{SCALE}x.png\n")
+    page = out / "compare.html"
+    write_page(comparisons, page, torch.device("cpu"), "float32")
+    return page
 
 
 def train_a_little(out: Path) -> None:
@@ -108,8 +95,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results (default: demo)")
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
-    upscale_photographs(out)
+    page = upscale_photographs(out)
     train_a_little(out)
+    print(f"Before and after, with a slider and a magnifier: open {page} in a browser")
 
 
 if __name__ == "__main__":

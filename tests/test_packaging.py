@@ -54,9 +54,10 @@ def test_sdist_has_all_that_builds_and_tests_it(built):
 
 def test_wheel_has_the_package_and_its_data_only(built):
     names = {str(path.relative_to(built / "lib")) for path in (built / "lib").rglob("*") if path.is_file()}
-    source = {path for path in (ROOT / "cmslap").rglob("*") if path.suffix in (".py", ".toml", ".safetensors", ".json")}
+    kinds = (".py", ".toml", ".safetensors", ".json", ".html", ".js", ".typed")
+    source = {path for path in (ROOT / "cmslap").rglob("*") if path.suffix in kinds}
     assert {str(path.relative_to(ROOT)) for path in source} <= names
-    assert "cmslap/kernels/__init__.py" in names
+    assert {"cmslap/kernels/__init__.py", "cmslap/inference/img-comparison-slider/LICENSE"} <= names
     assert not [name for name in names if not name.startswith("cmslap/") or name.endswith((".cpp", ".h", ".cu"))]
 
 

@@ -39,7 +39,17 @@ def save_model(model: nn.Module, path: str | os.PathLike[str], metadata: Mapping
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     header = {**(metadata or {}), "architecture": architecture, "config": json.dumps(model.config())}
     with replacing(path) as temporary:
-        temporary.write_bytes(save(tensors, header))
+        temporary.write_bytes(_ordered(save(tensors, header)))
+
+
+def _ordered(data: bytes) -> bytes:
+    """A safetensors file with its metadata in order, which safetensors shuffles: equal networks make equal files."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of eight bytes
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def load_model(name_or_path: str | os.PathLike[str] = "cms-lapsrn", *, device: str | torch.device = "cpu") -> Network:

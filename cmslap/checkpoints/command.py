@@ -5,8 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cmslap.checkpoints.checkpoint import read_weights, save_model
-from cmslap.checkpoints.weights import CheckpointError
+from cmslap.files import check_output
+
+_EXAMPLES = """\
+examples:
+  cmslap convert MSLapSRN_D5R8.mat ms-lapsrn.safetensors
+  cmslap convert state_dict.pth mine.safetensors --recursions 8 --shared-conv 3
+"""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -14,8 +19,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "convert",
         help="turn MatConvNet and PyTorch checkpoints into safetensors",
         description="Turn an official MatConvNet model (.mat) or a PyTorch state_dict (.pth, .pt, .safetensors) of "
-        "LapSRN, MS-LapSRN or CMS-LapSRN into a safetensors file that says which network it is. No code in the "
-        "input runs.",
+        "LapSRN, MS-LapSRN or CMS-LapSRN\ninto a safetensors file that says which network it is. No code in the input "
+        "runs.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("input", metavar="IN", type=Path, help="the checkpoint: .mat, .pth, .pt or .safetensors")
     parser.add_argument("output", metavar="OUT.safetensors", type=Path, help="the file to write")
@@ -27,10 +34,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from cmslap.checkpoints.checkpoint import read_weights, save_model
+    from cmslap.checkpoints.weights import CheckpointError
+
     if args.output.suffix != ".safetensors":
         raise CheckpointError(f"OUT must end in .safetensors, got {args.output}")
-    if args.output.exists() and not args.overwrite:
-        raise CheckpointError(f"{args.output} exists; --overwrite replaces it")
+    check_output(args.output, args.overwrite)
     if not args.input.is_file():
         raise CheckpointError(f"{args.input}: no such file")
     try:

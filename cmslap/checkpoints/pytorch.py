@@ -71,6 +71,9 @@ def _state_dict(contents: Any) -> dict[str, Tensor]:  # noqa: ANN401
     for name, value in contents.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise CheckpointError(f"not a state_dict: entry {name!r} is a {type(value).__name__}, expected a tensor")
+        if value.is_nested or value.is_meta or value.layout != torch.strided:
+            kind = "nested" if value.is_nested else "meta" if value.is_meta else str(value.layout)
+            raise CheckpointError(f"tensor {name!r} must hold its values densely, got a {kind} tensor")
     tensors = {name: tensor.detach() for name, tensor in contents.items()}
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in tensors):

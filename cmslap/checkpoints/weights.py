@@ -7,11 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from cmslap.errors import UserError
 from cmslap.models import NETWORKS, Network
+
+_MOST_RECURSIONS = 1000  # what the tensors don't show; the papers' networks have 8
 
 
 class CheckpointError(UserError, ValueError):
@@ -63,15 +66,29 @@ class Weights:
                 f"it holds bare tensors of {self.architecture}, which do not say {' and '.join(unsaid)}; "
                 f"name them once with: cmslap convert IN OUT.safetensors {options}"
             )
+        self._check_claims()
         try:
-            with _SkipInit():
+            with torch.device("meta"), _SkipInit():  # takes no memory, whatever the file claims
                 model = NETWORKS[self.architecture](**self.config)
-        except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: more memory than there is
+        except (TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"config does not fit {self.architecture}: {error}") from None
         expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         check_tensors(self.tensors, expected, self.architecture)
         model.load_state_dict({name: tensor.float() for name, tensor in self.tensors.items()}, assign=True)
         return model.eval()
+
+    def _check_claims(self) -> None:
+        """Refuse a configuration that is out of all proportion to the tensors before anything is made of it."""
+        elements = sum(tensor.numel() for tensor in self.tensors.values())
+        for name, value in self.config.items():
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise CheckpointError(f"config {name} must be an integer, got {value!r:.60}")
+            most = _MOST_RECURSIONS if name in self._network().not_in_weights else elements
+            if value > most:
+                raise CheckpointError(f"config {name}={value} is absurd for {elements:,} weights; at most {most:,}")
+
+    def _network(self) -> type[Network]:
+        return NETWORKS[self.architecture]
 
 
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], kind: str) -> None:

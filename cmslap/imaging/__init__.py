@@ -1,8 +1,17 @@
 """Images: files, modes, colour, MATLAB-compatible resizing. Of ours it needs only ``errors`` and ``files``."""
 
 from cmslap.imaging.colour import enlarge_colour, rgb_to_ycbcr, ycbcr_to_rgb
-from cmslap.imaging.files import READABLE, WRITABLE, check_writable, find_images, read_image, read_planes, write_image
-from cmslap.imaging.modes import ImageError, ImageWarning, interpolable
+from cmslap.imaging.files import (
+    READABLE,
+    WRITABLE,
+    check_writable,
+    find_images,
+    fitting,
+    read_image,
+    read_planes,
+    write_image,
+)
+from cmslap.imaging.modes import ImageError, ImageWarning, interpolable, to_8_bits
 from cmslap.imaging.resize import imresize
 
 __all__ = [
@@ -13,11 +22,13 @@ __all__ = [
     "check_writable",
     "enlarge_colour",
     "find_images",
+    "fitting",
     "imresize",
     "interpolable",
     "read_image",
     "read_planes",
     "rgb_to_ycbcr",
+    "to_8_bits",
     "write_image",
     "ycbcr_to_rgb",
 ]

@@ -48,6 +48,15 @@ def interpolable(image: Image.Image) -> Image.Image:
     return plain
 
 
+def to_8_bits(image: Image.Image) -> Image.Image:
+    """An interpolable image in 8 bits: of I;16 white is 65535, of F 1; others stay."""
+    if image.mode not in ("F", "I;16"):
+        return image
+    white = 1 if image.mode == "F" else 65535
+    values = np.asarray(image, dtype=np.float64).clip(0, white)
+    return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
+
+
 def kept_metadata(image: Image.Image) -> dict:
     """EXIF, resolution and a fitting ICC profile of ``image``, as keyword arguments of ``Image.save``."""
     metadata = {key: image.info[key] for key in _METADATA if image.info.get(key)}

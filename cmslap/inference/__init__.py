@@ -1,7 +1,21 @@
 """Upscaling images: tiles, self-ensemble, colour and alpha."""
 
-from cmslap.inference.forward import super_resolve
-from cmslap.inference.plan import UpscaleError
-from cmslap.inference.upscaling import upscale
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cmslap.inference.forward import super_resolve
+    from cmslap.inference.plan import UpscaleError
+    from cmslap.inference.upscaling import upscale
+
+_HOMES = {"UpscaleError": "plan", "super_resolve": "forward", "upscale": "upscaling"}  # imported when first used
 
 __all__ = ["UpscaleError", "super_resolve", "upscale"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"cmslap.inference.{_HOMES[name]}"), name)

@@ -18,9 +18,8 @@ from cmslap.imaging import interpolable
 from cmslap.inference.memory import pixels_at_once
 from cmslap.inference.tiling import Tile, fitting_tile, tiles
 from cmslap.models import Network
+from cmslap.options import DEFAULT_SCALE
 from cmslap.precision import inference_autocast
-
-DEFAULT_SCALE = 4
 
 
 class UpscaleError(UserError, ValueError):

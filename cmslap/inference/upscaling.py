@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from cmslap.errors import out_of_memory
 from cmslap.imaging import enlarge_colour, imresize
 from cmslap.inference.forward import super_resolve
 from cmslap.inference.memory import available_memory
@@ -61,8 +64,22 @@ def upscale(
     Raises :class:`UpscaleError` and :class:`cmslap.precision.PrecisionError` (ValueErrors),
     :class:`cmslap.imaging.ImageError` for a Pillow image without a fitting mode, and what ``load_model`` raises.
     """
-    planner = Planner(model, scale, size=size, tile=tile, ensemble=ensemble, device=device, precision=precision)
+    with _own_settings():
+        planner = Planner(model, scale, size=size, tile=tile, ensemble=ensemble, device=device, precision=precision)
     return run(planner.plan(image), progress)
+
+
+@contextmanager
+def _own_settings() -> Iterator[None]:
+    """Without the caller's autocast, default device and default dtype: what is asked for is in the arguments."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        on_gpu = torch.autocast("cuda", enabled=False) if torch.cuda.is_available() else nullcontext()
+        with torch.device("cpu"), torch.autocast("cpu", enabled=False), on_gpu, torch.inference_mode():
+            yield
+    finally:
+        torch.set_default_dtype(default)
 
 
 def run(plan: Plan, progress: bool = False) -> Image.Image | np.ndarray:
@@ -70,10 +87,13 @@ def run(plan: Plan, progress: bool = False) -> Image.Image | np.ndarray:
     array = np.asarray(plan.image)
     _check_memory(array, plan)
     try:
-        with torch.inference_mode():
+        with _own_settings():
             result = _to_array(_enlarge(_to_planes(array), plan, progress), array)
-    except torch.OutOfMemoryError:
-        raise UpscaleError("the device's memory does not suffice; give a smaller tile") from None
+    except (MemoryError, RuntimeError) as error:
+        reason = out_of_memory(error)
+        if reason is None:
+            raise
+        raise UpscaleError(reason) from None
     if isinstance(plan.image, Image.Image):
         result = Image.fromarray(result)
         result.info = plan.image.info

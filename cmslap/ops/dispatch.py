@@ -6,7 +6,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from cmslap.errors import UserError
 from cmslap.ops.backend import Backend, Call
@@ -82,13 +84,13 @@ def choose(operation: Operation, arguments: Arguments, needs_grad: bool) -> Back
     """The backend that runs a checked call."""
     if _forced is not None:
         backend = named(_forced, "CMSLAP_BACKEND")
-        reason = backend.objection(operation, arguments)
+        reason = objection(backend, operation, arguments)
         if reason is not None:
             raise BackendError(f"backend {backend.name} can't run this {operation.name}: {reason}")
         return backend
     if _preferred is not None:
         backend = named(_preferred, "backend")
-        if (backend.objection(operation, arguments) or _no_gradient(backend, operation, needs_grad)) is None:
+        if (objection(backend, operation, arguments) or _no_gradient(backend, operation, needs_grad)) is None:
             return backend
     for backend in BACKENDS:
         if objection_by_default(backend, operation, arguments, needs_grad) is None:
@@ -102,10 +104,24 @@ def note(operation: Operation, backend: Backend) -> None:
         _ran.setdefault(operation.name, set()).add(backend.name)
 
 
+def objection(backend: Backend, operation: Operation, arguments: Arguments) -> str | None:
+    """Why ``backend`` can't run a checked call here and now, or None."""
+    if backend is not REFERENCE and _is_transformed():
+        return "torch.func's transforms and forward-mode derivatives go through the definition"
+    return backend.objection(operation, arguments)
+
+
+def _is_transformed() -> bool:
+    """Whether the call is to be differentiated or mapped in a way that the operators don't know, eagerly."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
 def objection_by_default(backend: Backend, operation: Operation, arguments: Arguments, needs_grad: bool) -> str | None:
     """Why ``backend`` is not chosen unless forced: it can't run the call, should not, or would not run its gradient."""
-    objection = backend.objection(operation, arguments) or backend.only_forced
-    return objection or _no_gradient(backend, operation, needs_grad)
+    reason = objection(backend, operation, arguments) or backend.only_forced
+    return reason or _no_gradient(backend, operation, needs_grad)
 
 
 def _no_gradient(backend: Backend, operation: Operation, needs_grad: bool) -> str | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from cmslap.ops import interface
 from cmslap.ops.checks import ArgumentError
 from cmslap.ops.cpu import missing_bfloat16
-from cmslap.ops.dispatch import BACKENDS, REFERENCE, choose, forced, named, objection_by_default
+from cmslap.ops.dispatch import BACKENDS, REFERENCE, choose, forced, named, objection, objection_by_default
 from cmslap.ops.operation import OPERATIONS, Arguments, Operation
 
 
@@ -78,7 +78,7 @@ def _explain(operation: Operation, arguments: Arguments) -> Explanation:
     arguments = operation.of(arguments)
     needs_grad = interface.needs_gradients(operation, arguments)
     chosen = named(forced(), "CMSLAP_BACKEND") if forced() else choose(operation, arguments, needs_grad)
-    refused = chosen.objection(operation, arguments)
+    refused = objection(chosen, operation, arguments)
     others = {}
     for backend in BACKENDS:
         if backend is not chosen or refused:

@@ -60,16 +60,20 @@ class Operation:
     def result_dtype(self, arguments: Arguments) -> torch.dtype:
         return (arguments[self.images[0]] if self.images else self.activation(arguments)).dtype
 
-    def empty_output(self, arguments: Arguments) -> Tensor:
-        """Memory for the result of a checked call."""
+    def output_shape(self, arguments: Arguments) -> list[int]:
+        """The shape of a checked call's result."""
         sizes = {"": 1}
         for name, dimensions in self.dimensions.items():
             if arguments[name] is not None:
                 for (_, named), size in zip(dimensions, arguments[name].shape, strict=True):
                     sizes.setdefault(named, size)
+        return [factor * sizes[named] for factor, named in parsed(self.output)]
+
+    def empty_output(self, arguments: Arguments) -> Tensor:
+        """Memory for the result of a checked call."""
         activation = self.activation(arguments)
         return torch.empty(
-            [factor * sizes[named] for factor, named in parsed(self.output)],
+            self.output_shape(arguments),
             dtype=self.result_dtype(arguments),
             device=activation.device,
             memory_format=memory_format(activation),

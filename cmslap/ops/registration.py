@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from cmslap.ops.backend import Backend, Call
+from cmslap.ops.checks import ArgumentError, check
 from cmslap.ops.dispatch import choose, named
 from cmslap.ops.operation import OPERATIONS, Arguments, Operation, memory_format
 
@@ -92,6 +93,10 @@ class _Registered:
         for device in ("cpu", "cuda"):
             _library.impl(name, self.autocast_on(device), f"Autocast{device.upper()}")
 
+    def check(self, arguments: Sequence[object]) -> None:
+        """What cmslap.ops has checked, callers of the operators have not; kernels would write out of bounds."""
+        check(self.operation, dict(zip(self.operation.arguments, arguments, strict=False)))
+
     def split(self, inputs: Sequence[object]) -> tuple[Call, Backend]:
         arguments = dict(zip(self.operation.arguments, inputs, strict=False))
         save = self.operation.saves and inputs[-2]
@@ -99,6 +104,7 @@ class _Registered:
         return Call(self.operation, arguments, save and self.operation.name in backend.backward), backend
 
     def forward(self, *inputs: object) -> Tensor | tuple[Tensor, Tensor]:
+        self.check(inputs)
         call, backend = self.split(inputs)
         output = backend.forward[self.operation.name](call)
         output = _like(output, call.activation, self.operation.result_dtype(call.arguments))
@@ -159,8 +165,21 @@ class _Registered:
 
     def backward(self, *inputs: object) -> list[Tensor]:
         call = self.split_backward(inputs)
+        self.check_backward(call, inputs[-1])
         gradients = named(inputs[-1], "backend").backward[self.operation.name](call)
         return [_like(gradients[name], call.arguments[name], call.arguments[name].dtype) for name in call.wanted]
+
+    def check_backward(self, call: Call, backend: str) -> None:
+        """What a backward kernel reads besides the arguments must be as the forward pass makes it."""
+        self.check(tuple(call.arguments.values()))
+        shape = self.operation.output_shape(call.arguments)
+        for name, tensor in (("grad", call.grad), ("output", call.output)):
+            if tensor is not None and list(tensor.shape) != shape:
+                raise ArgumentError(f"{name} must be {shape} as the result is, got {list(tensor.shape)}")
+        if self.operation.saves and call.saved is not None:
+            saved = tuple(named(backend, "backend").saved_shape(call))
+            if tuple(call.saved.shape) != saved:
+                raise ArgumentError(f"saved must be {list(saved)}, got {list(call.saved.shape)}")
 
     def fake_backward(self, *inputs: object) -> list[Tensor]:
         call = self.split_backward(inputs)

@@ -33,7 +33,10 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         kept = "; the previous one is intact" if path.exists() else ""
-        raise CheckpointError(f"cannot write {path}: {error.strerror or error}{kept}") from error
+        reason = (
+            getattr(error.__cause__, "strerror", None) or error.strerror or error
+        )  # replacing's errors have a cause
+        raise CheckpointError(f"cannot write {path}: {reason}{kept}") from error
 
 
 def write(path: Path, data: bytes) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-
-from cmslap.training import config
+from pathlib import Path
 
 DESCRIPTION = """\
 Train a network as a TOML file says. Settings can be changed on the command line by their dotted keys.
@@ -30,7 +29,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "train",
         help="train a network from a TOML file",
         usage="cmslap train CONFIG [KEY=VALUE ...] [--resume | --reproduce]",
-        description=DESCRIPTION.format(shipped=", ".join(config.shipped())),
+        description=DESCRIPTION.format(
+            shipped=", ".join(sorted(path.stem for path in (Path(__file__).parent / "configs").glob("*.toml")))
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", metavar="CONFIG", help="a TOML file, a shipped configuration's name, or a record")
@@ -50,7 +51,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    # These import torch.compile's and the optimizers' machinery.
+    from cmslap.training import config
     from cmslap.training.loop import train
     from cmslap.training.reproduce import reproduce
 

@@ -15,7 +15,6 @@ from PIL import Image
 import cmslap
 from cmslap.checkpoints.checkpoint import save_model
 from cmslap.cli import main
-from cmslap.inference import command
 
 
 @pytest.fixture
@@ -284,7 +283,7 @@ def test_progress_is_shown_on_a_terminal_only(upscale, monkeypatch, capsys):
     make_image("in/a.png")
     make_image("in/b.png")
     assert "image/s" not in upscale("in", "-o", "out")[1]
-    monkeypatch.setattr(command.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     shown = upscale("in", "-o", "again", "-t", "4")[1]
     assert "image" in shown
     assert "tile" in shown

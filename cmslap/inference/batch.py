@@ -1,0 +1,211 @@
+"""What ``cmslap upscale`` does: many images, one after the other, and what goes wrong with one is no other's matter."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+from tqdm import tqdm
+
+from cmslap.errors import UserError, out_of_memory
+from cmslap.files import check_output
+from cmslap.imaging import (
+    READABLE,
+    WRITABLE,
+    ImageError,
+    ImageWarning,
+    check_writable,
+    find_images,
+    fitting,
+    read_image,
+    write_image,
+)
+from cmslap.inference.plan import Planner, UpscaleError
+from cmslap.inference.upscaling import run as upscale
+
+_STDIN, _STDOUT = Path("/dev/stdin"), Path("/dev/stdout")
+
+
+class CommandError(UserError, ValueError):
+    """Inputs and an output that do not fit together."""
+
+
+class Job(NamedTuple):
+    """One image to read, what to write it to, and the suffix of the format to write it in."""
+
+    source: Path
+    destination: Path
+    suffix: str
+
+
+def run(args: argparse.Namespace) -> int:
+    jobs = pair(args.inputs, args.output, args.recursive, args.format)
+    if args.skip_existing:
+        jobs = [job for job in jobs if not job.destination.exists()]
+    if args.compare is not None:
+        check_output(args.compare, args.overwrite)
+    planner = Planner(
+        args.model, args.scale, size=args.size, tile=args.tile, ensemble=args.ensemble, device=args.device,
+        precision=args.precision,
+    )  # fmt: skip
+    failures, comparisons = 0, []
+    for job in tqdm(jobs, unit="image", disable=len(jobs) == 1 or None):
+        try:
+            image, result, seconds = _upscale_file(job, planner, args)
+            if args.compare is not None:
+                comparisons.append(_compared(job, image, result, seconds, args.model))
+        except (UserError, OSError, MemoryError, RuntimeError) as error:
+            message = f"{job.source}: {out_of_memory(error)}" if out_of_memory(error) else str(error)
+            if not (isinstance(error, UserError | OSError) or out_of_memory(error)):
+                raise
+            failures += 1
+            _say(f"error: {message}")
+    if comparisons:
+        _write_page(comparisons, args, planner)
+    if failures or len(jobs) != 1:
+        summary = f"{len(jobs) - failures} of {len(jobs)} images written to {args.output}, {failures} failed"
+        print(summary, file=sys.stderr if args.output == "-" else sys.stdout)
+    return 1 if failures else 0
+
+
+def pair(inputs: list[str], output: str, recursive: bool = False, form: str | None = None) -> list[Job]:
+    """What is read and what is written, a job an image; refuses clashes before any work is done.
+
+    Raises :class:`CommandError`.
+    """
+    out = _STDOUT if output == "-" else Path(output)
+    found = list(dict.fromkeys(pair for name in inputs for pair in _find(name, recursive, out)))
+    one_image = len(found) == 1 and not any(Path(name).is_dir() for name in inputs)
+    is_stream = out == _STDOUT or (out.exists() and not out.is_dir() and not out.is_file())
+    is_folder = not is_stream and (out.is_dir() or output.endswith(("/", os.sep)) or not out.suffix)
+    suffix = f".{form}" if form else None
+    if one_image and not is_folder:
+        jobs = [Job(found[0][0], out, suffix or _stream_suffix(out) if is_stream else _agreed(out, suffix))]
+    elif is_stream or out.is_file() or (not is_folder and out.suffix.lower() in WRITABLE):
+        raise CommandError(f"-o {output} is a file; several images, or those of a folder, need a folder")
+    else:
+        names = [_output_name(below, suffix) for _, below in found]
+        jobs = [Job(source, out / name, name.suffix) for (source, _), name in zip(found, names, strict=True)]
+    _check_clashes(jobs)
+    return jobs
+
+
+def _stream_suffix(out: Path) -> str:
+    return out.suffix if out.suffix.lower() in WRITABLE else ".png"
+
+
+def _agreed(out: Path, suffix: str | None) -> str:
+    """The format of a file that is named: by its name, with which ``--format`` must agree."""
+    same = {".jpeg": ".jpg", ".tiff": ".tif"}
+    if suffix is not None and same.get(out.suffix.lower(), out.suffix.lower()) != suffix:
+        raise CommandError(f"-o {out} is not named as --format {suffix[1:]} is; leave one of them out")
+    return out.suffix
+
+
+def _find(name: str, recursive: bool, out: Path) -> Iterator[tuple[Path, Path]]:
+    """The images ``name`` stands for, each with its path below the folder that was named."""
+    path = Path(name)
+    if name == "-":
+        yield _STDIN, Path("stdin")
+    elif path.is_dir():
+        for file in find_images(path, recursive):
+            if not (recursive and _lies_in(file, out, path)):
+                yield file, file.relative_to(path)
+    elif path.exists():
+        yield path, Path(path.name)
+    else:
+        matches = [Path(match) for match in sorted(glob.glob(name, recursive=True)) if Path(match).is_file()]  # noqa: PTH207
+        if not matches:
+            raise CommandError(f"{name}: no {'file matches' if glob.has_magic(name) else 'such file or folder'}")
+        for match in matches:
+            yield match, Path(match.name)
+
+
+def _lies_in(file: Path, out: Path, folder: Path) -> bool:
+    """Whether ``file`` is a result of an earlier run: ``out`` lies below ``folder`` and the file below ``out``."""
+    out = out.resolve()
+    return folder.resolve() in out.parents and out in file.resolve().parents
+
+
+def _output_name(name: Path, suffix: str | None) -> Path:
+    if suffix is None:
+        suffix = name.suffix if name.suffix.lower() in WRITABLE else ".png"
+    return name.with_suffix(suffix) if name.suffix.lower() in READABLE else Path(f"{name}{suffix}")
+
+
+def _check_clashes(jobs: list[Job]) -> None:
+    sources = {job.source.resolve() for job in jobs if job.source.is_file()}
+    taken: dict[Path, Path] = {}
+    for source, destination, _ in jobs:
+        if destination.resolve() in sources:
+            raise CommandError(f"{destination} is one of the inputs; give another -o")
+        if destination in taken:
+            raise CommandError(f"{taken[destination]} and {source} would both become {destination}")
+        taken[destination] = source
+
+
+def _upscale_file(job: Job, planner: Planner, args: argparse.Namespace) -> tuple[Image.Image, Image.Image, float]:
+    """Write one result; what was read, the result and the seconds between."""
+    if job.destination == _STDOUT and (sys.stdout.isatty() or sys.stdout.name == os.devnull):
+        state = "a terminal" if sys.stdout.isatty() else "closed"
+        raise CommandError(f"standard output is {state}; redirect it to a file or a program")
+    check_output(job.destination, args.overwrite)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ImageWarning)
+        image = read_image(job.source, unlimited=args.huge)
+        start = time.perf_counter()
+        with _naming(job.source):
+            plan = planner.plan(image)
+    for warning in caught:
+        _say(f"warning: {job.source}: {warning.message}")
+    if not args.convert:
+        check_writable(job.destination, plan.image.mode, plan.target[::-1], job.suffix)
+    with _naming(job.source):
+        result = upscale(plan, progress=True)
+    seconds = time.perf_counter() - start
+    if args.convert:
+        result = fitting(result, job.suffix)
+    write_image(result, job.destination, job.suffix)
+    if args.verbose:
+        _say(
+            f"{job.source} {image.width}x{image.height} -> {job.destination} {result.width}x{result.height}, "
+            f"{seconds:.2f} s, {len(plan.tiles)} tiles"
+        )
+    return image, result, seconds
+
+
+def _compared(job: Job, image: Image.Image, result: Image.Image, seconds: float, model: str | None) -> object:
+    """What the page of ``--compare`` shows of one image."""
+    from cmslap.inference.compare import beside_bicubic
+
+    with _naming(job.source):
+        return beside_bicubic(job.source.name, image, Path(model or "cms-lapsrn").stem, result, seconds)
+
+
+def _write_page(comparisons: list[object], args: argparse.Namespace, planner: Planner) -> None:
+    from cmslap.inference.page import write_page
+
+    write_page(comparisons, args.compare, next(planner.network.parameters()).device, args.precision)
+    print(f"{args.compare}: a page with sliders", file=sys.stderr if args.output == "-" else sys.stdout)
+
+
+@contextmanager
+def _naming(source: Path) -> Iterator[None]:
+    """What is wrong with an image, with its name."""
+    try:
+        yield
+    except (ImageError, UpscaleError) as error:
+        raise CommandError(f"{source}: {error}") from error
+
+
+def _say(message: str) -> None:
+    tqdm.write(f"cmslap upscale: {message}", file=sys.stderr)

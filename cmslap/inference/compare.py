@@ -1,0 +1,153 @@
+"""Enlarging an image in several ways, to be looked at side by side: what a page of ``cmslap compare`` shows."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from PIL import Image, ImageChops
+from torch import Tensor, nn
+
+from cmslap.errors import UserError
+from cmslap.evaluation.evaluate import Quality, quality
+from cmslap.imaging import imresize, interpolable, to_8_bits
+from cmslap.inference.page import Comparison, Version
+from cmslap.inference.upscaling import upscale
+
+LARGEST = 64 * 2**20  # pixels of a result; a page of larger ones would fit no browser
+_SMALLEST_MEASURED = 11  # pixels a side that SSIM's window needs inside the border
+_WEBP_SIDE = 16383  # pixels
+_CELL = 32  # pixels a side, in which the versions' differences are summed
+
+
+class ComparisonError(UserError, ValueError):
+    """An image that cannot be shown beside its enlargements."""
+
+
+def shrink(original: Image.Image, scale: int) -> tuple[Image.Image, Image.Image]:
+    """The original, cropped at the end to a multiple of ``scale``, and its bicubic reduction, antialiased."""
+    original = displayable(original)
+    width, height = (side // scale * scale for side in original.size)
+    if not width or not height:
+        raise ComparisonError(f"{original.width}x{original.height} pixels cannot be shrunk {scale} times")
+    original = original.crop((0, 0, width, height))
+    return resized(original, (width // scale, height // scale)), original
+
+
+def compare(
+    image: Image.Image,
+    name: str,
+    models: Mapping[str, nn.Module],
+    *,
+    scale: float,
+    original: Image.Image | None = None,
+    **options: object,
+) -> Comparison:
+    """Enlarge ``image`` by bicubic interpolation and each of ``models``, and measure against ``original`` if given.
+
+    ``original`` has the results' size, as :func:`shrink` gives it; ``options`` are those of ``cmslap.upscale``. Raises
+    :class:`ComparisonError` and what ``cmslap.upscale`` raises.
+    """
+    image = displayable(image)
+    return assemble(name, image.size, enlarge(image, models, scale, **options), original)
+
+
+def enlarge(
+    image: Image.Image, models: Mapping[str, nn.Module], scale: float, **options: object
+) -> dict[str, tuple[Image.Image, float]]:
+    """Each version's image and the seconds it took; arguments as for :func:`compare`."""
+    size = tuple(math.floor(side * scale + 0.5) for side in image.size)
+    _check_size(size)
+    results = {"bicubic": _timed(lambda: resized(image, size))}
+    for name, model in models.items():
+        results[name] = _timed(lambda model=model: upscale(image, model=model, size=size, **options))
+    return results
+
+
+def beside_bicubic(name: str, image: Image.Image, version: str, result: Image.Image, seconds: float) -> Comparison:
+    """What a page shows of an image that was enlarged to ``result`` already."""
+    _check_size(result.size)
+    image = displayable(image)
+    bicubic = _timed(lambda: resized(image, result.size))
+    return assemble(name, image.size, {"bicubic": bicubic, version: (result, seconds)})
+
+
+def _check_size(size: tuple[int, int]) -> None:
+    if math.prod(size) > LARGEST:
+        raise ComparisonError(
+            f"a result of {size[0]}x{size[1]} pixels is too large for a page (at most {LARGEST >> 20} million); "
+            "crop the image or give a smaller --scale"
+        )
+
+
+def assemble(
+    name: str,
+    source: tuple[int, int],
+    results: Mapping[str, tuple[Image.Image, float]],  # the enlarged image and the seconds it took; bicubic is first
+    original: Image.Image | None = None,
+) -> Comparison:
+    """What a page shows of one image."""
+    shown = {version: displayable(result) for version, (result, _) in results.items()}
+    versions = [
+        Version(version, data_uri(result), results[version][1], _quality(result, original, source))
+        for version, result in shown.items()
+    ]
+    if original is not None:
+        versions.append(Version("original", data_uri(original)))
+    first, *others = shown.values()
+    return Comparison(name, source, first.size, versions, _most_different(first, others[-1] if others else first))
+
+
+def _timed(work: Callable[[], Image.Image]) -> tuple[Image.Image, float]:  # and the seconds it took
+    start = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - start
+
+
+def displayable(image: Image.Image) -> Image.Image:
+    """The image as browsers show it: gray or RGB in 8 bits, with an alpha channel if it has one."""
+    return to_8_bits(interpolable(image))
+
+
+def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """MATLAB's bicubic, antialiased where it shrinks; ``size`` is (width, height)."""
+    planes = imresize(_planes(image), size=(size[1], size[0]))
+    values = (planes.clamp_(0, 1) * 255).round_().byte().numpy()
+    return Image.fromarray(values[0] if len(values) == 1 else np.ascontiguousarray(values.transpose(1, 2, 0)))
+
+
+def _planes(image: Image.Image) -> Tensor:  # [C, H, W] in [0, 1]
+    array = torch.from_numpy(np.array(image)).double() / 255
+    return array[None] if array.dim() == 2 else array.movedim(-1, 0)
+
+
+def _quality(result: Image.Image, original: Image.Image | None, source: tuple[int, int]) -> Quality | None:
+    """PSNR and SSIM as in the tables, where there is an original large enough to have them."""
+    if original is None:
+        return None
+    border = original.width // source[0]
+    if min(original.size) < _SMALLEST_MEASURED + 2 * border:
+        return None
+    mode = "L" if original.mode in ("L", "LA") else "RGB"
+    return quality(_planes(result.convert(mode)), _planes(original.convert(mode)), border)
+
+
+def _most_different(first: Image.Image, second: Image.Image) -> tuple[float, float]:
+    """The middle of the part in which two images differ most."""
+    difference = ImageChops.difference(first.convert("L"), second.convert("L"))
+    cells = [max(1, side // _CELL) for side in first.size]
+    row, column = divmod(int(np.argmax(difference.resize(cells, Image.Resampling.BOX))), cells[0])
+    return (column + 0.5) / cells[0], (row + 0.5) / cells[1]
+
+
+def data_uri(image: Image.Image) -> str:
+    """The image, every value kept, as lossless WebP or, where a side is too long for that, PNG."""
+    form = "PNG" if max(image.size) > _WEBP_SIDE else "WEBP"
+    buffer = io.BytesIO()
+    image.save(buffer, form, **({"lossless": True, "method": 2} if form == "WEBP" else {}))
+    return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,70 @@
+"""What commands have in common on the command line. Imports nothing heavy: ``--help`` must be quick."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+
+DEFAULT_SCALE = 4
+PRECISIONS = {  # as --precision and training's `precision` name them -> PyTorch's name
+    "float32": "float32",
+    "bfloat16": "bfloat16",
+    "bf16": "bfloat16",
+    "float16": "float16",
+    "fp16": "float16",
+}
+
+
+def add_model_option(parser: argparse.ArgumentParser, **options: object) -> None:
+    options = {"metavar": "NAME|PATH", "help": "shipped network or checkpoint file", **options}
+    parser.add_argument("-m", "-n", "--model", **options)
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """Where to compute, and how exactly."""
+    parser.add_argument(
+        "-g", "--device", type=device, default="auto", metavar="DEVICE",
+        help="cpu (or -1), cuda, or the number of a GPU (default: the GPU if any)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="of the features; shorter is faster, and refused where the device has no such arithmetic: on a CPU, bf16 "
+        "takes AVX512-BF16 (default %(default)s)",
+    )
+
+
+def device(text: str) -> str:
+    """A device's name as PyTorch has it; a number counts GPUs, and -1 is the CPU."""
+    if re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+        return text
+    if text.isdecimal():
+        return f"cuda:{text}"
+    if text == "-1":
+        return "cpu"
+    raise argparse.ArgumentTypeError(f"must be auto, cpu, cuda or the number of a GPU, got {text!r}")
+
+
+def scale(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 1 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 1, got {text!r}")
+    return number
+
+
+def size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([1-9]\d{0,8})[xX×]([1-9]\d{0,8})", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"must be WIDTHxHEIGHT in pixels, such as 1920x1080, got {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def tile(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise argparse.ArgumentTypeError(f"must be a number of pixels, 0 or more, got {text!r}")
+    return int(text)

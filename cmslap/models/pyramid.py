@@ -46,7 +46,7 @@ class Pyramid(Network):
 
 def bilinear_kernel() -> Tensor:  # [1, 1, 4, 4]
     """Bilinear 2× interpolation as the kernel of a transposed convolution with stride 2 and padding 1."""
-    taps = torch.tensor([0.25, 0.75, 0.75, 0.25])
+    taps = torch.tensor([0.25, 0.75, 0.75, 0.25], device="cpu")  # on a meta device torch.outer imports the compiler
     return torch.outer(taps, taps)[None, None]
 
 

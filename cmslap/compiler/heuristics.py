@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, dtype, float32
+from torch import Tensor, float32
 
 from cmslap.ops.dispatch import REFERENCE, choose, forced
 from cmslap.ops.operation import OPERATIONS
@@ -13,28 +13,24 @@ MIN_CHANNELS = 16
 MIN_PIXELS = 1024
 MIN_PRODUCTS = 2**22  # pixels × input channels × output channels: 32→32 at 64×64, 64→64 at 32×32
 
-DTYPES: tuple[dtype, ...] = (float32,)  # of convolutions called one by one; in half precision no gain was measured
 
+def objection(x: Tensor, weight: Tensor, needs_grad: bool) -> str | None:  # [N, Cin, H, W], [Cout, Cin, 3, 3]
+    """Why ``conv2d_lrelu(x, weight)``, or the transposed convolution, is left to PyTorch; None where a kernel pays.
 
-def few_channels(weight: Tensor) -> bool:  # [Cout, Cin, 3, 3]
-    """Whether a convolution with this kernel is left to PyTorch whatever the image."""
-    return min(weight.shape[:2]) < MIN_CHANNELS
-
-
-def too_small(x: Tensor, weight: Tensor) -> bool:
-    """Whether a first, cheap look says that :func:`pays` is False."""
-    return forced() is None and x.numel() * weight.shape[0] < MIN_PRODUCTS
-
-
-def pays(x: Tensor, weight: Tensor) -> bool:  # [N, Cin, H, W], [Cout, Cin, 3, 3]
-    """Whether a kernel serves ``conv2d_lrelu(x, weight)``, or the transposed convolution, and beats PyTorch's own.
-
-    Where the user forces a backend, that one is meant to run: always True.
+    Where the user forces a backend, that one is meant to run. Sizes that vary are compared too: the comparison becomes
+    a guard of the compiled graph.
     """
+    if min(weight.shape[:2]) < MIN_CHANNELS:
+        return f"fewer than {MIN_CHANNELS} channels: PyTorch is as fast"
     if forced() is not None:
-        return True
-    pixels = x.shape[0] * x.shape[2] * x.shape[3]
-    if too_small(x, weight) or x.dtype not in DTYPES or few_channels(weight) or pixels < MIN_PIXELS:
-        return False
+        return None
+    if x.dtype != float32:
+        return f"{str(x.dtype).removeprefix('torch.')}; only float32 is"  # in half precision no gain was measured
+    operation = OPERATIONS["conv2d_lrelu"]
     arguments = {"x": x, "weight": weight, "bias": None, "skip": None, "negative_slope": 1.0}
-    return choose(OPERATIONS["conv2d_lrelu"], arguments, needs_grad=True) is not REFERENCE
+    if choose(operation, arguments, needs_grad) is REFERENCE:
+        return f"no kernel on {x.device.type}"
+    pixels = x.shape[0] * x.shape[2] * x.shape[3]
+    if pixels < MIN_PIXELS or pixels * weight.shape[0] * weight.shape[1] < MIN_PRODUCTS:
+        return "too small an image: PyTorch is as fast"
+    return None

@@ -1,145 +1,152 @@
-"""Finds recursive blocks in a rewritten graph: D convolutions run R times, each time with the skip from their source.
+"""Finds recursive blocks: D convolutions run R times, each time with the skip from their source.
 
 Their kernels are stacked once a forward pass, so that all gradients of the block meet in one buffer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from torch import Tensor, fx, nn
+from torch import fx
 
-from cmslap.compiler import calls
-from cmslap.compiler.aliasing import changed_between
-from cmslap.compiler.patterns import activation, asks_size, attribute
+from cmslap.compiler.patterns import aten, negative_slope, only_user, value
+from cmslap.compiler.report import Fused
+from cmslap.compiler.rewriting import Match, Rewriting
 
 
 @dataclass(frozen=True)
 class Recursion:
-    """φ(u), and the R·D convolutions of calls.conv2d_lrelu after it."""
+    """φ(u), the R·D convolutions after it, and the upsampling that alone reads their result."""
 
     start: fx.Node
-    convolutions: list[fx.Node]
+    convolutions: list[Match]
     depth: int
+    upsampling: Match | None
+
+    @property
+    def source(self) -> fx.Node:
+        return self.start.args[0]
 
     @property
     def recursions(self) -> int:
         return len(self.convolutions) // self.depth
 
     @property
-    def weights(self) -> list[str]:
-        """Paths of the block's D kernels."""
-        return [node.args[1].target for node in self.convolutions[: self.depth]]
+    def block(self) -> list[tuple[fx.Node, fx.Node | None]]:
+        """The D kernels and biases."""
+        return [_parameters(match) for match in self.convolutions[: self.depth]]
+
+    @property
+    def matches(self) -> list[Match]:
+        return [*self.convolutions, *([] if self.upsampling is None else [self.upsampling])]
 
 
-def find(graph: fx.Graph, root: nn.Module) -> Iterator[Recursion]:
-    for node in graph.nodes:
-        activated = activation(node, root)
-        if activated is not None and not activated.in_place and activated.negative_slope != 1.0:
-            chain = list(_chain(node, activated.input, activated.negative_slope))
-            depth = next((i for i, conv in enumerate(chain, 1) if conv.args[3] is activated.input), 0)
-            repeated = _repetitions(chain, depth, root) if depth else 0
-            if repeated > 1 and _square(chain[:depth], root):
-                recursion = Recursion(node, chain[: repeated * depth], depth)
-                if _keeps_source(recursion, root):
-                    yield recursion
+def find(work: Rewriting, matches: Sequence[Match]) -> Iterator[Recursion]:
+    by_first = {match.nodes[0]: match for match in matches}
+    for start in list(work.graph.nodes):
+        slope = negative_slope(start)
+        chain = [] if slope in (None, 1.0) else list(_chain(work, start, slope, by_first))
+        depth = next((i for i, match in enumerate(chain, 1) if match.skip is not None), 0)
+        count = _repetitions(chain, depth) if depth else 0
+        if count > 1 and _square(chain[:depth]):
+            convolutions = chain[: count * depth]
+            after = by_first.get(only_user(convolutions[-1].nodes[-1]))
+            upsamples = after is not None and after.convolution.transposed and work.same_mode(start, after.nodes[0])
+            fits = upsamples and value(after.convolution.weight).shape == value(chain[0].convolution.weight).shape
+            yield Recursion(start, convolutions, depth, after if fits else None)
 
 
-def _chain(start: fx.Node, source: fx.Node, slope: float) -> Iterator[fx.Node]:
+def _chain(work: Rewriting, start: fx.Node, slope: float, by_first: dict[fx.Node, Match]) -> Iterator[Match]:
     """The convolutions that follow one another, nobody else reading what lies between."""
-    node = start
-    while len(node.users) == 1:
-        (user,) = node.users
-        if user.target is not calls.conv2d_lrelu or user.args[0] is not node or user.args[4] != slope:
+    node, source = start, start.args[0]
+    while (match := by_first.get(only_user(node))) is not None and not match.convolution.transposed:
+        if match.convolution.image is not node or match.negative_slope != slope:
             return
-        if user.args[3] is not None and user.args[3] is not source:
+        if match.skip not in (None, source) or not work.same_mode(start, match.nodes[0]):
             return
-        yield user
-        node = user
+        yield match
+        node = match.nodes[-1]
 
 
-def _repetitions(chain: list[fx.Node], depth: int, root: nn.Module) -> int:
+def _repetitions(chain: list[Match], depth: int) -> int:
     """How often the chain runs through its first ``depth`` convolutions, skips included."""
-
-    def key(conv: fx.Node) -> tuple[object, ...]:
-        return *_parameters(conv, root), conv.args[3]
-
-    keys = [key(conv) for conv in chain]
+    keys = [(*_parameters(match), match.skip) for match in chain]
     count = 0
     while keys[count * depth : (count + 1) * depth] == keys[:depth]:
         count += 1
     return count
 
 
-def _parameters(conv: fx.Node, root: nn.Module) -> tuple[int, int | None]:
-    """Which kernel and bias a convolution has."""
-    _, weight, bias, *_ = conv.args
-    return id(attribute(root, weight.target)), None if bias is None else id(attribute(root, bias.target))
+def _parameters(match: Match) -> tuple[fx.Node, fx.Node | None]:
+    return match.convolution.weight, match.convolution.bias
 
 
-def _keeps_source(recursion: Recursion, root: nn.Module) -> bool:
-    """Whether u stays the same: it is read where the recursion ends, and by backward."""
-    return not changed_between(recursion.start, None, [recursion.start.args[0]], set(), root)
-
-
-def _square(block: list[fx.Node], root: nn.Module) -> bool:
+def _square(block: list[Match]) -> bool:
     """Whether all kernels are [C, C, 3, 3]."""
-    shapes = {tuple(attribute(root, conv.args[1].target).shape) for conv in block}
+    shapes = {tuple(value(match.convolution.weight).shape) for match in block}
     return len(shapes) == 1 and all(shape[0] == shape[1] for shape in shapes)
 
 
 class Blocks:
     """The blocks of one graph: recursions over the same kernels share their stack."""
 
-    def __init__(self, graph: fx.Graph, root: nn.Module) -> None:
-        self.graph, self.root = graph, root
-        self._blocks: dict[tuple[tuple[int, int | None], ...], fx.Node] = {}
+    def __init__(self, work: Rewriting) -> None:
+        self.work = work
+        self._order = {node: index for index, node in enumerate(work.graph.nodes)}
+        self._stacks: dict[tuple[tuple[fx.Node, fx.Node | None], ...], tuple[fx.Node, fx.Node]] = {}
 
-    def rewrite(self, recursion: Recursion) -> tuple[fx.Node, list[fx.Node]]:
-        """Replace a recursion, and the upsampling that alone reads it, by one call; the call and what it replaces."""
-        block, last = self._block(recursion), recursion.convolutions[-1]
-        slope = last.args[4]
-        for user in list(last.users):
-            if asks_size(user):  # it is that of u, too
-                user.replace_input_with(last, recursion.start.args[0])
-        upsampling = next(iter(last.users))
-        if len(last.users) == 1 and upsampling.target is calls.conv_transpose2d and self._fits(recursion, upsampling):
-            _, weight, bias, *size = upsampling.args
-            options = (recursion.recursions, slope, self._shared_conv(recursion, weight.target), weight, bias, *size)
-            return self._replace(recursion, upsampling, calls.lapsrn_level, (block, *options))
-        return self._replace(recursion, last, calls.recursive_embedding, (block, recursion.recursions, slope))
+    def fuse(self, found: Recursion) -> Fused:
+        """Replace a recursion by one operator."""
+        weights, biases = self._stack(found.block)
+        given = {"u": found.source, "weights": weights, "biases": biases, "recompute": False}
+        given |= {"recursions": found.recursions, "negative_slope": found.convolutions[0].negative_slope}
+        name = "recursive_embedding" if found.upsampling is None else "lapsrn_level"
+        if found.upsampling is not None:
+            given |= self._upsampling(found)
+        modules = dict.fromkeys(self.work.path(match.nodes[0]) for match in found.matches)
+        self.work.replace([found.start, *(node for match in found.matches for node in match.nodes)], name, given)
+        text = f"{found.recursions} recursions of {found.depth} convolutions, source skip"
+        return Fused(name, tuple(modules), text)
 
-    def _replace(
-        self, recursion: Recursion, last: fx.Node, function: Callable[..., Tensor], arguments: tuple[object, ...]
-    ) -> tuple[fx.Node, list[fx.Node]]:
-        with self.graph.inserting_before(last):
-            call = self.graph.call_function(function, (recursion.start.args[0], *arguments))
-        last.replace_all_uses_with(call)
-        replaced = [*recursion.convolutions, *([] if last is recursion.convolutions[-1] else [last])]
-        for node in reversed([recursion.start, *replaced]):
-            self.graph.erase_node(node)
-        return call, replaced
+    def _stack(self, block: list[tuple[fx.Node, fx.Node | None]]) -> tuple[fx.Node, fx.Node]:
+        """[D, C, C, 3, 3] and [D, C], made as soon as all they consist of is there."""
+        if tuple(block) not in self._stacks:
+            weights, biases = zip(*block, strict=True)
+            parts = [node for node in (*weights, *biases) if node is not None]
+            with self._after(parts):
+                biases = [self._or_zeros(bias, weight) for weight, bias in block]
+                self._stacks[tuple(block)] = self._stacked(weights), self._stacked(biases)
+        return self._stacks[tuple(block)]
 
-    def _block(self, recursion: Recursion) -> fx.Node:
-        """The node that holds the block's parameters, before anything that reads it."""
-        first = recursion.convolutions[: recursion.depth]
-        key = tuple(_parameters(conv, self.root) for conv in first)
-        if key not in self._blocks:
-            with self.graph.inserting_before(recursion.start):
-                weights = [self.graph.get_attr(conv.args[1].target) for conv in first]
-                biases = [None if conv.args[2] is None else self.graph.get_attr(conv.args[2].target) for conv in first]
-                self._blocks[key] = self.graph.call_function(calls.Block, (weights, biases))
-        return self._blocks[key]
+    def _after(self, nodes: list[fx.Node]) -> AbstractContextManager[None]:
+        place = max(nodes, key=self._order.__getitem__).next
+        while place.op == "placeholder":
+            place = place.next
+        return self.work.graph.inserting_before(place)
 
-    def _fits(self, recursion: Recursion, upsampling: fx.Node) -> bool:
-        shapes = {self._parameter(path).shape for path in (upsampling.args[1].target, recursion.weights[0])}
-        return len(shapes) == 1
+    def _or_zeros(self, bias: fx.Node | None, weight: fx.Node) -> fx.Node:
+        if bias is not None:
+            return bias
+        zeros = self.work.graph.call_function(aten.new_zeros.default, (weight, [value(weight).shape[1]]))
+        zeros.meta["val"] = value(weight).new_zeros(value(weight).shape[1])
+        return zeros
 
-    def _shared_conv(self, recursion: Recursion, weight: str) -> int | None:
-        kernels = [id(self._parameter(path)) for path in recursion.weights]
-        kernel = id(self._parameter(weight))
-        return kernels.index(kernel) + 1 if kernel in kernels else None
+    def _stacked(self, nodes: Sequence[fx.Node]) -> fx.Node:
+        stack = self.work.graph.call_function(aten.stack.default, (list(nodes),))
+        stack.meta["val"] = value(nodes[0]).new_empty((len(nodes), *value(nodes[0]).shape))
+        return stack
 
-    def _parameter(self, path: str) -> Tensor:
-        return attribute(self.root, path)
+    def _upsampling(self, found: Recursion) -> dict[str, object]:
+        """A level's arguments besides those of its recursion."""
+        convolution, kernels = found.upsampling.convolution, [weight for weight, _ in found.block]
+        with self._after([convolution.weight, *([] if convolution.bias is None else [convolution.bias])]):
+            bias = self._or_zeros(convolution.bias, convolution.weight)
+        if convolution.weight in kernels:
+            return {
+                "shared_conv": kernels.index(convolution.weight) + 1,
+                "upsample_bias": bias,
+                "upsample_weight": None,
+            }
+        return {"shared_conv": None, "upsample_bias": bias, "upsample_weight": convolution.weight}

@@ -33,28 +33,24 @@ class Report:
     fused: list[Fused] = field(default_factory=list)
     left: list[Skipped] = field(default_factory=list)
 
-    def add(self, path: str, fused: Iterable[Fused], left: Iterable[Skipped]) -> None:
-        """Add what happened in the module at ``path``; what is known already, of the other mode, stays."""
+    def add(self, fused: Iterable[Fused], left: Iterable[Skipped]) -> None:
+        """Add what happened in one graph; what is known already, of another, stays."""
         calls: Counter[Fused] = Counter()
         for row in fused:
-            names = tuple(join(path, name) for name in row.modules)
-            calls[replace(row, modules=names, calls=0)] += row.calls
+            calls[replace(row, calls=0)] += row.calls
         rows = [replace(row, calls=count) for row, count in calls.items()]
         self.fused += [row for row in rows if row not in self.fused]
-        rows = [replace(row, module=join(path, row.module)) for row in left]
-        self.left += [row for row in dict.fromkeys(rows) if row not in self.left]
+        self.left += [row for row in dict.fromkeys(left) if row not in self.left]
 
     def __str__(self) -> str:
+        if not self.fused and not self.left:
+            return "nothing compiled yet: the report fills at the first call"
         fused = len({name for row in self.fused for name in row.modules})
         left = len(self.left)
         head = f"{fused} convolution{'s' * (fused != 1)} fused, {left} module{'s' * (left != 1)} left alone"
         rows = [("fused", row.operation, _count(row.text, row.calls), _shortened([*row.modules])) for row in self.fused]
         rows += [("left alone", row.kind, row.reason, row.module or "(the module itself)") for row in self.left]
         return "\n".join([head, *_table(_merged(rows))])
-
-
-def join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path and name else path or name
 
 
 def _count(text: str, calls: int) -> str:

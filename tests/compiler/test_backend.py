@@ -1,4 +1,4 @@
-"""Accelerated networks against themselves: nothing but the speed may differ."""
+"""Compiled networks against themselves: nothing but the speed may differ."""
 
 import copy
 import io
@@ -27,15 +27,19 @@ def flat(result):
     return [result] if isinstance(result, torch.Tensor) else list(result)
 
 
-def run(net, x):
-    """Outputs and the gradients of a random weighting of them, input first; deterministic for equal shapes."""
+def run(net, x, part=None):
+    """Outputs and the gradients of a random weighting of them, or a part of it, input first.
+
+    Deterministic for equal shapes.
+    """
     for parameter in net.parameters():
         parameter.grad = None
     x = x.detach().clone().requires_grad_()
     outputs = flat(net(x))
     generator = torch.Generator().manual_seed(0)
-    loss = sum((out * torch.randn(out.shape, generator=generator).to(out.dtype)).sum() for out in outputs)
-    loss.backward()
+    products = [out * torch.randn(out.shape, generator=generator).to(out.dtype) for out in outputs]
+    terms = torch.cat([product.flatten() for product in products])
+    (terms if part is None else terms[part::PARTS]).sum().backward()
     return outputs, [x.grad, *(p.grad for p in net.parameters())]
 
 
@@ -78,14 +82,31 @@ def test_rewriting_is_exact(name, training):
     net, x = build(name)
     net.double().train(training)
     plain = copy.deepcopy(net)
-    assert cmslap.accelerate(net).fused
+    report = cmslap.accelerate(net)
     with ops.use_backend("reference"):
         outputs, gradients = run(net, x.double())
+    assert report.fused
     expected, expected_gradients = run(plain, x.double())
     assert_close(outputs, expected, 1e-12)
     assert_close(gradients, expected_gradients, 1e-11)
     assert_close(net.state_dict().values(), plain.state_dict().values(), 1e-12)  # running statistics too
     assert [out.is_contiguous() for out in outputs] == [out.is_contiguous() for out in expected]
+
+
+PARTS = 8
+
+
+def term_norms(net, x):
+    """Of the gradients, parameters' and input's: what the parts they are the sums of, over the outputs, come to.
+
+    A gradient that is nearly zero because its terms cancel can't be nearer to the truth than they are.
+    """
+    total = None
+    for part in range(PARTS):
+        gradients = run(net, x, part)[1]
+        norms = [None if gradient is None else gradient.norm() for gradient in gradients]
+        total = norms if total is None else [a if a is None else a + b for a, b in zip(total, norms, strict=True)]
+    return total
 
 
 @needs_kernels
@@ -99,7 +120,8 @@ def test_kernels_match_float64(name):
         outputs, gradients = run(net, x)
     expected, expected_gradients = run(exact, x.double())
     assert_close(outputs, expected, 1e-5)
-    assert_close(gradients, expected_gradients, 1e-4)
+    for gradient, truth, terms in zip(gradients, expected_gradients, term_norms(exact, x.double()), strict=True):
+        assert gradient is None if truth is None else (gradient - truth).norm() <= 1e-5 * terms
 
 
 def conv(channels=16):
@@ -242,78 +264,6 @@ def test_backward_finds_what_it_needs(code, backend):
     assert_close(gradients, expected_gradients, 1e-4)
 
 
-def decides_by_values(self, x):
-    return self.a(x) if x.sum() > 0 else self.b(x)
-
-
-def decides_by_size(self, x):
-    return self.a(x) if x.shape[2] > 5 else self.b(x)
-
-
-def asks_the_type(self, x):
-    return self.a(x) if isinstance(x, torch.Tensor) else None
-
-
-def counts_calls(self, x):
-    self.steps += 1
-    return self.a(x)
-
-
-def keeps_its_features(self, x):
-    self.features = self.a(x)
-    return self.features
-
-
-def draws_random_numbers(self, x):
-    return self.a(x) + torch.randn(1).item()
-
-
-def makes_a_tensor(self, x):
-    return self.a(x) * torch.tensor([2.0])
-
-
-def stops_gradients(self, x):
-    with torch.no_grad():
-        y = self.a(x)
-    return self.b(y)
-
-
-def asks_for_gradients(self, x):
-    return self.a(x) if torch.is_grad_enabled() else self.b(x)
-
-
-UNTRACEABLE = {
-    decides_by_values: "decides by the values",
-    decides_by_size: "decides by the values or sizes",
-    asks_the_type: "asks what type",
-    counts_calls: "sets attributes",
-    keeps_its_features: "sets attributes",
-    draws_random_numbers: "draws random numbers",
-    makes_a_tensor: "neither inputs, parameters nor buffers",
-    stops_gradients: "a mode of its own",
-    asks_for_gradients: "asks whether gradients",
-}
-
-
-@pytest.mark.parametrize("code", UNTRACEABLE, ids=operator.attrgetter("__name__"))
-def test_what_cannot_be_traced_is_left_alone(code):
-    net = nn.Sequential(conv(), nn.ReLU(), Snippet(code), conv())
-    attributes = dict(vars(net[2]))
-    report = cmslap.accelerate(net)
-    assert vars(net[2]) == attributes
-    assert {row.module: row.reason for row in report.left}.get("2", "").find(UNTRACEABLE[code]) >= 0, report
-    fused = {name for row in report.fused for name in row.modules}
-    assert fused == {"0", "3", "2.a", "2.b"}  # what lies around it, and the convolutions in it
-    x = torch.rand(1, 16, 6, 5)
-    plain = copy.deepcopy(net)
-    cmslap.restore(plain)
-    for seed in range(2):
-        torch.manual_seed(seed)
-        result = net(x)
-        torch.manual_seed(seed)
-        torch.testing.assert_close(result, plain(x))
-
-
 @pytest.fixture(params=["vdsr", "ms-lapsrn", "unet"])
 def pair(request):
     """A plain network, the same accelerated, and an input."""
@@ -324,15 +274,11 @@ def pair(request):
         yield plain, net, x
 
 
-def runs_accelerated(net, x):
-    """Whether calling ``net`` reaches an operation of ours through its own forward."""
-    seen = []
-    forward = vars(net).get("forward")
-    for variant in forward.variants if forward else ():
-        function = variant.function
-        variant.function = lambda *args, function=function: seen.append(True) or function(*args)
-    net(x)
-    return bool(seen)
+def runs_fused(net, x):
+    """Whether calling ``net`` reaches an operator of ours."""
+    with torch.profiler.profile() as profile:
+        net(x)
+    return any(event.key.startswith("cmslap::") for event in profile.key_averages())
 
 
 def test_parameters_and_names_stay(pair):
@@ -347,36 +293,38 @@ def test_parameters_and_names_stay(pair):
 def test_restore_undoes_everything(pair):
     plain, _, x = pair
     before = {module: dict(vars(module)) for module in plain.modules()}
-    first = str(cmslap.accelerate(plain))
-    assert str(cmslap.accelerate(plain)) == first
-    assert runs_accelerated(plain, x)
+    cmslap.accelerate(plain)
+    cmslap.accelerate(plain)
+    assert runs_fused(plain, x)
     cmslap.restore(plain)
     cmslap.restore(plain)
+    assert not runs_fused(plain, x)
     assert {module: dict(vars(module)) for module in plain.modules()} == before
 
 
-def test_copies_are_their_own(pair):
-    plain, net, x = pair
-    other = copy.deepcopy(net)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.zero_()
-    assert runs_accelerated(other, x)
-    assert_close(flat(other(x)), flat(plain(x)), 1e-6)
-    cmslap.restore(other)
-    assert_close(flat(other(x)), flat(plain(x)), 1e-6)
+def test_restore_leaves_other_compilations_alone():
+    net = nn.Sequential(conv())
+    net[0].compile(backend="eager")
+    before = net[0]._compiled_call_impl
+    cmslap.accelerate(net)
+    cmslap.restore(net)
+    assert net[0]._compiled_call_impl is before
 
 
-def test_saves_and_loads_whole(pair):
+def test_copies_are_their_own_and_not_compiled(pair):
+    """As PyTorch's own copies of compiled modules."""
     plain, net, x = pair
+    net(x)
     file = io.BytesIO()
     torch.save(net, file)
     file.seek(0)
-    for other in (torch.load(file, weights_only=False), pickle.loads(pickle.dumps(net))):
-        assert runs_accelerated(other, x)
+    copies = copy.deepcopy(net), torch.load(file, weights_only=False), pickle.loads(pickle.dumps(net))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+    for other in copies:
+        assert not runs_fused(other, x)
         assert_close(flat(other(x)), flat(plain(x)), 1e-6)
-        cmslap.restore(other)
-        assert "forward" not in vars(other)
 
 
 def test_state_dict_loads_both_ways(pair):
@@ -415,33 +363,14 @@ def record(calls, name):
     return lambda module, args, output=None: calls.append(name)
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_hooks_fire(when):
-    """Those that were there keep their modules whole; those that come later switch to the plain forward."""
+def test_hooks_fire():
     net, x = Snippet(repeats_by_an_attribute), torch.randn(1, 16, 6, 5)
     calls, expected = [], net(x)
-    if when == "after":
-        cmslap.accelerate(net)
-    hooks = [net.register_forward_hook(record(calls, "net")), net.a.register_forward_pre_hook(record(calls, "a"))]
-    if when == "before":
-        report = cmslap.accelerate(net)
-        assert ("a", "it has hooks") in {(row.module, row.reason) for row in report.left}
-        assert "b" in {name for row in report.fused for name in row.modules}
+    net.register_forward_hook(record(calls, "net"))
+    net.a.register_forward_pre_hook(record(calls, "a"))
+    cmslap.accelerate(net)
     torch.testing.assert_close(net(x), expected)
     assert calls == ["a", "a", "net"]
-    for hook in hooks:
-        hook.remove()
-    assert runs_accelerated(net, x)
-    assert calls == ["a", "a", "net"]
-
-
-def test_global_hooks_fire(pair):
-    plain, net, x = pair
-    calls, expected = [], []
-    for network, seen in ((net, calls), (plain, expected)):
-        with torch.nn.modules.module.register_module_forward_pre_hook(lambda m, _, seen=seen: seen.append(type(m))):
-            network(x)
-    assert calls == expected
 
 
 @pytest.mark.parametrize(
@@ -472,7 +401,7 @@ def test_special_convolutions_are_left_alone():
 
     net = nn.Sequential(
         nn.utils.parametrizations.weight_norm(conv()),
-        nn.utils.spectral_norm(conv()),
+        nn.utils.parametrizations.spectral_norm(conv()),
         nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect"),
         nn.Conv2d(16, 16, 3, padding=1, groups=4),
         nn.Conv2d(16, 16, 3, padding=2, dilation=2),
@@ -481,13 +410,13 @@ def test_special_convolutions_are_left_alone():
     x = torch.randn(1, 16, 6, 5)
     expected = net(x)
     report = cmslap.accelerate(net)
-    torch.testing.assert_close(net(x), expected)
+    with ops.use_backend("reference"):
+        torch.testing.assert_close(net(x), expected)
     reasons = {row.module: row.reason for row in report.left}
-    assert reasons["0"] == "it is a ParametrizedConv2d"
-    assert reasons["2"] == "padding mode reflect"
+    assert reasons["2"] == "padding 0×0; only 1 is"  # it pads the image before
     assert reasons["3"] == "groups 4; only 1 is"
     assert reasons["4"] == "padding 2×2; only 1 is"
-    assert {name for row in report.fused for name in row.modules} == {"5"}  # abs() stays where it was
+    assert {name for row in report.fused for name in row.modules} == {"0", "1", "5"}
 
 
 def test_arguments_with_defaults():
@@ -495,7 +424,6 @@ def test_arguments_with_defaults():
     net.eval()
     plain = copy.deepcopy(net)
     cmslap.accelerate(net)
-    assert runs_accelerated(net, x)
     for call in (lambda n: n(x=x), lambda n: n(x, None), lambda n: n(x, scale=2.0), lambda n: n(x, 3)):
         torch.testing.assert_close(call(net), call(plain))
     for wrong in (lambda n: n(), lambda n: n(x, None, 1), lambda n: n(x, size=2)):
@@ -563,58 +491,34 @@ def test_a_recursive_block_has_one_gradient_buffer(name):
     """Its kernels' gradients, of all recursions and levels, lie in one piece of memory."""
     net, x = build(name)
     report = cmslap.accelerate(net)
-    assert [(row.operation, row.calls) for row in report.fused] == [("lapsrn_level", 2)]
     with ops.use_backend("cpu"):
         run(net, x)
+    assert [(row.operation, row.calls) for row in report.fused] == [("lapsrn_level", 2)]
     kernels = [net.embedding.block[i].weight for i in (1, 3)]
     assert len({kernel.grad.untyped_storage().data_ptr() for kernel in kernels}) == 1
 
 
 def test_small_convolutions_run_on_pytorch():
-    """Where nothing is gained the user's own functions run, in place where theirs did."""
-    net = nn.Sequential(conv(), nn.ReLU(inplace=True))
-    cmslap.accelerate(net)
-    functions = []
-
-    class Record(TorchFunctionMode):
-        def __torch_function__(self, func, types, args=(), kwargs=None):
-            functions.append(getattr(func, "__name__", ""))
-            return func(*args, **(kwargs or {}))
-
-    with Record():
-        net(torch.randn(1, 16, 6, 5))
-    assert "conv2d" in functions
-    assert not any("cmslap" in name or "lrelu" in name for name in functions)
+    net, x = nn.Sequential(conv(), nn.ReLU(inplace=True)), torch.randn(1, 16, 6, 5)
+    report = cmslap.accelerate(net)
+    assert not runs_fused(net, x)
+    assert [row.reason for row in report.left] == ["too small an image: PyTorch is as fast"]
 
 
 def test_report_reads_well():
-    net, _ = build("ms-lapsrn")
-    text = str(cmslap.accelerate(net))
+    net, x = build("ms-lapsrn")
+    report = cmslap.accelerate(net)
+    assert str(report) == "nothing compiled yet: the report fills at the first call"
+    with ops.use_backend("reference"):
+        net(x)
+    text = str(report)
     assert text.splitlines()[0] == "3 convolutions fused, 3 modules left alone"
     assert "lapsrn_level" in text
     assert "3 recursions of 2 convolutions" in text
     assert "fewer than 16 channels" in text
 
 
-def test_distributed_data_parallel(tmp_path):
-    """Its hooks on the parameters' gradients fire; two processes and an average would show no more."""
-    net, x = build("ms-lapsrn")
-    expected = run(net, x)[1][1:]
-    cmslap.accelerate(net)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/sync", rank=0, world_size=1)
-    try:
-        parallel = nn.parallel.DistributedDataParallel(net)
-        with ops.use_backend("reference"):
-            assert runs_accelerated(net, x)
-            run(parallel, x)
-    finally:
-        torch.distributed.destroy_process_group()
-    assert_close([parameter.grad for parameter in net.parameters()], expected, 1e-4)
-
-
 def test_accelerates_what_is_wrapped():
-    """A wrapper that can't be traced is no obstacle to what it wraps."""
-
     class Wrapper(nn.Module):
         def __init__(self, module):
             super().__init__()
@@ -624,25 +528,7 @@ def test_accelerates_what_is_wrapped():
             return self.module(*args, **kwargs)
 
     net, x = build("vdsr")
-    report = cmslap.accelerate(Wrapper(net))
-    assert report.left[0].reason == "its forward() takes any number of arguments"
-    assert runs_accelerated(net, x)
-
-
-@needs_kernels
-@pytest.mark.parametrize("name", ["ms-lapsrn", "unet"])
-def test_compiles_whole(name):
-    net, x = build(name)
-    if name == "ms-lapsrn":
-        net.levels = 1
-    plain = copy.deepcopy(net)
+    net = Wrapper(net)
     cmslap.accelerate(net)
-    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
-    with ops.use_backend("cpu"):
-        for training in (True, False):
-            net.train(training)
-            plain.train(training)
-            outputs, gradients = run(compiled, x)
-            expected, expected_gradients = run(plain, x)
-            assert_close(outputs, expected, 1e-5)
-            assert_close(gradients, expected_gradients, 5e-2)
+    with ops.use_backend("reference"):
+        assert runs_fused(net, x)

@@ -35,7 +35,14 @@ def functionalize(gm: fx.GraphModule, inputs: Sequence[object]) -> fx.GraphModul
     lifted = signature.inputs_to_parameters | signature.inputs_to_buffers
     mutated = signature.buffers_to_mutate | signature.parameters_to_mutate | signature.user_inputs_to_mutate
     placeholders = functional.graph.find_nodes(op="placeholder")
-    _apply_mutations(functional.graph, {node.name: node for node in placeholders}, list(mutated.values()), lifted)
+    given = [node.name for node in placeholders if node.name not in lifted]
+    needing = {name for name, value in zip(given, inputs, strict=True) if getattr(value, "requires_grad", False)}
+    needing |= {name for name, path in lifted.items() if operator.attrgetter(path)(gm).requires_grad}
+    names = {path: name for name, path in lifted.items()}
+    changed = [names.get(name, name) for name in mutated.values()]
+    if needing.intersection(changed):  # the fake values of the export no longer say what needs gradients
+        raise Unfit("it changes an input or a parameter that needs gradients")
+    _apply_mutations(functional.graph, {node.name: node for node in placeholders}, changed)
     _restore_placeholders(functional, placeholders, gm, lifted)
     functional.meta.update(gm.meta)
     functional.recompile()
@@ -57,17 +64,12 @@ def _check(gm: fx.GraphModule, inputs: Sequence[object]) -> None:
             raise Unfit("it uses torch.func")
 
 
-def _apply_mutations(
-    graph: fx.Graph, placeholders: dict[str, fx.Node], mutated: list[str], lifted: Mapping[str, str]
-) -> None:
+def _apply_mutations(graph: fx.Graph, placeholders: dict[str, fx.Node], mutated: list[str]) -> None:
     """Write the first outputs to the inputs they stand for, instead of returning them."""
     (output,) = graph.find_nodes(op="output")
     values, results = output.args[0][: len(mutated)], list(output.args[0][len(mutated) :])
-    names = {path: name for name, path in lifted.items()}
     for value, name in zip(values, mutated, strict=True):
-        target = placeholders[names.get(name, name)]
-        if target.meta["val"].requires_grad:
-            raise Unfit("it changes an input or a parameter that needs gradients")
+        target = placeholders[name]
         if any(result is not value and shares_memory(result, value) for result in results):
             raise Unfit("it returns a view of an input that it changes")
         with graph.inserting_before(_first_call(graph)):  # what is kept for backward must not change

@@ -522,3 +522,21 @@ def test_parts_of_channels_last_images_keep_the_layout(part):
         result = net(x)
     assert result.stride() == expected.stride()
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_weight_changed_without_gradients_inside_a_forward():
+    class Halves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = conv(), conv()
+
+        def forward(self, x):
+            x = torch.relu(self.a(x))
+            with torch.no_grad():
+                self.b.weight.mul_(0.5)
+            return self.b(x)
+
+    net, plain = pair(Halves())
+    x = torch.rand(1, 16, 40, 40)
+    for _ in range(2):
+        assert_same(net, plain, x)

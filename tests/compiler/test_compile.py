@@ -9,7 +9,7 @@ import textwrap
 import pytest
 import torch
 from networks import Gated
-from test_backend import Snippet, assert_close, build, conv, needs_kernels, run, runs_fused
+from test_fusing import Snippet, assert_close, build, conv, needs_kernels, run, runs_fused
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 

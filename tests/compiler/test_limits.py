@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_backend import assert_close, conv, flat, needs_kernels, run
+from test_fusing import assert_close, conv, flat, needs_kernels, run
 from torch import nn
 
 import cmslap

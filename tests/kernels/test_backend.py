@@ -104,7 +104,7 @@ def test_what_memory_asks_outside_the_autocast(place):
     """Tiling asks which way the last level runs before autocast makes its features short: no error, an answer."""
     model = cmslap.CMSLapSRN(scale=2, depth=1, recursions=1, channels=16, shared_conv=1).to(place.device)
     with ops.use_backend(place.backend.name):
-        assert not model.folds_last_level()
+        assert not model._folds_last_level()
         assert pixels_at_once(model, 2, halo=4) > 0
 
 

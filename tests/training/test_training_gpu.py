@@ -41,7 +41,8 @@ def images_of(config):
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_plain_pytorch_convolves_channels_last(configure, channels_last):
+def test_plain_pytorch_convolves_channels_last(configure, monkeypatch, channels_last):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # whatever ran before in this process
     config = configure(channels_last=channels_last)
     with ops.use_backend("reference"), ConvolutionInputs() as seen:
         Trainer(config, Workers(0, 1, CPU)).learn(0, images_of(config).batch(0, 0, {2: 2, 4: 3}))

@@ -48,7 +48,6 @@ DEFAULT = ALIASES["cms-lapsrn"]
 # Cases of the CPU suite in the README; docs/benchmarks.md has all.
 HEADLINE = (
     "forward", "bfloat16-forward", "training", "photograph", "conv2d_lrelu+backward", "tied_conv_transpose2d+backward",
-    "accelerate-VDSR", "accelerate-EDSR+backward",
 )  # fmt: skip
 
 # Hyun et al., 2024, Table 2: CMS-LapSRN (3rd ConV), PSNR in dB and SSIM.
@@ -246,7 +245,7 @@ def cpu_speed() -> str:
 
 def gpu_speed() -> str:
     if not gpus():
-        return "Nothing has been measured on a GPU yet; on a machine with one, `make gpu` does, in under ten minutes."
+        return "Nothing has been measured on a GPU yet; where there is one, `make gpu` does, in calls under ten minutes."
     return "\n\n".join(f"{_speed(records(folder)['gpu'], folder)}\n\n{_bars(folder)}".rstrip() for folder in gpus())
 
 

@@ -245,7 +245,9 @@ def cpu_speed() -> str:
 
 def gpu_speed() -> str:
     if not gpus():
-        return "Nothing has been measured on a GPU yet; where there is one, `make gpu` does, in calls under ten minutes."
+        return (
+            "Nothing has been measured on a GPU yet; where there is one, `make gpu` does, in calls under ten minutes."
+        )
     return "\n\n".join(f"{_speed(records(folder)['gpu'], folder)}\n\n{_bars(folder)}".rstrip() for folder in gpus())
 
 

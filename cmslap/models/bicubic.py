@@ -37,7 +37,8 @@ def enlarge(image: Tensor, scale: int) -> Tensor:  # [N, C, H, W] -> [N, C, scal
     """``image`` enlarged by a whole factor, as MATLAB's ``imresize`` does it; not clamped."""
     n, channels, height, width = image.shape
     taps = range(-_REACH, _REACH + 1)
-    rows = torch.tensor([[_cubic(_offset(phase, scale) - tap) for tap in taps] for phase in range(scale)])
+    rows = [[_cubic(_offset(phase, scale) - tap) for tap in taps] for phase in range(scale)]
+    rows = torch.tensor(rows, dtype=torch.float64)
     kernel = torch.einsum("pi,qj->pqij", rows, rows).reshape(scale * scale, 1, len(taps), len(taps)).to(image)
     padded = image.index_select(2, _mirrored(height, image.device)).index_select(3, _mirrored(width, image.device))
     phases = F.conv2d(padded.reshape(n * channels, 1, height + 2 * _REACH, width + 2 * _REACH), kernel)

@@ -27,20 +27,21 @@ class _VDSR(Network):
     def __init__(self, depth: int, channels: int) -> None:
         super().__init__()
         self.depth = check_positive("depth", depth)
-        if depth < 2:
-            raise ValueError(f"depth must count the first and the last convolution, so 2 or more, got {depth}")
+        if depth < 3:
+            raise ValueError(f"depth must count the first, the last and a middle one, so 3 or more, got {depth}")
         self.channels = check_positive("channels", channels)
         self.conv_in = nn.Conv2d(1, channels, 3, padding=1)
         self.middle_bias = nn.Parameter(torch.empty(depth - 2, channels))
         self.conv_out = nn.Conv2d(channels, 1, 3, padding=1)
 
     def reset_parameters(self) -> None:
-        """Start as the paper does (He et al.): every kernel N(0, 2/fan_in), biases 0."""
+        """Start as He et al. do, every kernel N(0, 2/fan_in), but with a last one so small that bicubic comes out."""
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             else:
-                nn.init.normal_(parameter, std=math.sqrt(2 / parameter[0].numel()))
+                last = name == "conv_out.weight"
+                nn.init.normal_(parameter, std=1e-3 if last else math.sqrt(2 / parameter[0].numel()))
 
     def middle_kernels(self) -> Tensor:  # [depth - 2, C, C, 3, 3]
         raise NotImplementedError
@@ -114,7 +115,7 @@ class AsymVDSR(_VDSR):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """As VDSR; each kernel of a pair has the variance 1/fan_in but for the second's 2: no φ halves the first's."""
+        """As VDSR, but for the first kernel of a pair, N(0, 1/fan_in): no φ follows that takes half of the power."""
         super().reset_parameters()
         with torch.no_grad():
             self.vertical_weight.div_(math.sqrt(2))

@@ -121,7 +121,8 @@ def _origin(name: str) -> str:
 
 def _patches(record: dict[str, Any]) -> str:
     """The side of the HR patches, which a resumed run may have changed."""
-    changed = [(part["step"], part["changes"]["patch"]) for part in record.get("resumed", []) if "patch" in part["changes"]]
+    resumed = record.get("resumed", [])  # records of the first versions have none
+    changed = [(part["step"], part["changes"]["patch"]) for part in resumed if "patch" in part["changes"]]
     first = changed[0][1][0] if changed else record["config"]["patch"]
     return str(first) + "".join(f", {now} after step {step:,}" for step, (_, now) in changed)
 

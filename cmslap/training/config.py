@@ -279,7 +279,7 @@ def _set(table: dict[str, Any], key: str, value: object) -> None:
     for name in tables:
         table = table.setdefault(name, {})
         if not isinstance(table, dict):
-            raise ConfigError(f"{key} = {value!r}: {name!r} is not a table")
+            raise ConfigError(f"'{key}={value}': {name!r} is not a table")
     table[last] = value
 
 

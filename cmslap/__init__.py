@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from cmslap.checkpoints.checkpoint import load_model, save_model
     from cmslap.compiler import accelerate, restore
     from cmslap.inference import upscale
-    from cmslap.models import MASRN, VDSR, AsymVDSR, CMSLapSRN, LapSRN, MSLapSRN
+    from cmslap.models import MASRN, RLRDSR, VDSR, AsymVDSR, CMSLapSRN, LapSRN, MSLapSRN
 
 # Imported when first used: importing PyTorch takes longer than the command line's --help may.
 _HOMES = {
@@ -21,6 +21,7 @@ _HOMES = {
     "LapSRN": "cmslap.models",
     "MASRN": "cmslap.models",
     "MSLapSRN": "cmslap.models",
+    "RLRDSR": "cmslap.models",
     "VDSR": "cmslap.models",
     "accelerate": "cmslap.compiler",
     "load_model": "cmslap.checkpoints.checkpoint",
@@ -31,6 +32,7 @@ _HOMES = {
 
 __all__ = [
     "MASRN",
+    "RLRDSR",
     "VDSR",
     "AsymVDSR",
     "CMSLapSRN",

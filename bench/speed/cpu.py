@@ -12,7 +12,7 @@ from bench.speed import baselines, end_to_end
 from bench.speed.baselines import EAGER, EAGER_NCHW, Baseline
 from bench.speed.suite import Case
 from bench.speed.timing import Pace
-from bench.speed.work import OPERATIONS, THIRD_PARTY, Setting, forward, operation, third_party, training_step
+from bench.speed.work import OPERATIONS, THIRD_PARTY, Setting, forward, operation, sister, third_party, training_step
 
 DEVICE = torch.device("cpu")
 DTYPE = torch.float32  # of the ceilings
@@ -67,6 +67,8 @@ def cases(effort: str, sizes: Sizes = Sizes()) -> dict[str, Case]:
     for name in THIRD_PARTY if thorough else THIRD_PARTY[:1]:
         found[f"accelerate-{name}"] = Case(partial(third_party, name, False), image, accelerated)
         found[f"accelerate-{name}+backward"] = Case(partial(third_party, name, True), image, accelerated)
+    for name in ("VDSR", "AsymVDSR", "MASRN"):
+        found[f"sister-{name}"] = Case(partial(sister, name, 2), replace(image, side=256), [*ours, EAGER, *compiled])
     found["folder"] = Case(partial(end_to_end.folder, sizes.folder), Setting(), [*ours, EAGER])
     found["first-result"] = Case(end_to_end.first_result, Setting(), end_to_end.starters(DEVICE, effort == "full"))
     return found | _operations(sizes, compiled)

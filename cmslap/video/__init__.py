@@ -1,0 +1,1 @@
+"""Videos: frames in and out in a stream, and networks adapted to one video and its scenes."""

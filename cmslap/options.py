@@ -36,6 +36,23 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_codec_options(parser: argparse.ArgumentParser) -> None:
+    """How a video is compressed."""
+    parser.add_argument("--codec", choices=("h264", "hevc", "av1"), default="h264", help="(default %(default)s)")
+    parser.add_argument(
+        "--crf", type=crf, metavar="N", help="constant quality, less is better (default 18, 20, 25 by the codec)"
+    )
+    parser.add_argument(
+        "--preset", help="the encoder's own word for how long it takes, such as fast or slow; AV1's: 0-13"
+    )
+
+
+def crf(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text) <= 63):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 63, got {text!r}")
+    return int(text)
+
+
 def device(text: str) -> str:
     """A device's name as PyTorch has it; a number counts GPUs, and -1 is the CPU."""
     if re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):

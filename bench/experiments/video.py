@@ -27,12 +27,14 @@ from cmslap import options
 from cmslap.files import replacing
 from cmslap.options import bitrate
 from cmslap.provenance import provenance
+from cmslap.video import SUFFIXES
 from cmslap.video.adaptation import Schedule
 from cmslap.video.cmsw import AdaptedWeights
-from cmslap.video.encode import SCENE_RATE, Encoder, Settings, spans, working_in
+from cmslap.video.encode import SCENE_RATE, Encoder, Settings, spans
 from cmslap.video.evaluate import bits_of_scenes, by_networks, enlargers, psnr_of_scenes, rival, rows
 from cmslap.video.frames import Frame, bicubic, chroma_size
-from cmslap.video.reading import SUFFIXES, Properties, VideoReader
+from cmslap.video.reading import Properties, VideoReader
+from cmslap.video.work import working_in
 from cmslap.video.writing import Encoding, join, write_part
 
 SCENE = 32  # frames
@@ -154,7 +156,7 @@ def main() -> None:
     for rate in args.bitrate:
         work = args.work / f"{original.stem}-{rate}"
         settings = Settings(rate, args.budget, args.price)
-        with working_in(work, asdict(settings)):
+        with working_in(work, asdict(settings), keep=True):
             result = measure(Encoder(original, work, settings, time.process_time))
         record["rates"][rate] = {"summary": summary(result["table"]), **result}
         print(rate, record["rates"][rate]["summary"])

@@ -73,11 +73,13 @@ def _cluster(values: np.ndarray, centroids: int) -> tuple[np.ndarray, np.ndarray
     if not len(values):
         return np.empty(0, "<f2"), np.empty(0, np.int32)
     points = values.astype(np.float64)[:, None]
-    start = np.unique(np.quantile(points, (np.arange(centroids) + 0.5) / centroids))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of a cluster that runs empty: it is left out below
-        book, _ = kmeans2(points, start[:, None], iter=30, minit="matrix")
-    book = np.unique(book.astype("<f2"))
+    book = np.unique(values.astype("<f2"))
+    if len(book) > centroids:
+        start = np.unique(np.quantile(points, (np.arange(centroids) + 0.5) / centroids))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a cluster that runs empty: it is left out below
+            book, _ = kmeans2(points, start[:, None], iter=30, minit="matrix")
+        book = np.unique(book.astype("<f2"))
     index, _ = vq(points, book.astype(np.float64)[:, None])
     used, index = np.unique(index, return_inverse=True)
     return book[used], index.astype(np.int32)

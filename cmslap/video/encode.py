@@ -7,11 +7,9 @@ it was at, and training with the seconds it had left.
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,13 +18,13 @@ from tqdm import tqdm
 
 from cmslap.files import replacing
 from cmslap.models import RLRDSR, Network
-from cmslap.training.directory import claimed
 from cmslap.video import cmsw, coding, footage, scenes
 from cmslap.video.adaptation import Adaptation, Schedule, reference_of
 from cmslap.video.footage import Footage
 from cmslap.video.frames import halved, padded
 from cmslap.video.pipeline import ahead
-from cmslap.video.reading import VideoError, VideoReader, fingerprint
+from cmslap.video.reading import VideoReader, fingerprint
+from cmslap.video.work import beside, identity, working_in
 from cmslap.video.writing import Encoding, join, write_part
 
 SCALE = 2
@@ -170,9 +168,9 @@ def spans(starts: list[int], frames: int) -> Iterator[tuple[int, int]]:
 
 
 def encode(source: Path, out: Path, settings: Settings) -> cmsw.AdaptedWeights:
-    """Write ``out`` and its ``.cmsw``. Raises :class:`VideoError`, and OutputError of ``cmslap.files``."""
-    work = out.with_name(f"{out.name}.work")
-    with working_in(work, {"source": _identity(source), **asdict(settings)}):
+    """Write ``out`` and its ``.cmsw``. Raises VideoError, and OutputError of ``cmslap.files``."""
+    work = beside(out)
+    with working_in(work, {"source": identity(source), **asdict(settings)}):
         encoder = Encoder(source, work, settings)
         encoder.shrink()
         film = encoder.film()
@@ -185,29 +183,4 @@ def encode(source: Path, out: Path, settings: Settings) -> cmsw.AdaptedWeights:
         with replacing(out) as temporary:
             shutil.copyfile(encoder.small, temporary)
         cmsw.write(weights, out.with_suffix(".cmsw"))
-    shutil.rmtree(work)
     return weights
-
-
-@contextmanager
-def working_in(work: Path, settings: dict) -> Iterator[None]:
-    """A folder for what a kill should not lose, this process's alone; of a run with the same settings, or new."""
-    with claimed(work):
-        note = work / "settings.json"
-        text = json.dumps(settings, indent=1)
-        if note.exists() and note.read_text(encoding="utf-8") != text:
-            raise VideoError(
-                f"{work} has the beginning of a run with other settings; repeat those, or remove the folder"
-            )
-        if not note.exists():
-            with replacing(note) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-        yield
-
-
-def _identity(path: Path) -> list[str | int]:
-    """What tells a file from another one of its name."""
-    if not path.is_file():
-        raise VideoError(f"{path}: no such file")
-    status = path.stat()
-    return [str(path.resolve()), status.st_size, status.st_mtime_ns]

@@ -39,9 +39,9 @@ def planar(name: str) -> str:
     """The planar YUV format that holds what ``name`` does: itself, if it is one; else with chroma of half the size."""
     form = av.VideoFormat(name)
     bits = max(component.bits for component in form.components)
-    if name.startswith("yuv") and form.is_planar and len(form.components) == 3 and not name.endswith("be"):
-        if bits == 8 or (bits in (10, 12) and name.endswith("le")):
-            return name
+    served = bits == 8 or (bits in (10, 12) and name.endswith("le"))
+    if name.startswith("yuv") and form.is_planar and len(form.components) == 3 and served:
+        return name
     return "yuv420p" if bits <= 8 else "yuv420p10le"
 
 

@@ -17,8 +17,6 @@ from av.stream import Disposition
 from cmslap.errors import UserError
 from cmslap.video.frames import Frame, from_av, planar
 
-SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv")
-
 
 class VideoError(UserError, OSError):
     """A video that cannot be read, written or represented; the message names it."""
@@ -105,12 +103,12 @@ class VideoReader:
 
 
 @contextmanager
-def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """What FFmpeg says is wrong, with the file's name."""
+def naming(path: str | os.PathLike[str], wrong: str = "not a video to read") -> Iterator[None]:
+    """What FFmpeg says is ``wrong``, with the file's name."""
     try:
         yield
     except av.FFmpegError as error:
-        raise VideoError(f"{path}: not a video to read ({error.strerror or error})") from error
+        raise VideoError(f"{path}: {wrong} ({error.strerror or error})") from error
 
 
 def _open(path: Path) -> av.container.InputContainer:

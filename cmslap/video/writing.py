@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -30,6 +31,8 @@ CODECS = {  # as --codec names them -> FFmpeg's encoder, its usual constant qual
     "av1": ("libsvtav1", 25, {}),
 }
 _UNSHIFTED = {"avoid_negative_ts": "disabled"}  # of packets that are decoded before time 0
+_PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo")
+_PRESETS_OF_AV1 = tuple(map(str, range(14)))
 CONTAINERS = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
 
 
@@ -70,8 +73,11 @@ def encodable(form: str, codec: str) -> str:
     return next(name for name in options if name in formats)
 
 
-def check_container(path: str | os.PathLike[str], codec: str) -> None:
-    """Raise :class:`VideoError` unless the suffix of ``path`` names a container that holds ``codec``."""
+def check(path: str | os.PathLike[str], codec: str, preset: str | None = None) -> None:
+    """Raise :class:`VideoError` unless ``path`` is named as a container of ``codec``, and that has the ``preset``."""
+    presets = _PRESETS_OF_AV1 if codec == "av1" else _PRESETS
+    if preset is not None and preset not in presets:
+        raise VideoError(f"--preset of {codec} must be one of {', '.join(presets)}, got {preset}")
     suffix = Path(path).suffix.lower()
     if suffix not in CONTAINERS or (suffix == ".webm" and codec != "av1"):
         accepted = "webm holds --codec av1 alone" if suffix == ".webm" else f"name it {', '.join(CONTAINERS)}"
@@ -82,7 +88,7 @@ def write_part(frames: Iterable[Frame], path: Path, encoding: Encoding, like: Pr
     """Compress ``frames`` into a part, which appears when it is whole; how many there were."""
     count = 0
     with ExitStack() as stack:
-        stack.enter_context(naming(path))
+        stack.enter_context(naming(path, "cannot be written"))
         temporary = stack.enter_context(replacing(path))
         container = stack.enter_context(av.open(str(temporary), "w", format="nut", options=_UNSHIFTED))
         stream = encoding.add_stream(container, like)
@@ -110,9 +116,11 @@ def join(parts: Sequence[Path], source: VideoReader, path: str | os.PathLike[str
     suffix = Path(path).suffix.lower()
     form = {".mkv": "matroska", ".m4v": "mp4"}.get(suffix, suffix[1:])
     with ExitStack() as stack:
-        stack.enter_context(naming(path))
+        stack.enter_context(naming(path, "cannot be written"))
         temporary = stack.enter_context(replacing(path))
-        out = stack.enter_context(av.open(str(temporary), "w", format=form, container_options=_options(form)))
+        out = stack.enter_context(
+            av.open(str(temporary), "w", format=form, options=_options(form, source.properties.time_base))
+        )
         first = stack.enter_context(av.open(str(parts[0])))
         video = out.add_stream_from_template(first.streams.video[0], opaque=True)
         video.time_base = source.properties.time_base
@@ -126,9 +134,11 @@ def join(parts: Sequence[Path], source: VideoReader, path: str | os.PathLike[str
             out.mux_one(packet)
 
 
-def _options(form: str) -> dict[str, str]:
-    """A movie whose index stands first can be shown while it arrives."""
-    return {"movflags": "+faststart"} if form in ("mp4", "mov") else {}
+def _options(form: str, time_base: Fraction) -> dict[str, str]:
+    """An MP4 whose index stands first can be shown while it arrives; its own unit of time is to hold the video's."""
+    if form not in ("mp4", "mov"):
+        return {}
+    return {"movflags": "+faststart", "movie_timescale": str(min(time_base.denominator, 2**31 - 1))}
 
 
 def _copied_streams(source: VideoReader, out: av.container.OutputContainer) -> dict[int, av.stream.Stream]:

@@ -116,7 +116,8 @@ def measure(encoder: Encoder, scene_minutes: float) -> dict[str, Any]:
     bits, psnr = rival(encoder.source, total, starts, settings.preset)
     pixels = size[0] * size[1] * film.frames
     return {
-        "settings": asdict(settings), "scene_minutes": scene_minutes, "table": table, "weights_bits": weights.bits[0], "total_bpp": total / pixels,
+        "settings": asdict(settings), "scene_minutes": scene_minutes, "table": table,
+        "weights_bits": weights.bits[0], "total_bpp": total / pixels,
         "rival": {"bpp": bits / pixels, "psnr": psnr},
     }  # fmt: skip
 

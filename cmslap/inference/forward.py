@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -10,7 +12,6 @@ from tqdm import tqdm
 
 from cmslap.inference.tiling import Tile
 from cmslap.models import Network
-from cmslap.precision import inference_autocast
 
 MEMBERS = 8  # of the ensemble
 
@@ -22,35 +23,33 @@ def super_resolve(
     tiles: list[Tile],
     *,
     ensemble: bool = False,
-    precision: str = "float32",
+    autocast: torch.autocast | None = None,
     progress: bool = False,
-) -> Tensor:  # [image_channels, factor H, factor W], float32 on the CPU, not clamped
-    """Run ``network`` on one image in its own colours, tile by tile."""
+) -> Iterator[Tensor]:  # [image_channels, rows, factor W], float32 on the CPU, not clamped
+    """Run ``network`` on one image in its own colours, tile by tile; gives its rows, a row of tiles at once."""
     weight = next(network.parameters())
-    autocast = inference_autocast(precision, weight.device)
-    channels, height, width = image.shape
-    result = torch.empty(channels, factor * height, factor * width)
+    channels, _, width = image.shape
     runs = len(tiles) * (MEMBERS if ensemble else 1)
-    with (
-        torch.inference_mode(),
-        autocast,
-        tqdm(total=runs, unit="tile", leave=False, disable=None if progress else True) as bar,
-    ):
+    with tqdm(total=runs, unit="tile", leave=False, disable=None if progress else True) as bar:
 
         def run(crop: Tensor) -> Tensor:
             # A strided view is neither memory format, and every feature map would be converted back and forth.
-            larger = network(crop[None].contiguous(memory_format=torch.channels_last), factor)[-1][0].float()
+            with torch.inference_mode(), autocast or nullcontext():
+                larger = network(crop[None].contiguous(memory_format=torch.channels_last), factor)[-1][0].float()
             bar.update()
             return larger
 
-        for tile in tiles:
-            crop = image[:, slice(*tile.crop_rows), slice(*tile.crop_columns)].to(weight)
-            larger = self_ensemble(run, crop) if ensemble else run(crop)
-            kept = larger[
-                :, _within(tile.crop_rows, tile.rows, factor), _within(tile.crop_columns, tile.columns, factor)
-            ]
-            result[:, _within((0, height), tile.rows, factor), _within((0, width), tile.columns, factor)] = kept
-    return result
+        for rows, row in itertools.groupby(tiles, key=lambda tile: tile.rows):
+            result = torch.empty(channels, factor * (rows[1] - rows[0]), factor * width)
+            for tile in row:
+                crop = image[:, slice(*tile.crop_rows), slice(*tile.crop_columns)].to(weight)
+                larger = self_ensemble(run, crop) if ensemble else run(crop)
+                columns = _within(tile.crop_columns, tile.columns, factor)
+                result[..., _within((0, width), tile.columns, factor)] = larger[
+                    :, _within(tile.crop_rows, rows, factor), columns
+                ]
+                del crop, larger  # before the next tile takes its memory
+            yield result
 
 
 def _within(whole: tuple[int, int], part: tuple[int, int], factor: int) -> slice:

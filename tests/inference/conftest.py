@@ -13,7 +13,8 @@ def enlarge():
 
     def run(network, image, factor, tile=None, **options):
         planes = image.reshape(-1, *image.shape[-2:])
-        larger = super_resolve(network, planes, factor, divide(network, factor, image.shape[-2:], tile), **options)
+        tiles = divide(network, factor, image.shape[-2:], tile)
+        larger = torch.cat(list(super_resolve(network, planes, factor, tiles, **options)), -2)
         return larger.reshape(*image.shape[:-2], *larger.shape[-2:])
 
     return run

@@ -115,8 +115,16 @@ def _origin(name: str) -> str:
     return (
         f"- `{name}`: CMS-LapSRN with D = {model['depth']}, R = {model['recursions']} and shared_conv = "
         f"{model['shared_conv']}, trained{init} for {record['step']:,} steps of batch {config['batch']} and HR patch "
-        f"{config['patch']}, {record['seconds'] / 60:.0f} minutes on {_processor(record)}."
+        f"{_patches(record)}, {record['seconds'] / 60:.0f} minutes on {_processor(record)}."
     )
+
+
+def _patches(record: dict[str, Any]) -> str:
+    """The side of the HR patches, which a resumed run may have changed."""
+    resumed = record.get("resumed", [])  # records of the first versions have none
+    changed = [(part["step"], part["changes"]["patch"]) for part in resumed if "patch" in part["changes"]]
+    first = changed[0][1][0] if changed else record["config"]["patch"]
+    return str(first) + "".join(f", {now} after step {step:,}" for step, (_, now) in changed)
 
 
 def _processor(record: dict[str, Any]) -> str:

@@ -3,8 +3,9 @@
 from cmslap.models.lapsrn import LapSRN
 from cmslap.models.ms_lapsrn import CMSLapSRN, MSLapSRN
 from cmslap.models.network import Network
+from cmslap.models.rlrdsr import RLRDSR
 
 # By the names that checkpoints and training configurations give them.
-NETWORKS: dict[str, type[Network]] = {network.__name__: network for network in (CMSLapSRN, MSLapSRN, LapSRN)}
+NETWORKS: dict[str, type[Network]] = {network.__name__: network for network in (CMSLapSRN, MSLapSRN, LapSRN, RLRDSR)}
 
-__all__ = ["NETWORKS", "CMSLapSRN", "LapSRN", "MSLapSRN", "Network"]
+__all__ = ["NETWORKS", "RLRDSR", "CMSLapSRN", "LapSRN", "MSLapSRN", "Network"]

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from cmslap.training.reproduce import reproduce
 
     settings = args.settings + (args.resume or []) + (args.reproduce or [])
-    made = config.load(args.config, settings)
+    made = config.load(args.config, settings, begun=args.reproduce is not None)
     if args.reproduce is not None:
         return reproduce(config.find(args.config), made)
     return train(made, args.resume is not None, resume_hint=_command(args.config, settings))

@@ -271,11 +271,15 @@ def _apply(table: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
+    _set(table, key, value)
+
+
+def _set(table: dict[str, Any], key: str, value: object) -> None:
     *tables, last = key.split(".")
     for name in tables:
         table = table.setdefault(name, {})
         if not isinstance(table, dict):
-            raise ConfigError(f"{override!r}: {name!r} is not a table")
+            raise ConfigError(f"'{key}={value}': {name!r} is not a table")
     table[last] = value
 
 
@@ -296,26 +300,31 @@ def find(name: str) -> Path:
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file, or the configuration in a training record."""
+def _read(path: Path, begun: bool) -> dict[str, Any]:
+    """The tables of a TOML file, or the configuration in a record: the run's last or, if ``begun``, its first."""
     try:
         text = path.read_text(encoding="utf-8")
-        if path.suffix == ".json":
-            return json.loads(text)["config"]
-        return tomllib.loads(text)
+        if path.suffix != ".json":
+            return tomllib.loads(text)
+        record = json.loads(text)
+        table = record["config"]
+        for part in reversed(record.get("resumed", []) if begun else []):
+            for key, (before, _) in part["changes"].items():
+                _set(table, key, before)
+        return table
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: not a training record, a JSON object with the key 'config'") from error
 
 
-def load(name: str, overrides: Sequence[str] = ()) -> Config:
+def load(name: str, overrides: Sequence[str] = (), begun: bool = False) -> Config:
     """Read a TOML file, a shipped configuration's or a record's, and apply ``key=value`` overrides.
 
-    Raises :class:`ConfigError`.
+    Of a run that was resumed with other settings, ``begun`` takes those it began with. Raises :class:`ConfigError`.
     """
     path = find(name)
-    table = _read(path)
+    table = _read(path, begun)
     for override in overrides:
         _apply(table, override)
     try:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from cmslap import ops
 from cmslap.training import checkpoint, curves, directory, distributed, record
 from cmslap.training.clock import DataClock
-from cmslap.training.config import Config, flat, to_dict
+from cmslap.training.config import Config, to_dict
 from cmslap.training.data import TrainingImages, split
 from cmslap.training.directory import RunError
 from cmslap.training.distributed import Workers
@@ -55,6 +55,7 @@ class Run:
         self.validation = ValidationSets(config.validation.data if workers.first else [], config.validation_scales)
         self.init_sha256 = record.init_digest(config)
         self.origins = [record.origin(workers)]
+        self.resumed: list[dict[str, Any]] = []  # with which settings changed, and after which step
         if resume:
             self._resume()
         if workers.first:
@@ -71,14 +72,16 @@ class Run:
         for key, (before, now) in fixed.items():
             if before != now:
                 raise RunError(f"{key} = {now}: the run in {self.out} has {before}; start another with init")
-        for change in _changes(old, new):
-            self._say(f"resuming with {change}")
+        changes = record.changes(old, new)
+        for key, (before, now) in changes.items():
+            self._say(f"resuming with {key} = {now!r}, was {before!r}")
         if state["pictures"] != self.images.fingerprint:
             self._say("resuming with other training images than before")
         self.trainer.load(state)
         for name in ("step", "best", "seconds", "losses", "summed", "first_losses"):
             setattr(self, name, state[name])
         self.origins = [origin for origin in state.get("origins", []) if origin not in self.origins] + self.origins
+        self.resumed = [*state.get("resumed", []), *([{"step": self.step, "changes": changes}] if changes else [])]
         self._say(f"resumed after step {self.step}")
 
     def train(self, resume_hint: str) -> int:
@@ -218,7 +221,15 @@ class Run:
         now, entries = time.perf_counter(), self.log.read()
         first = [self._loss(losses) for losses in self.first_losses[: self.step].cpu()]
         made = record.build(
-            self.config, self.init_sha256, self.origins, len(self.images), self.step, self.seconds, first, entries
+            self.config,
+            self.init_sha256,
+            self.origins,
+            self.resumed,
+            len(self.images),
+            self.step,
+            self.seconds,
+            first,
+            entries,
         )
         checkpoint.write(self.out / "record.json", (json.dumps(made, indent=1) + "\n").encode())
         if curves.available() and (ending or now - self.drawn > CURVES_EVERY):
@@ -237,6 +248,7 @@ class Run:
             "config": to_dict(self.config),
             "pictures": self.images.fingerprint,
             "origins": self.origins,
+            "resumed": self.resumed,
         }
 
     def _say(self, text: str) -> None:
@@ -248,13 +260,6 @@ def mean_loss(scale_losses: Tensor, counts: dict[int, int]) -> float:
     """Mean over a step's images of the scales' mean losses [number of scales], on the CPU."""
     images = torch.tensor(list(counts.values()), dtype=torch.float64)
     return float((scale_losses * images).sum() / images.sum())
-
-
-def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What differs between two configurations, as ``key = new, was old``."""
-    before, now = flat(old), flat(new)
-    changed = (key for key in now.keys() & before.keys() if now[key] != before[key])
-    return sorted(f"{key} = {now[key]!r}, was {before[key]!r}" for key in changed)
 
 
 def train(config: Config, resume: bool = False, resume_hint: str = "--resume") -> int:

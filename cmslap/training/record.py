@@ -9,7 +9,7 @@ from typing import Any
 
 from cmslap.checkpoints.checkpoint import find_weights
 from cmslap.provenance import provenance
-from cmslap.training.config import Config, to_dict
+from cmslap.training.config import Config, flat, to_dict
 from cmslap.training.distributed import Workers
 
 CURVE_POINTS = 500
@@ -22,13 +22,18 @@ def _thin(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return entries[::-1][::stride][::-1]
 
 
-def _published(config: Config) -> dict[str, Any]:
-    """The configuration with the names of its folders and files in place of their paths on this machine."""
-    table = to_dict(config)
-    table["out"], table["init"] = Path(config.out).name, Path(config.init).name
+def _published(table: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with the names of its folders and files in place of their paths on this machine."""
+    names = {key: Path(table[key]).name for key in ("out", "init")}
     for section, key in (("data", "train"), ("validation", "data")):
-        table[section][key] = [Path(folder).name for folder in table[section][key]]
-    return table
+        names[section] = table[section] | {key: [Path(folder).name for folder in table[section][key]]}
+    return table | names
+
+
+def changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[Any]]:
+    """What differs between two configurations: ``{dotted key: [old value, new value]}``."""
+    before, now = flat(_published(old)), flat(_published(new))
+    return {key: [before[key], now[key]] for key in sorted(now.keys() & before.keys()) if now[key] != before[key]}
 
 
 def init_digest(config: Config) -> str | None:
@@ -45,6 +50,7 @@ def build(
     config: Config,
     init_sha256: str | None,
     origins: list[dict[str, Any]],
+    resumed: list[dict[str, Any]],
     images: int,
     step: int,
     seconds: float,
@@ -53,7 +59,8 @@ def build(
 ) -> dict[str, Any]:
     """The record of a run after ``step`` steps in ``seconds``.
 
-    ``origins`` are those of the run's parts where they differ, the latest last; ``images`` is how many images it
+    ``origins`` are those of the run's parts where they differ, the latest last; ``resumed`` says after which step which
+    settings of ``config`` were changed; ``images`` is how many images it
     trains on, ``first_losses`` are the losses of its first steps one by one, ``log`` are its lines.
     """
     training = [entry for entry in log if "loss" in entry]
@@ -61,7 +68,8 @@ def build(
     return {
         **origins[-1],
         "earlier": origins[:-1],
-        "config": _published(config),
+        "config": _published(to_dict(config)),
+        "resumed": resumed,  # with other settings: [{"step": after which, "changes": {key: [before, from then on]}}]
         "init_sha256": init_sha256,
         "images": images,
         "step": step,

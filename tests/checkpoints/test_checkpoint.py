@@ -148,7 +148,7 @@ def test_integer_tensors(network, tmp_path):
 @pytest.mark.parametrize(
     ("header", "said"),
     [
-        ({"architecture": "EDSR"}, "'EDSR' is none of CMSLapSRN, LapSRN, MSLapSRN"),
+        ({"architecture": "EDSR"}, "'EDSR' is none of CMSLapSRN, LapSRN, MSLapSRN, RLRDSR"),
         ({"config": "{"}, "config is not JSON"),
         ({"config": "[1]"}, "config must be an object"),
         ({"config": '{"scale": 3}'}, "scale must be a power of two"),

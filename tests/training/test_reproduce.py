@@ -9,7 +9,7 @@ import pytest
 
 from cmslap.cli import main
 from cmslap.training import config as configuration
-from cmslap.training import loop
+from cmslap.training import loop, reproduce
 
 
 @pytest.fixture
@@ -55,6 +55,23 @@ def test_every_first_loss_is_in_the_record_of_a_run_that_was_resumed(configure):
     first = [json.loads((Path(c.out) / "record.json").read_text())["first_losses"] for c in (whole, resumed)]
     assert len(first[0]) == whole.steps
     assert first[0] == first[1]
+
+
+def test_a_run_resumed_with_other_settings_is_rerun_with_those_it_began_with(configure):
+    begun = configure(steps=6, patch=16)
+    loop.train(begun)
+    resumed = configure(steps=8, patch=32, optimizer={"lr": 1e-4}, out=begun.out)
+    loop.train(resumed, resume=True)
+    record = json.loads((Path(begun.out) / "record.json").read_text())
+    (part,) = record["resumed"]
+    assert part["step"] == 6
+    assert part["changes"]["patch"] == [16, 32]
+    assert record["config"]["patch"] == 32
+    path = Path(begun.out) / "record.json"
+    assert configuration.load(str(path)).patch == 32
+    assert configuration.load(str(path), begun=True).steps == 6
+    again = configuration.load(str(path), [f"data.train={json.dumps(begun.data.train)}"], begun=True)
+    assert reproduce.losses(again, 6) == record["first_losses"][:6]
 
 
 def test_what_is_no_record_is_told_in_one_line(tmp_path, images, capsys):

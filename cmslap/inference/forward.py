@@ -50,6 +50,7 @@ def super_resolve(
                 ]
                 del crop, larger  # before the next tile takes its memory
             yield result
+            del result
 
 
 def _within(whole: tuple[int, int], part: tuple[int, int], factor: int) -> slice:

@@ -146,7 +146,6 @@ def _enlarge(array: np.ndarray, plan: Plan, progress: bool) -> np.ndarray:
     if len(alpha):
         colour = spread_colour(colour, alpha)
     seen, chroma = split_colour(colour, plan.network.image_channels)
-    smooth = torch.cat([chroma, alpha])
     del planes, colour
     parts = super_resolve(
         plan.network, seen, plan.factor, plan.tiles, ensemble=plan.ensemble, autocast=plan.autocast, progress=progress
@@ -158,10 +157,11 @@ def _enlarge(array: np.ndarray, plan: Plan, progress: bool) -> np.ndarray:
     for part in parts:
         for larger in part.split(_ROWS, dim=-2):
             bottom = top + larger.shape[-2]
-            others = imresize(smooth, size=plan.target, rows=(top, bottom))
-            colour = join_colour(larger, others[: len(chroma)], colours)
-            _store(torch.cat([colour, others[len(chroma) :]]), result[top:bottom])
+            bicubic = [imresize(planes, size=plan.target, rows=(top, bottom)) for planes in (chroma, alpha)]
+            colour = join_colour(larger, bicubic[0], colours)
+            _store(torch.cat([colour, bicubic[1]]), result[top:bottom])
             top = bottom
+        del part, larger  # before the next row of tiles takes memory
     return result
 
 

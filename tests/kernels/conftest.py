@@ -69,7 +69,7 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Pl
         return on_gpu({"triton": TRITON, "cuda": cuda.CUDA}[request.param])
     if request.param == "interpreter":
         return Place("interpreter", TRITON, torch.device("cpu"))
-    monkeypatch.setattr(cuda, "_kernels", modelled_operators())
+    monkeypatch.setattr(cuda.LIBRARY, "operators", modelled_operators())
     backend = dataclasses.replace(cuda.CUDA, missing=None, unsupported=cuda._unsupported_sizes)
     monkeypatch.setattr(dispatch, "BACKENDS", [backend if b is cuda.CUDA else b for b in dispatch.BACKENDS])
     return Place("model", backend, torch.device("cpu"))

@@ -155,10 +155,9 @@ class Config:
         self.optimizer.check()
         self.schedule.check(self.steps)
         self.validation.check()
-        levels = top.bit_length() - 1
+        levels = len(self.build_model().output_scales(top))
         given = self.loss.level_weights
         _require(len(given) in (0, levels), "loss.level_weights", given, f"one weight for each of {levels} levels")
-        self.build_model()
 
     @property
     def validation_scales(self) -> list[int]:

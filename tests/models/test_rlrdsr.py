@@ -8,7 +8,7 @@ from torch import nn
 
 import cmslap
 from cmslap.imaging import imresize
-from cmslap.models.rlrdsr import bicubic_phases
+from cmslap.models.bicubic import bicubic_phases
 
 
 def random_network(**arguments):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from tqdm import tqdm
 
 from cmslap.inference.tiling import Tile
 from cmslap.models import Network
+from cmslap.precision import inference_autocast
 
 MEMBERS = 8  # of the ensemble
 
@@ -22,11 +22,25 @@ def super_resolve(
     factor: int,
     tiles: list[Tile],
     *,
+    precision: str = "float32",
+    **options: bool,  # ensemble, progress
+) -> Tensor:  # [image_channels, factor H, factor W], float32 on the CPU, not clamped
+    """Run ``network`` on one image in its own colours, tile by tile."""
+    autocast = inference_autocast(precision, next(network.parameters()).device)
+    return torch.cat(list(super_resolve_rows(network, image, factor, tiles, autocast=autocast, **options)), dim=-2)
+
+
+def super_resolve_rows(
+    network: Network,
+    image: Tensor,  # [image_channels, H, W] in [0, 1]
+    factor: int,
+    tiles: list[Tile],
+    *,
+    autocast: torch.autocast,
     ensemble: bool = False,
-    autocast: torch.autocast | None = None,
     progress: bool = False,
 ) -> Iterator[Tensor]:  # [image_channels, rows, factor W], float32 on the CPU, not clamped
-    """Run ``network`` on one image in its own colours, tile by tile; gives its rows, a row of tiles at once."""
+    """:func:`super_resolve`, a row of tiles after the other."""
     weight = next(network.parameters())
     channels, _, width = image.shape
     runs = len(tiles) * (MEMBERS if ensemble else 1)
@@ -34,7 +48,7 @@ def super_resolve(
 
         def run(crop: Tensor) -> Tensor:
             # A strided view is neither memory format, and every feature map would be converted back and forth.
-            with torch.inference_mode(), autocast or nullcontext():
+            with torch.inference_mode(), autocast:
                 larger = network(crop[None].contiguous(memory_format=torch.channels_last), factor)[-1][0].float()
             bar.update()
             return larger

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cmslap.errors import out_of_memory
 from cmslap.imaging import imresize, imresize_rows, join_colour, split_colour
-from cmslap.inference.forward import super_resolve
+from cmslap.inference.forward import super_resolve_rows
 from cmslap.inference.memory import available_memory, working_memory
 from cmslap.inference.plan import Plan, Planner, UpscaleError
 from cmslap.inference.transparency import spread_colour
@@ -147,7 +147,7 @@ def _enlarge(array: np.ndarray, plan: Plan, progress: bool) -> np.ndarray:
         colour = spread_colour(colour, alpha)
     seen, chroma = split_colour(colour, plan.network.image_channels)
     del planes, colour
-    parts = super_resolve(
+    parts = super_resolve_rows(
         plan.network, seen, plan.factor, plan.tiles, ensemble=plan.ensemble, autocast=plan.autocast, progress=progress
     )
     if plan.target != (plan.factor * seen.shape[1], plan.factor * seen.shape[2]):

@@ -13,8 +13,7 @@ def enlarge():
 
     def run(network, image, factor, tile=None, **options):
         planes = image.reshape(-1, *image.shape[-2:])
-        tiles = divide(network, factor, image.shape[-2:], tile)
-        larger = torch.cat(list(super_resolve(network, planes, factor, tiles, **options)), -2)
+        larger = super_resolve(network, planes, factor, divide(network, factor, image.shape[-2:], tile), **options)
         return larger.reshape(*image.shape[:-2], *larger.shape[-2:])
 
     return run

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cmslap.ops.backend import Backend, Call, by_name
 from cmslap.ops.extension import MISSING
-from cmslap.ops.operation import Arguments, Operation
+from cmslap.ops.operation import OPERATIONS, Arguments, Operation
 
 _kernels = torch.ops.cmslap_cpu
 
@@ -111,6 +111,34 @@ def _recursive_embedding_backward(call: Call) -> dict[str, Tensor]:
     return gradients
 
 
+_DENSE_BLOCK = tuple(name for name in OPERATIONS["dense_recursion"].shapes if name != "u")
+
+
+def _dense_block(call: Call) -> tuple[object, ...]:
+    return *(_array(getattr(call, name)) for name in _DENSE_BLOCK), call.recursions, call.negative_slope
+
+
+def _dense_recursion(call: Call) -> Tensor:
+    out, saved = _new_image(call.u, call.u.shape[1]), call.new_saved(torch.float32)
+    _kernels.dense_recursion(_image(call.u), *_dense_block(call), saved, out)
+    return out
+
+
+def _dense_recursion_backward(call: Call) -> dict[str, Tensor]:
+    gradients = _new_images(call, "u") | call.zeros(*_DENSE_BLOCK)
+    _kernels.dense_recursion_backward(*_dense_block(call), _array(call.saved), _image(call.grad), **by_name(gradients))
+    return gradients
+
+
+def _dense_network(call: Call) -> Tensor:
+    out = _new_image(call.image, call.tail_bias.shape[0])
+    head, tail = (call.head_weight, call.head_bias), (call.tail_weight, call.tail_bias)
+    *block, recursions, negative_slope = _dense_block(call)
+    parameters = *map(_array, head), *block, *map(_array, tail)
+    _kernels.dense_network(_image(call.image), *parameters, recursions, negative_slope, out)
+    return out
+
+
 def _tied_conv_transpose2d(call: Call) -> Tensor:
     dtype = _features_dtype(call.a)
     out = _new_image(call.a, call.weight.shape[1], factor=2, dtype=dtype)
@@ -174,6 +202,8 @@ CPU = Backend(
     forward={
         "conv2d_lrelu": _conv2d_lrelu,
         "recursive_embedding": _recursive_embedding,
+        "dense_recursion": _dense_recursion,
+        "dense_network": _dense_network,
         "tied_conv_transpose2d": _tied_conv_transpose2d,
         "lapsrn_level": _lapsrn_level,
         "residual_head": _residual_head,
@@ -182,6 +212,7 @@ CPU = Backend(
     backward={
         "conv2d_lrelu": _conv2d_lrelu_backward,
         "recursive_embedding": _recursive_embedding_backward,
+        "dense_recursion": _dense_recursion_backward,
         "tied_conv_transpose2d": _tied_conv_transpose2d_backward,
         "lapsrn_level": _lapsrn_level_backward,
         "residual_head": _residual_head_backward,

@@ -12,14 +12,17 @@ if TYPE_CHECKING:
     from cmslap.checkpoints.checkpoint import load_model, save_model
     from cmslap.compiler import accelerate, restore
     from cmslap.inference import upscale
-    from cmslap.models import RLRDSR, CMSLapSRN, LapSRN, MSLapSRN
+    from cmslap.models import MASRN, RLRDSR, VDSR, AsymVDSR, CMSLapSRN, LapSRN, MSLapSRN
 
 # Imported when first used: importing PyTorch takes longer than the command line's --help may.
 _HOMES = {
+    "AsymVDSR": "cmslap.models",
     "CMSLapSRN": "cmslap.models",
     "LapSRN": "cmslap.models",
+    "MASRN": "cmslap.models",
     "MSLapSRN": "cmslap.models",
     "RLRDSR": "cmslap.models",
+    "VDSR": "cmslap.models",
     "accelerate": "cmslap.compiler",
     "load_model": "cmslap.checkpoints.checkpoint",
     "restore": "cmslap.compiler",
@@ -28,7 +31,10 @@ _HOMES = {
 }
 
 __all__ = [
+    "MASRN",
     "RLRDSR",
+    "VDSR",
+    "AsymVDSR",
     "CMSLapSRN",
     "LapSRN",
     "MSLapSRN",

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmslap import ops
+from cmslap.models.bicubic import bicubic_phases
 from cmslap.models.network import Network, check_positive, unrounded
 from cmslap.models.pyramid import length
 
@@ -114,37 +115,3 @@ class RLRDSR(Network):
         else:
             residual = ops.dense_network(y, *self._arguments(), self.recursions)
         return [F.pixel_shuffle(bicubic_phases(y, scale) + residual, scale)]
-
-
-def bicubic_phases(
-    y: Tensor,  # [N, 1, H, W]
-    scale: int,
-) -> Tensor:  # [N, scale², H, W], which PixelShuffle makes the enlarged image
-    """MATLAB's bicubic enlargement by an integer: ``imresize(y, scale)`` as one convolution.
-
-    It is the image that the network is compared with, so a network that adds nothing is exactly as good. Of any size it
-    is the same few operators, which ``imresize``'s matrices are not: so the network can be exported.
-    """
-    taps = torch.tensor([_cubic_taps((phase + 0.5) / scale - 0.5) for phase in range(scale)], dtype=torch.float64)
-    kernel = torch.einsum("pk,ql->pqkl", taps, taps).reshape(scale**2, 1, 5, 5).to(y)
-    with unrounded(y):
-        return F.conv2d(_mirrored(_mirrored(y, 2), 3), kernel)
-
-
-def _cubic_taps(offset: float) -> list[float]:
-    """Keys' cubic kernel with a = -0.5 around a sample ``offset`` pixels right of the middle one of five."""
-
-    def cubic(x: float) -> float:
-        if x <= 1:
-            return 1.5 * x**3 - 2.5 * x**2 + 1
-        return -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2 if x < 2 else 0.0
-
-    return [cubic(abs(tap - offset)) for tap in range(-2, 3)]
-
-
-def _mirrored(y: Tensor, dim: int) -> Tensor:
-    """Two more pixels at both ends, mirrored: 1 0 | 0 1 2 ... as MATLAB does."""
-    size = y.shape[dim]
-    index = torch.arange(-2, size + 2, device=y.device)
-    index = torch.where(index < 0, -1 - index, torch.where(index >= size, 2 * size - 1 - index, index))
-    return y.index_select(dim, index.clamp(0, size - 1))

@@ -9,7 +9,7 @@ from torch import nn
 import cmslap
 from cmslap import ops
 from cmslap.imaging import imresize
-from cmslap.models.rlrdsr import bicubic_phases
+from cmslap.models.bicubic import bicubic_phases
 from cmslap.ops import extension
 
 

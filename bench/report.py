@@ -98,8 +98,6 @@ def sisters() -> str:
 
 def masrn() -> str:
     """What MASRN reaches in equally short trainings, with each of the original's faults put back."""
-    if not MASRN.exists():
-        return "Not run yet; `python -m bench.experiments.masrn` does."
     record = json.loads(MASRN.read_text())
     config, runs = record["config"], record["runs"]
     sets = list(next(iter(runs.values()))["psnr"])

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -38,10 +39,12 @@ CPU = RESULTS / "cpu"
 ABLATION = RESULTS / "training" / "ablation.json"
 RECIPES = ABLATION.with_name("recipes.json")
 TIME_TO_PSNR = ABLATION.with_name("time-to-psnr.json")
+VIDEO = RESULTS / "video" / "sequence.json"
 HISTORIES = ABLATION.parent / "history"
 DOCS = ROOT / "docs"
 CARD = WEIGHTS / "README.md"
 BENCHMARKS = DOCS / "benchmarks.md"
+VIDEO_PAGE = DOCS / "video.md"
 SHIPPED = sorted(path.name.removesuffix(".evaluation.json") for path in WEIGHTS.glob("*.evaluation.json"))
 DEFAULT = ALIASES["cms-lapsrn"]
 
@@ -169,6 +172,32 @@ def time_to_psnr() -> str:
         f"To reach {record['psnr']:.2f} dB takes plain PyTorch {seconds_text(eager)}, {eager / ours:.2f} times as long "
         f"as the {seconds_text(ours)} on the operations of this package: the same steps on the same images. Each "
         f"{_training(record)}; PSNR is the mean over {', '.join(validation['data'])} and all scales."
+    )
+
+
+def video() -> str:
+    """Content-adaptive video on a sequence of clips: the paper's table for each bit rate, and what it shows."""
+    record = json.loads(VIDEO.read_text())
+    return "\n\n".join(_video_rate(record, result) for result in record["rates"].values())
+
+
+def _video_rate(record: dict[str, Any], result: dict[str, Any]) -> str:
+    lines = ["| scene | bicubic | bpp | AS-model | bpp | OS-model | bpp | HEVC at full size |", "|---" * 8 + "|"]
+    for row, rival in zip(result["table"], result["rival"]["psnr"], strict=True):
+        cells = [f"{row[f'{way}_{kind}']:{form}}" for way in ("bicubic", "as", "os") for kind, form in _VIDEO_CELLS]
+        lines.append(f"| {row['scene']} | {' | '.join([*cells, f'{rival:.2f}'])} |")
+    gains, settings, size = result["summary"], result["settings"], record["size"]
+    shown = fmean(row["os_psnr"] for row in result["table"])
+    return "\n".join(lines) + (
+        f"\n\nMeans: the AS-model gains {gains['as_gain']:+.2f} dB over bicubic, the OS-model {gains['os_gain']:+.2f} dB over the "
+        f"AS-model; both gain in {gains['scenes_where_os_beats_as_beats_bicubic']} of {len(result['table'])} scenes. At λ = "
+        f"{settings['price']} a difference takes {100 * gains['bits_with_price']:.0f} % of the bits that it takes at λ = 0 (there "
+        f"the gain is {gains['free_gain']:+.2f} dB, and {gains['os_gain_where_free']:+.2f} dB with the price, on the scenes so trained). "
+        f"At equal rate, {result['total_bpp']:.4f} bpp in all, HEVC at full size has {fmean(result['rival']['psnr']):.2f} dB and "
+        f"the OS-model {shown:.2f} dB. {len(result['table'])} scenes of 32 frames of {size[0]}×{size[1]} from {len(record['clips'])} "
+        f"clips, each cropped and shrunk to that; small video at {settings['bitrate'] / 1000:.0f} kbit/s; "
+        f"{settings['minutes']:g} minutes of a core to train on all, {60 * result['scene_minutes']:.0f} seconds on a scene; "
+        f"{record['device']}, commit `{record['commit']}`."
     )
 
 
@@ -340,7 +369,9 @@ PLOTS = {
     "roofline": (("cpu", "gpu"), plots.roofline),
     "scaling": (("scaling",), plots.scaling),
 }
+_VIDEO_CELLS = (("psnr", ".2f"), ("bpp", ".4f"))
 BLOCKS = {
+    "video": video,
     "evaluation": evaluation,
     "precision": precision,
     "weights": weights,
@@ -380,7 +411,7 @@ def main() -> int:
             draw(folder, DOCS)
         for path in sorted(HISTORIES.glob("*.json")):
             history.draw(json.loads(path.read_text()), published(), DOCS / f"training-{path.stem}.png")
-    stale = [path for path in (README, CARD, BENCHMARKS) if render(path) != path.read_text()]
+    stale = [path for path in (README, CARD, BENCHMARKS, VIDEO_PAGE) if render(path) != path.read_text()]
     if args.check:
         print("\n".join(f"{path.name} is out of date: python -m bench.report" for path in stale) or "all up to date")
         return int(bool(stale))

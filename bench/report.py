@@ -177,28 +177,33 @@ def time_to_psnr() -> str:
 
 def video() -> str:
     """Content-adaptive video on a sequence of clips: the paper's table for each bit rate, and what it shows."""
+    if not VIDEO.exists():
+        return "Nothing is recorded yet: `python -m bench.experiments.video FOLDER ...` measures it on clips of yours."
     record = json.loads(VIDEO.read_text())
     return "\n\n".join(_video_rate(record, result) for result in record["rates"].values())
 
 
 def _video_rate(record: dict[str, Any], result: dict[str, Any]) -> str:
     lines = ["| scene | bicubic | bpp | AS-model | bpp | OS-model | bpp | HEVC at full size |", "|---" * 8 + "|"]
-    for row, rival in zip(result["table"], result["rival"]["psnr"], strict=True):
+    table, rival = result["table"], result["rival"]["psnr"]
+    for row, full_size in zip(table, rival, strict=True):
         cells = [f"{row[f'{way}_{kind}']:{form}}" for way in ("bicubic", "as", "os") for kind, form in _VIDEO_CELLS]
-        lines.append(f"| {row['scene']} | {' | '.join([*cells, f'{rival:.2f}'])} |")
-    gains, settings, size = result["summary"], result["settings"], record["size"]
-    shown = fmean(row["os_psnr"] for row in result["table"])
-    return "\n".join(lines) + (
-        f"\n\nMeans: the AS-model gains {gains['as_gain']:+.2f} dB over bicubic, the OS-model {gains['os_gain']:+.2f} dB over the "
-        f"AS-model; both gain in {gains['scenes_where_os_beats_as_beats_bicubic']} of {len(result['table'])} scenes. At λ = "
-        f"{settings['price']} a difference takes {100 * gains['bits_with_price']:.0f} % of the bits that it takes at λ = 0 (there "
-        f"the gain is {gains['free_gain']:+.2f} dB, and {gains['os_gain_where_free']:+.2f} dB with the price, on the scenes so trained). "
-        f"At equal rate, {result['total_bpp']:.4f} bpp in all, HEVC at full size has {fmean(result['rival']['psnr']):.2f} dB and "
-        f"the OS-model {shown:.2f} dB. {len(result['table'])} scenes of 32 frames of {size[0]}×{size[1]} from {len(record['clips'])} "
-        f"clips, each cropped and shrunk to that; small video at {settings['bitrate'] / 1000:.0f} kbit/s; "
-        f"{settings['minutes']:g} minutes of a core to train on all, {60 * result['scene_minutes']:.0f} seconds on a scene; "
-        f"{record['device']}, commit `{record['commit']}`."
-    )
+        lines.append(f"| {row['scene']} | {' | '.join([*cells, f'{full_size:.2f}'])} |")
+    gains, settings, (width, height) = result["summary"], result["settings"], record["size"]
+    both = gains["scenes_where_os_beats_as_beats_bicubic"]
+    shown = fmean(row["os_psnr"] for row in table)
+    text = [
+        f"On average the AS-model gains {gains['as_gain']:+.2f} dB over bicubic, the OS-model {gains['os_gain']:+.2f} dB",
+        f"over the AS-model; both gain in {both} of {len(table)} scenes. At λ = {settings['price']} a difference takes",
+        f"{100 * gains['bits_with_price']:.0f} % of the bits that it takes at λ = 0; on scenes trained with both, the",
+        f"OS-model gains {gains['os_gain_where_free']:+.2f} dB with the price, {gains['free_gain']:+.2f} dB without.",
+        f"At equal rate, {result['total_bpp']:.4f} bpp in all, HEVC at full size has {fmean(rival):.2f} dB and the",
+        f"OS-model {shown:.2f} dB. {len(table)} scenes of 32 frames of {width}×{height} from {len(record['clips'])} clips,",
+        f"each cropped and shrunk to that; small video at {settings['bitrate'] / 1000:.0f} kbit/s;",
+        f"{settings['minutes']:g} minutes of a core to train on all, {60 * result['scene_minutes']:.0f} seconds on a scene;",
+        f"{record['device']}, commit `{record['commit']}`.",
+    ]
+    return "\n".join([*lines, "", *text])
 
 
 def _training(record: dict[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """Training a network on one video, and a copy of it on each scene with a price on what differs.
 
-The loss is L1(ŷ, y) + λ ∑ |W_video − W|: a mean over pixels in the 255 levels of 8 bits, a sum over weights. (Which of
-them the paper means it does not say. In units of white λ = 0.003 leaves a scene a dozen weights, as a mean over weights it
-does nothing.) The price is paid by the proximal step of Adam, which puts a weight exactly at the video's where its
+The loss is L1(ŷ, y) + λ ∑ |W_video − W|: a mean over pixels in the 255 levels of 8 bits, a sum over weights. (The
+paper does not say. With images in [0, 1] λ = 0.003 leaves a scene a dozen weights; as a mean over weights it does
+nothing.) The price is paid by the proximal step of Adam, which puts a weight exactly at the video's where its
 subgradient would let it swing around it.
 """
 

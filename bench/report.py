@@ -193,15 +193,16 @@ def _video_rate(record: dict[str, Any], result: dict[str, Any]) -> str:
     both = gains["scenes_where_os_beats_as_beats_bicubic"]
     shown = fmean(row["os_psnr"] for row in table)
     text = [
-        f"On average the AS-model gains {gains['as_gain']:+.2f} dB over bicubic, the OS-model {gains['os_gain']:+.2f} dB",
-        f"over the AS-model; both gain in {both} of {len(table)} scenes. At λ = {settings['price']} a difference takes",
-        f"{100 * gains['bits_with_price']:.0f} % of the bits that it takes at λ = 0; on scenes trained with both, the",
+        f"On average the AS-model gains {gains['as_gain']:+.2f} dB over bicubic, the OS-model {gains['os_gain']:+.2f}",
+        f"dB over the AS-model; both gain in {both} of {len(table)} scenes. At λ =",
+        f"{settings['price']} a difference takes {100 * gains['bits_with_price']:.0f} % of the bits that it takes at λ = 0; on scenes trained with both, the",
         f"OS-model gains {gains['os_gain_where_free']:+.2f} dB with the price, {gains['free_gain']:+.2f} dB without.",
-        f"At equal rate, {result['total_bpp']:.4f} bpp in all, HEVC at full size has {fmean(rival):.2f} dB and the",
-        f"OS-model {shown:.2f} dB. {len(table)} scenes of 32 frames of {width}×{height} from {len(record['clips'])} clips,",
-        f"each cropped and shrunk to that; small video at {settings['bitrate'] / 1000:.0f} kbit/s;",
-        f"{settings['minutes']:g} minutes of a core to train on all, {60 * result['scene_minutes']:.0f} seconds on a scene;",
-        f"{record['device']}, commit `{record['commit']}`.",
+        f"At equal rate, {result['total_bpp']:.4f} bpp in all, HEVC at full size has {fmean(rival):.2f} dB and",
+        f"the OS-model {shown:.2f} dB. {len(table)} scenes of 32 frames of {width}×{height} from",
+        f"{len(record['clips'])} clips, each cropped and shrunk to that; small video at",
+        f"{settings['bitrate'] / 1000:.0f} kbit/s;",
+        f"{settings['minutes']:g} minutes of a core to train on all, {60 * result['scene_minutes']:.0f} seconds on a",
+        f"scene; {record['device']}, commit `{record['commit']}`.",
     ]
     return "\n".join([*lines, "", *text])
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bench.speed import networks
 from bench.speed.timing import Implementation
 from cmslap import ops
-from cmslap.models import CMSLapSRN
+from cmslap.models import NETWORKS, RLRDSR, CMSLapSRN
 
 CACHES = 64 * 2**20  # bytes that no last-level cache keeps, nearly
 MOST_INPUTS = 16
@@ -258,9 +258,55 @@ def forward(scale: int, setting: Setting) -> Work:
     return Work(name, size_text(inputs[0][0]), model, inputs, forward_of(inputs), gflop, gbyte, images=setting.batch)
 
 
+def video_frame(setting: Setting) -> Work:
+    """RLRD-SR's inference: what a receiver of content-adaptive video computes a frame."""
+    model = RLRDSR().requires_grad_(False).to(setting.device, setting.dtype, memory_format=setting.layout)
+    inputs = _images(setting, setting.dtype)
+    gflop, gbyte = _video_work(setting)
+    return Work(
+        "2x forward, RLRD-SR", size_text(inputs[0][0]), model, inputs, forward_of(inputs), gflop, gbyte, setting.batch
+    )
+
+
+def video_step(setting: Setting) -> Work:
+    """RLRD-SR's training step, L1 and Adam: what a sender of content-adaptive video computes for every scene."""
+    model = RLRDSR().to(setting.device, memory_format=setting.layout)
+    inputs = _images(setting, torch.float32)
+    target = torch.rand(setting.batch, 1, 2 * setting.side, 2 * setting.side, device=setting.device)
+
+    def loss(image: Tensor) -> Tensor:
+        return (model(image)[0] - target).abs().mean()
+
+    def drive(function: Callable[..., Tensor]) -> Implementation:
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-5)
+        turns = itertools.cycle(inputs)
+
+        def call() -> None:
+            optimizer.zero_grad()
+            function(*next(turns)).backward()
+            optimizer.step()
+
+        return call
+
+    gflop, gbyte = _video_work(setting)
+    return Work("training step, RLRD-SR", size_text(inputs[0][0]), loss, inputs, drive, 3 * gflop, 3 * gbyte)
+
+
+def _video_work(setting: Setting) -> tuple[float, float]:
+    """GFLOP and GB of RLRD-SR's forward pass: all its weights but the biases, the block's N times."""
+    model = RLRDSR()
+    block = sum(weight.numel() for weight in model.block.parameters() if weight.ndim == 4)
+    ends = model.head.weight.numel() + model.tail.weight.numel()
+    channels, growth = model.channels, model.growth
+    numbers = model.recursions * (8 * channels + 7 * growth) + 2 * channels  # read and written by D₁, P₁, D₂, P₂, P₃
+    gbyte = 1e-9 * setting.dtype.itemsize * numbers * setting.pixels
+    return 2e-9 * (model.recursions * block + ends) * setting.pixels, gbyte
+
+
 # Networks that are not ours, in the sizes their authors give or somewhat smaller.
 _THIRD_PARTY: dict[str, Callable[[int], nn.Module]] = {
     "VDSR": lambda channels: networks.VDSR(depth=18, channels=channels),
+    "Asym_VDSR": lambda channels: networks.AsymVDSR(depth=18, channels=channels),
     "EDSR": lambda channels: networks.EDSR(channels, blocks=16),
     "MSRN": lambda channels: networks.MSRN(channels, blocks=2),
     "DRRN": lambda channels: networks.DRRN(channels, units=9),
@@ -318,6 +364,17 @@ def _counted(model: nn.Module, inputs: Inputs) -> tuple[float, float]:
     for hook in hooks:
         hook.remove()
     return 1e-9 * counter.get_total_flops(), 1e-9 * moved
+
+
+def sister(name: str, scale: int, setting: Setting) -> Work:
+    """The inference of a network of the package that is no pyramid, ``setting.side`` being the enlarged image's."""
+    model = NETWORKS[name](channels=setting.channels).requires_grad_(False).to(setting.dtype)
+    setting = replace(setting, side=setting.side // scale)
+    model.to(setting.device, memory_format=setting.layout)
+    inputs = [(image, scale) for (image,) in _images(setting, setting.dtype, colours=model.image_channels)]
+    gflop, gbyte = _counted(model, inputs[0])
+    size = size_text(inputs[0][0])
+    return Work(f"{scale}x forward, {name}", size, model, inputs, forward_of(inputs), gflop, gbyte, setting.batch)
 
 
 def training_step(scale: int, recompute: bool, setting: Setting) -> Work:

@@ -256,8 +256,8 @@ def _video_rate(record: dict[str, Any], result: dict[str, Any]) -> str:
     text = [
         f"On average the AS-model gains {gains['as_gain']:+.2f} dB over bicubic, the OS-model",
         f"{gains['os_gain']:+.2f} dB over the AS-model; both gain in {both} of {len(table)} scenes. At λ = {price}",
-        f"a difference takes {bits:.0f} % of the bits that it takes at λ = 0; on scenes trained with both, the OS-model",
-        f"gains {gains['os_gain_where_free']:+.2f} dB with the price, {gains['free_gain']:+.2f} dB without. At equal",
+        f"a difference takes {bits:.0f} % of the bits that it takes at λ = 0; on scenes trained with both, the",
+        f"OS-model gains {gains['os_gain_where_free']:+.2f} dB with the price, {gains['free_gain']:+.2f} dB without. At equal",
         f"rate, {result['total_bpp']:.4f} bpp in all, HEVC at full size has {fmean(rival):.2f} dB and the OS-model",
         f"{shown:.2f} dB. {len(table)} scenes of 32 frames of {width}×{height} from {len(record['clips'])} clips, each",
         f"cropped and shrunk to that; small video at {settings['bitrate'] / 1000:.0f} kbit/s; {settings['minutes']:g}",

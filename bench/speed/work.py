@@ -367,14 +367,16 @@ def _counted(model: nn.Module, inputs: Inputs) -> tuple[float, float]:
 
 
 def sister(name: str, scale: int, setting: Setting) -> Work:
-    """The inference of a network of the package that is no pyramid, ``setting.side`` being the enlarged image's."""
+    """The inference of a network of the package that is no pyramid, ``setting.side`` being the enlarged image's.
+
+    Its work is not counted, so it has no roofline.
+    """
     model = NETWORKS[name](channels=setting.channels).requires_grad_(False).to(setting.dtype)
     setting = replace(setting, side=setting.side // scale)
     model.to(setting.device, memory_format=setting.layout)
     inputs = [(image, scale) for (image,) in _images(setting, setting.dtype, colours=model.image_channels)]
-    gflop, gbyte = _counted(model, inputs[0])
     size = size_text(inputs[0][0])
-    return Work(f"{scale}x forward, {name}", size, model, inputs, forward_of(inputs), gflop, gbyte, setting.batch)
+    return Work(f"{scale}x forward, {name}", size, model, inputs, forward_of(inputs), 0.0, 0.0, images=setting.batch)
 
 
 def training_step(scale: int, recompute: bool, setting: Setting) -> Work:

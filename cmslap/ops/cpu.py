@@ -85,7 +85,10 @@ def _conv2d_lrelu(call: Call) -> Tensor:
 
 
 def _conv2d_lrelu_backward(call: Call) -> dict[str, Tensor]:
-    gradients = {"skip": _new_image(call.x, call.weight.shape[0])} | _new_images(call, *call.wanting("x"))
+    gradients = _new_images(call, *call.wanting("x"))
+    # Also the gradient before the activation. Without one that is the given gradient.
+    activated = call.negative_slope != 1.0 or "skip" in call.wanted
+    gradients["skip"] = _new_image(call.x, call.weight.shape[0]) if activated else None
     if call.wanting("weight", "bias"):
         gradients |= call.zeros("weight") | {"bias": torch.zeros(call.weight.shape[0])}
     inputs = _image(call.x), _array(call.weight), _image(call.output), _image(call.grad)

@@ -33,7 +33,7 @@ demo: install
 	$(BIN)/python examples/demo.py --out demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 sanitize:
 	mkdir -p build

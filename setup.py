@@ -6,8 +6,9 @@ The libraries use LibTorch's stable ABI and nothing of CPython's: one binary, an
 The CUDA kernels need neither a GPU nor a CUDA build of PyTorch to compile. They are a library of their own, with CUDA's
 runtime inside, so that nothing about CUDA can break the CPU kernels. Environment variables:
 
-- ``CMSLAP_CUDA=0`` leaves them out, ``CMSLAP_CUDA=1`` fails where they can't be built. Otherwise they are built
-  wherever nvcc is found (``CUDA_HOME``, ``PATH``, /usr/local/cuda), and ``cmslap info`` says why not.
+- ``CMSLAP_CPU=0`` leaves the CPU kernels out, and with them the need for a C++ compiler; PyTorch does their work.
+- ``CMSLAP_CUDA=0`` leaves the CUDA kernels out, ``CMSLAP_CUDA=1`` fails where they can't be built. Otherwise they are
+  built wherever nvcc is found (``CUDA_HOME``, ``PATH``, /usr/local/cuda), and ``cmslap info`` says why not.
 - ``TORCH_CUDA_ARCH_LIST``: the compute capabilities to build for, from 8.0 on; default: "8.0+PTX 8.6 8.9 9.0a".
 - ``CMSLAP_SM90_VARIANT``: which of the kernels' variants for Hopper to build (csrc/cuda/README.md); default: 0.
 - ``MAX_JOBS``: how many compilers run at once. nvcc itself reads ``NVCC_CCBIN``, the C++ compiler it works with.
@@ -29,7 +30,7 @@ from setuptools.errors import CompileError
 from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths, library_paths
 
 ROOT = Path(__file__).resolve().parent
-CUDA = "cmslap._CUDA"
+CPU, CUDA = "cmslap._C", "cmslap._CUDA"
 OLDEST_NVCC = (12, 5)  # the first whose runtime finds a function of the driver by version
 # One set of PTX, that of the oldest, is what later devices compile for themselves.
 ARCHITECTURES = "8.0+PTX 8.6 8.9 9.0a"
@@ -42,7 +43,7 @@ def paths(pattern: str, folder: str = "csrc") -> list[str]:
 
 extensions = [
     CppExtension(
-        "cmslap._C",
+        CPU,
         [path for path in paths("*.cpp") if not path.startswith("csrc/cuda/")],
         depends=paths("*.h"),
         include_dirs=[str(ROOT / "csrc")],
@@ -59,26 +60,26 @@ class Build(BuildExtension):
 
     def finalize_options(self) -> None:
         super().finalize_options()
-        self.no_cuda = why_no_cuda()
-        if self.no_cuda is not None:
-            self.extensions = [extension for extension in self.extensions if extension.name != CUDA]
+        self.left_out = {CPU: why_no_cpu(), CUDA: why_no_cuda()}
+        self.extensions = [extension for extension in self.extensions if self.left_out[extension.name] is None]
 
     def run(self) -> None:
-        if self.no_cuda is not None:
-            if os.environ.get("CMSLAP_CUDA") == "1":
-                raise SystemExit(f"CMSLAP_CUDA=1, but {self.no_cuda}")
-            print(f"building without the CUDA kernels: {self.no_cuda}", file=sys.stderr)
+        if self.left_out[CUDA] is not None and os.environ.get("CMSLAP_CUDA") == "1":
+            raise SystemExit(f"CMSLAP_CUDA=1, but {self.left_out[CUDA]}")
         super().run()
-        library = Path(self.get_ext_fullpath(CUDA))
-        note = library.with_suffix(".txt")  # for `cmslap info`
-        stale = note if self.no_cuda is None else library
-        stale.unlink(missing_ok=True)
-        if self.no_cuda is not None:
-            note.write_text(self.no_cuda + "\n")
+        for name, reason in self.left_out.items():
+            library = Path(self.get_ext_fullpath(name))
+            note = library.with_suffix(".txt")  # for `cmslap info`
+            (note if reason is None else library).unlink(missing_ok=True)
+            if reason is not None:
+                print(f"built without {library.name}: {reason}", file=sys.stderr)
+                library.parent.mkdir(parents=True, exist_ok=True)
+                note.write_text(reason + "\n")
 
     def build_extensions(self) -> None:
-        check_compiler()
-        super().build_extensions()
+        if self.extensions:
+            check_compiler()
+            super().build_extensions()
 
     def build_extension(self, extension: Extension) -> None:
         if extension.name != CUDA:
@@ -98,8 +99,14 @@ def check_compiler() -> None:
         if shutil.which(name) is None:
             raise SystemExit(
                 f"cmslap is built with a C++ compiler, and {name} was not found: install one (apt install g++, "
-                "dnf install gcc-c++ or conda install gxx), or name another in CXX"
+                "dnf install gcc-c++ or conda install gxx), name another in CXX, or go without by CMSLAP_CPU=0 and "
+                "CMSLAP_CUDA=0, which is several times slower on a CPU"
             )
+
+
+def why_no_cpu() -> str | None:
+    """Why the CPU library is not to be built; None where it is."""
+    return "it was left out by CMSLAP_CPU=0" if os.environ.get("CMSLAP_CPU") == "0" else None
 
 
 def why_no_cuda() -> str | None:

@@ -12,13 +12,17 @@ if TYPE_CHECKING:
     from cmslap.checkpoints.checkpoint import load_model, save_model
     from cmslap.compiler import accelerate, restore
     from cmslap.inference import upscale
-    from cmslap.models import CMSLapSRN, LapSRN, MSLapSRN
+    from cmslap.models import MASRN, RLRDSR, VDSR, AsymVDSR, CMSLapSRN, LapSRN, MSLapSRN
 
 # Imported when first used: importing PyTorch takes longer than the command line's --help may.
 _HOMES = {
+    "AsymVDSR": "cmslap.models",
     "CMSLapSRN": "cmslap.models",
     "LapSRN": "cmslap.models",
+    "MASRN": "cmslap.models",
     "MSLapSRN": "cmslap.models",
+    "RLRDSR": "cmslap.models",
+    "VDSR": "cmslap.models",
     "accelerate": "cmslap.compiler",
     "load_model": "cmslap.checkpoints.checkpoint",
     "restore": "cmslap.compiler",
@@ -26,7 +30,21 @@ _HOMES = {
     "upscale": "cmslap.inference",
 }
 
-__all__ = ["CMSLapSRN", "LapSRN", "MSLapSRN", "accelerate", "load_model", "ops", "restore", "save_model", "upscale"]
+__all__ = [
+    "MASRN",
+    "RLRDSR",
+    "VDSR",
+    "AsymVDSR",
+    "CMSLapSRN",
+    "LapSRN",
+    "MSLapSRN",
+    "accelerate",
+    "load_model",
+    "ops",
+    "restore",
+    "save_model",
+    "upscale",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -1,4 +1,4 @@
-"""The command line: ``cmslap upscale | compare | train | evaluate | convert | export | info``.
+"""The command line: ``cmslap upscale | compare | train | evaluate | convert | export | video | info``.
 
 Each command lives in the package it belongs to, as a module with ``add_parser(subparsers)`` and ``run(args)``; ``run``
 returns the exit status. 0 is success, 1 a failure, 2 a wrong command line. The modules import what is heavy in
@@ -25,8 +25,9 @@ from cmslap.evaluation import command as evaluate
 from cmslap.inference import command as upscale
 from cmslap.inference import compare_command as compare
 from cmslap.training import command as train
+from cmslap.video import command as video
 
-COMMANDS = (upscale, compare, train, evaluate, convert, export, info)
+COMMANDS = (upscale, compare, train, evaluate, convert, export, video, info)
 
 
 class CommandParser(argparse.ArgumentParser):

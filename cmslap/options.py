@@ -36,6 +36,23 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_codec_options(parser: argparse.ArgumentParser) -> None:
+    """How a video is compressed."""
+    parser.add_argument("--codec", choices=("h264", "hevc", "av1"), default="h264", help="(default %(default)s)")
+    parser.add_argument(
+        "--crf", type=crf, metavar="N", help="constant quality, less is better (default 18, 20, 25 by the codec)"
+    )
+    parser.add_argument(
+        "--preset", help="the encoder's own word for how long it takes, such as fast or slow; AV1's: 0-13"
+    )
+
+
+def crf(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text) <= 63):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 63, got {text!r}")
+    return int(text)
+
+
 def device(text: str) -> str:
     """A device's name as PyTorch has it; a number counts GPUs, and -1 is the CPU."""
     if re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
@@ -62,6 +79,15 @@ def size(text: str) -> tuple[int, int]:
     if not match:
         raise argparse.ArgumentTypeError(f"must be WIDTHxHEIGHT in pixels, such as 1920x1080, got {text!r}")
     return int(match[1]), int(match[2])
+
+
+def bitrate(text: str) -> int:
+    """Bits a second: 600k, 1.5M or a plain number."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([kM]?)", text)
+    bits = round(float(match[1]) * {"": 1, "k": 1000, "M": 10**6}[match[2]]) if match else 0
+    if not 1000 <= bits <= 10**9:
+        raise argparse.ArgumentTypeError(f"must be bits a second from 1k to 1000M, such as 600k or 1.5M, got {text!r}")
+    return bits
 
 
 def tile(text: str) -> int:

@@ -1,5 +1,6 @@
 """What people and scripts do to the command line: a case a line. None ends in a traceback or a wrong exit status."""
 
+import errno
 import json
 import os
 import shlex
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 import torch
 from PIL import Image
 
@@ -51,6 +53,12 @@ def here(tmp_path, monkeypatch):
     torch.save({"conv_in.weight": torch.zeros(2, 1, 3, 3).to_sparse()}, "sparse.pth")
     torch.save({"conv_in.weight": torch.empty(2, 1, 3, 3, device="meta")}, "meta.pth")
     torch.save({"conv_in.weight": [1, 2]}, "list.pth")
+    Path("text.mat").write_text("no network")
+    Path("number.json").write_text('{"config": 3}')
+    Path("date.toml").write_text(
+        "out = 1979-05-27\ninit = 07:32:00\nsteps = 1\nbatch = 3\npatch = 16\nmodel = {}\ndata = {}"
+    )
+    scipy.io.savemat("number.mat", {"net": 3.0})
     Path("link.json").symlink_to("linked.json")
     return tmp_path
 
@@ -106,6 +114,10 @@ MISTAKES = [  # command line, exit status, what the one line of standard error s
     ("convert list.pth x.safetensors", 1, "list.pth: not a state_dict"),
     ("convert tiny.safetensors exists.png", 1, "must end in .safetensors"),
     ("convert tiny.safetensors tiny.safetensors", 1, "tiny.safetensors exists; give --overwrite"),
+    ("convert number.mat x.safetensors", 1, "number.mat: no MatConvNet DagNN network in it"),
+    ("convert text.mat x.safetensors", 1, "text.mat: not a MATLAB file"),
+    ("train date.toml", 1, "date.toml: init = datetime.time(7, 32): expected a string"),
+    ("train number.json", 1, "number.json: not a training record"),
     ("export tiny.safetensors x.onnx -s 3", 1, "tiny.safetensors: scale must be"),
     ("export tiny.safetensors folder", 1, "must end in .onnx or .pt2"),
     ("nonsense", 2, "invalid choice"),
@@ -146,6 +158,16 @@ def test_successes(here, capfd, command, file, size):
 
 def test_unknown_flags_show_the_commands_own_usage(here, capfd):
     assert "usage: cmslap upscale " in run(capfd, f"{UP} -o x.png --nonsense")[2]
+
+
+@pytest.mark.parametrize("options", ["", "--recursive"])
+def test_a_folder_that_cannot_be_read_is_named(here, capfd, monkeypatch, options):
+    def scandir(folder):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(folder))
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    status, _, error = run(capfd, f"upscale folder -m tiny.safetensors -o out {options}")
+    assert (status, error) == (1, "cmslap upscale: error: folder: Permission denied\n")
 
 
 def test_skip_existing(here, capfd):

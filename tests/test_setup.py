@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture
 def setup(monkeypatch, tmp_path):
     """The functions of setup.py, where nothing is set and no nvcc is found but what a test puts into ``tmp_path``."""
-    for name in ("CMSLAP_CUDA", "CMSLAP_SM90_VARIANT", "CUDA_PATH", "CXX", "TORCH_CUDA_ARCH_LIST"):
+    for name in ("CMSLAP_CPU", "CMSLAP_CUDA", "CMSLAP_SM90_VARIANT", "CUDA_PATH", "CXX", "TORCH_CUDA_ARCH_LIST"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", "/nowhere")
@@ -146,3 +146,14 @@ def test_without_a_compiler(setup, tmp_path, monkeypatch):
         setup.check_compiler()
     monkeypatch.setenv("CXX", "/bin/sh -c")
     setup.check_compiler()
+
+
+def test_without_a_compiler_on_request(setup, tmp_path, monkeypatch):
+    """Nothing is compiled, and `cmslap info` will know why."""
+    monkeypatch.setenv("CMSLAP_CPU", "0")
+    command = build_command(setup, tmp_path)
+    command.run()
+    command.build_extensions()
+    notes = {path.name: path.read_text() for path in (tmp_path / "lib" / "cmslap").iterdir()}
+    assert notes.keys() == {"_C.txt", "_CUDA.txt"}
+    assert notes["_C.txt"] == "it was left out by CMSLAP_CPU=0\n"

@@ -53,7 +53,7 @@ def step(config: Config) -> Callable[[], object]:
     """One training step of a fresh network, on images made beforehand."""
     workers = distributed.start(config.device)
     trainer = Trainer(config, workers)
-    shares = TrainingImages(config.data, config.patch, workers.device).batch(
+    shares = TrainingImages(config.data, config.patch, trainer.model, workers.device).batch(
         0, config.seed, split(config.batch, config.scales)
     )
     return lambda: float(trainer.learn(0, shares).sum())  # reading the loss waits for the device

@@ -1,4 +1,4 @@
-"""The official MATLAB models: MatConvNet DagNN networks of LapSRN and MS-LapSRN in MAT version 5 files.
+"""The official MATLAB models in MAT version 5 files: MatConvNet DagNN networks of LapSRN and MS-LapSRN, VDSR's cells.
 
 MatConvNet's convolution is a correlation, as PyTorch's, and stores its kernel as [height, width, in, out]; its
 transposed convolution is the adjoint and stores [height, width, out, in]. One permutation serves both. MATLAB and
@@ -23,13 +23,15 @@ def read_mat(path: Path) -> Weights:
     """Read an official ``.mat`` model. Only arrays are read; nothing in the file runs."""
     contents = _load(path)
     try:
+        if "model" in contents:
+            return _vdsr(contents["model"])
         parameters, layers = _parameters(contents["net"]), {layer["name"]: layer for layer in contents["net"]["layers"]}
         if "img_up_f" in parameters:
             return _ms_lapsrn(parameters, layers)
         if "level1_img_up_f" in parameters:
             return _lapsrn(parameters, layers)
     except (KeyError, TypeError, IndexError) as error:
-        raise CheckpointError(f"no MatConvNet DagNN network in it ({error!r})") from None
+        raise CheckpointError(f"no MatConvNet DagNN network in it, nor VDSR's cells ({error!r})") from None
     raise CheckpointError("neither LapSRN (no parameter 'level1_img_up_f') nor MS-LapSRN (no 'img_up_f')")
 
 
@@ -153,3 +155,25 @@ def _lapsrn(parameters: Mapping[str, Tensor], layers: Mapping[str, dict]) -> Wei
             name = f"levels.{index}.convs.{d}"
             tensors[f"{name}.weight"], tensors[f"{name}.bias"] = convolution
     return Weights("LapSRN", {"scale": 2 ** len(levels), "depth": depth, "channels": channels}, tensors)
+
+
+def _vdsr(model: Mapping[str, Any]) -> Weights:
+    """A struct of two cell arrays, ``weight`` and ``bias``, with a cell a convolution."""
+    cells = {"weight": model["weight"], "bias": model["bias"]}
+    depth, channels = len(cells["weight"]), np.asarray(cells["weight"][0]).shape[-1]
+    names = ["input_conv", *(f"conv{d}" for d in range(2, depth)), "output_conv"]
+    records = [
+        {"name": f"{name}_{kind[0].replace('w', 'f')}", "value": value}
+        for kind, values in cells.items()
+        for name, value in zip(names, values, strict=True)
+    ]
+    parameters = _parameters({"params": records})
+    middle = dict.fromkeys(names[1:-1], (3, 3, channels, channels))
+    convolutions = {"input_conv": (3, 3, 1, channels), **middle, "output_conv": (3, 3, channels, 1)}
+    check_tensors(parameters, _shapes(convolutions, []), "VDSR")
+    tensors = {}
+    tensors["conv_in.weight"], tensors["conv_in.bias"] = _convolution(parameters, "input_conv", 1, channels)
+    tensors["conv_out.weight"], tensors["conv_out.bias"] = _convolution(parameters, "output_conv", channels, 1)
+    kernels, biases = zip(*(_convolution(parameters, name, channels, channels) for name in middle), strict=True)
+    tensors["middle_weight"], tensors["middle_bias"] = torch.cat(kernels), torch.stack(biases)
+    return Weights("VDSR", {"depth": depth, "channels": channels}, tensors)

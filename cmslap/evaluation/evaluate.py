@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from cmslap.errors import UserError
 from cmslap.evaluation.metrics import psnr, ssim
-from cmslap.imaging import enlarge_colour, find_images, imresize, read_planes, rgb_to_ycbcr
+from cmslap.imaging import find_images, imresize, join_colour, read_planes, rgb_to_ycbcr, split_colour
 from cmslap.models import Network
 
 _SMALLEST = 11  # pixels a side that SSIM's window needs inside the border
@@ -134,11 +134,9 @@ def enlarge(
 ) -> Tensor:  # [1 or 3, scale H, scale W] float64, not clamped
     """Super-resolve a gray or RGB image, by a network of luma with bicubic chroma."""
     weight = next(model.parameters())
-
-    def network(image: Tensor) -> Tensor:
-        return model(image[None].to(weight.device, weight.dtype), scale)[-1][0].to(image.device, image.dtype)
-
-    return enlarge_colour(low, network, model.image_channels)
+    seen, chroma = split_colour(low, model.image_channels)
+    larger = model(seen[None].to(weight.device, weight.dtype), scale)[-1][0].to(low.device, low.dtype)
+    return join_colour(larger, imresize(chroma, scale), len(low))
 
 
 def quality(

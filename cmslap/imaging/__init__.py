@@ -1,6 +1,6 @@
 """Images: files, modes, colour, MATLAB-compatible resizing. Of ours it needs only ``errors`` and ``files``."""
 
-from cmslap.imaging.colour import enlarge_colour, rgb_to_ycbcr, ycbcr_to_rgb
+from cmslap.imaging.colour import join_colour, rgb_to_ycbcr, split_colour, ycbcr_to_rgb
 from cmslap.imaging.files import (
     READABLE,
     WRITABLE,
@@ -12,7 +12,7 @@ from cmslap.imaging.files import (
     write_image,
 )
 from cmslap.imaging.modes import ImageError, ImageWarning, interpolable, to_8_bits
-from cmslap.imaging.resize import imresize
+from cmslap.imaging.resize import imresize, imresize_rows
 
 __all__ = [
     "READABLE",
@@ -20,14 +20,16 @@ __all__ = [
     "ImageError",
     "ImageWarning",
     "check_writable",
-    "enlarge_colour",
     "find_images",
     "fitting",
     "imresize",
+    "imresize_rows",
     "interpolable",
+    "join_colour",
     "read_image",
     "read_planes",
     "rgb_to_ycbcr",
+    "split_colour",
     "to_8_bits",
     "write_image",
     "ycbcr_to_rgb",

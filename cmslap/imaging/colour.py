@@ -6,12 +6,8 @@ at 128/255. Super-resolution papers run their networks on this Y and measure PSN
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
-
-from cmslap.imaging.resize import imresize
 
 _MATRIX = torch.tensor(
     [
@@ -48,21 +44,28 @@ def ycbcr_to_rgb(ycbcr: Tensor) -> Tensor:  # [..., 3, H, W] -> [..., 3, H, W]
     return _mix(_INVERSE, ycbcr - _OFFSET.to(ycbcr)[:, None, None])
 
 
-def enlarge_colour(
+def split_colour(
     image: Tensor,  # [1 or 3, H, W] in [0, 1], grey or RGB
-    network: Callable[[Tensor], Tensor],  # [channels, H, W] -> [channels, h, w]
     channels: int,
-) -> Tensor:  # [1 or 3, h, w]
-    """Enlarge an image by a ``network`` of luma (1 channel) or RGB (3).
+) -> tuple[Tensor, Tensor]:  # [channels, H, W], [0 or 2, H, W]
+    """What a network of luma (1 channel) or RGB (3) enlarges of an image, and what of it is bicubic: chroma.
 
-    Luma of an RGB image takes bicubic chroma along. Grey goes through a network of luma as it is, and through one of
-    RGB as three equal channels; the result is then the grey with their luma.
+    Grey goes through a network of luma as it is, and through one of RGB as three equal channels.
     """
     if len(image) == 3 and channels == 1:
         ycbcr = rgb_to_ycbcr(image)
-        y = network(ycbcr[:1])
-        return ycbcr_to_rgb(torch.cat([y, imresize(ycbcr[1:], size=y.shape[-2:])]))
-    if len(image) == channels:
-        return network(image)
-    larger = network(image.expand(channels, -1, -1))
-    return (rgb_to_ycbcr(larger)[:1] - _OFFSET[0].item()) / _MATRIX[0].sum().item()
+        return ycbcr[:1], ycbcr[1:]
+    return image.expand(channels, -1, -1), image[:0]
+
+
+def join_colour(
+    seen: Tensor,  # [channels, h, w]
+    chroma: Tensor,  # [0 or 2, h, w]
+    colours: int,  # 1 for a grey image, 3 for RGB
+) -> Tensor:  # [colours, h, w]
+    """The enlarged image of the two parts that :func:`split_colour` made; grey is the luma of RGB."""
+    if len(chroma):
+        return ycbcr_to_rgb(torch.cat([seen, chroma]))
+    if len(seen) == colours:
+        return seen
+    return (rgb_to_ycbcr(seen)[:1] - _OFFSET[0].item()) / _MATRIX[0].sum().item()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -43,14 +44,16 @@ WRITABLE = tuple(_FORMATS)
 def find_images(folder: str | os.PathLike[str], recursive: bool = False) -> list[Path]:
     """The images in a folder, by name and going by their suffixes; hidden ones are left out.
 
-    Raises :class:`ImageError` where there is no such folder or no image in it.
+    Raises :class:`ImageError` where there is no such folder or no image in it, OSError where one cannot be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ImageError(f"{folder}: no such folder of images")
+    walk = os.walk(folder, onerror=_raise)
     found = sorted(
         file
-        for file in (folder.rglob("*") if recursive else folder.iterdir())
+        for root, _, names in (walk if recursive else itertools.islice(walk, 1))
+        for file in (Path(root, name) for name in names)
         if file.suffix.lower() in READABLE
         and file.is_file()
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
@@ -58,6 +61,10 @@ def find_images(folder: str | os.PathLike[str], recursive: bool = False) -> list
     if not found:
         raise ImageError(f"{folder}: no images in this folder ({' '.join(READABLE)})")
     return found
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
 
 
 def read_image(path: str | os.PathLike[str], unlimited: bool = False) -> Image.Image:

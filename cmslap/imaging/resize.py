@@ -7,7 +7,9 @@ papers are measured with this resampling; PIL's, OpenCV's and torch's own bicubi
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -42,14 +44,15 @@ def _taps(length: int, out_length: int, scale: float) -> tuple[Tensor, Tensor]:
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # the cached matrices must serve autograd too, whoever asks for them first
 def _bands(
-    length: int, out_length: int, scale: float, dtype: torch.dtype, device: torch.device
+    length: int, out_length: int, scale: float, made: tuple[int, int], dtype: torch.dtype, device: torch.device
 ) -> list[tuple[int, Tensor]]:
     """The resampling matrix in bands of _BAND output samples: first source sample, [band, source samples] weights.
 
-    The whole matrix is [out_length, length] and nearly empty; a band touches only neighbouring source samples, so
-    the products below stay small and dense: several times faster than adding up the taps.
+    The whole matrix is [out_length, length], of which output samples ``made`` are asked for, and nearly empty; a band
+    touches only neighbouring source samples, so the products below stay small and dense: several times faster than
+    adding up the taps.
     """
-    index, weight = _taps(length, out_length, scale)
+    index, weight = (taps[:, slice(*made)] for taps in _taps(length, out_length, scale))
     bands = []
     for rows, weights in zip(index.T.split(_BAND), weight.T.split(_BAND), strict=True):
         first, last = int(rows.min()), int(rows.max())
@@ -59,25 +62,35 @@ def _bands(
     return bands
 
 
-def _resize_dim(x: Tensor, dim: int, out_length: int, scale: float) -> Tensor:  # dim: -2 or -1
-    parts = []
+def _resize_dim(
+    x: Tensor,
+    dim: int,  # -2 or -1
+    out_length: int,
+    scale: float,
+    made: tuple[int, int],
+) -> Tensor:
+    bands = _bands(x.shape[dim], out_length, scale, made, x.dtype, x.device)
+    return torch.cat([_band_of(x, dim, first, matrix) for first, matrix in bands], dim)
+
+
+def _band_of(x: Tensor, dim: int, first: int, matrix: Tensor) -> Tensor:
+    source = x.narrow(dim, first, matrix.shape[1])
     with torch.autocast(x.device.type, enabled=False):  # rounding pixels to bfloat16 is not resampling
-        for first, matrix in _bands(x.shape[dim], out_length, scale, x.dtype, x.device):
-            source = x.narrow(dim, first, matrix.shape[1])
-            parts.append(source @ matrix.T if dim == -1 else matrix @ source)
-    return torch.cat(parts, dim)
+        return source @ matrix.T if dim == -1 else matrix @ source
 
 
 def imresize(
     x: Tensor,  # [..., H, W], floating point
     scale: float | None = None,
     size: tuple[int, int] | None = None,
-) -> Tensor:  # [..., ceil(H scale), ceil(W scale)] or [..., *size]
+    rows: tuple[int, int] | None = None,
+) -> Tensor:  # [..., ceil(H scale), ceil(W scale)] or [..., *size]; with rows of that rows[0] to rows[1] - 1
     """Resize the last two dimensions as MATLAB's ``imresize`` with its default bicubic kernel does.
 
-    Give either ``scale`` or ``size`` (height, width). The result keeps dtype and device; nothing is clamped or
-    rounded. In float64 it agrees with MATLAB to rounding. Differentiable. The products are matrix products: float32
-    on CUDA is rounded to TF32 where ``torch.set_float32_matmul_precision`` allows that.
+    Give either ``scale`` or ``size`` (height, width); with ``rows`` no other rows of the result are made. It keeps
+    dtype and device; nothing is clamped or rounded. In float64 it agrees with MATLAB to rounding. Differentiable. The
+    products are matrix products: float32 on CUDA is rounded to TF32 where ``torch.set_float32_matmul_precision``
+    allows that.
     """
     if (scale is None) == (size is None):
         raise ValueError("imresize takes either scale or size, and not both")
@@ -85,15 +98,39 @@ def imresize(
         raise TypeError(f"x must be floating point, got {x.dtype}")
     if x.dim() < 2 or 0 in x.shape[-2:]:
         raise ValueError(f"x must be [..., H, W] with H and W at least 1, got shape {list(x.shape)}")
-    height, width = x.shape[-2:]
-    if scale is not None:
-        if not scale > 0:
-            raise ValueError(f"scale must be positive, got {scale}")
-        targets = [(-2, math.ceil(height * scale), float(scale)), (-1, math.ceil(width * scale), float(scale))]
-    else:
-        if min(size) < 1:
-            raise ValueError(f"size must be at least 1x1, got {size[0]}x{size[1]}")
-        targets = [(-2, size[0], size[0] / height), (-1, size[1], size[1] / width)]
-    for dim, out_length, factor in sorted(targets, key=lambda target: target[2]):  # MATLAB: smallest factor first
-        x = _resize_dim(x, dim, out_length, factor)
+    if scale is not None and not scale > 0:
+        raise ValueError(f"scale must be positive, got {scale}")
+    if size is not None and min(size) < 1:
+        raise ValueError(f"size must be at least 1x1, got {size[0]}x{size[1]}")
+    targets = []
+    for dim in (-2, -1):
+        length = x.shape[dim]
+        target = math.ceil(length * scale) if size is None else size[dim]
+        factor = target / length if scale is None else float(scale)
+        targets.append((dim, target, factor, rows if rows and dim == -2 else (0, target)))
+    if rows is None:
+        targets.sort(key=lambda target: target[2])  # MATLAB: smallest factor first
+    for target in targets:
+        x = _resize_dim(x, *target)
     return x
+
+
+def imresize_rows(
+    parts: Iterable[Tensor],  # [..., any number of rows, W], from top to bottom
+    height: int,  # of them together
+    size: tuple[int, int],
+) -> Iterator[Tensor]:  # [..., some rows, size[1]], from top to bottom
+    """:func:`imresize` of an image that never exists as a whole; gives rows as soon as those they need have come."""
+    waiting, top, made = None, 0, 0
+    for part in parts:
+        part = _resize_dim(part, -1, size[1], size[1] / part.shape[-1], (0, size[1]))
+        waiting = part if waiting is None else torch.cat([waiting, part], -2)
+        bands = _bands(height, size[0], size[0] / height, (0, size[0]), part.dtype, part.device)[made:]
+        bottom = top + waiting.shape[-2]
+        ready = list(takewhile(lambda band, bottom=bottom: band[0] + band[1].shape[1] <= bottom, bands))
+        if ready:
+            yield torch.cat([_band_of(waiting, -2, first - top, matrix) for first, matrix in ready], -2)
+            made += len(ready)
+        if len(ready) < len(bands):
+            needed = bands[len(ready)][0]
+            waiting, top = waiting[..., needed - top :, :], needed

@@ -1,18 +1,21 @@
-"""``cmslap upscale``: images in, larger images out."""
+"""``cmslap upscale``: images or videos in, larger ones out."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from cmslap import options
+from cmslap import options, video
 
 _DESCRIPTION = """\
-Enlarge images with a Laplacian-pyramid network.
+Enlarge images and videos.
 
 IN are files, folders and patterns such as 'photos/*.png'; - is standard input. OUT is a file, a folder, or - for
 standard output; several images need a folder. An image keeps its name, and its format where that can be written (png,
 jpg, webp, tif); others become .png. Images that exist are not replaced unless --overwrite is given.
+
+A video (mp4, mkv, mov, webm and others) keeps its time stamps, colors, sound and subtitles. One that was killed goes on
+when the same command is given again.
 """
 
 _EXAMPLES = """\
@@ -21,6 +24,7 @@ examples:
   cmslap upscale holiday/ -o large/ --scale 2 --skip-existing
   cmslap upscale 'scans/*.tif' -o out/ --size 3840x2160
   cmslap upscale photo.jpg -o large.jpg -m cms-lapsrn-d5r8 --ensemble --compare page.html
+  cmslap upscale movie.mp4 -o large.mp4 --scale 2 --codec hevc
   convert photo.heic png:- | cmslap upscale - -o - > large.png
 """
 
@@ -28,7 +32,7 @@ examples:
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "upscale",
-        help="enlarge images",
+        help="enlarge images and videos",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -49,6 +53,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     options.add_device_options(parser)
     parser.add_argument("-r", "--recursive", action="store_true", help="enter folders in folders, and keep their tree")
     _add_writing_options(parser)
+    options.add_codec_options(parser.add_argument_group("videos"))
     parser.add_argument(
         "--huge", action="store_true", help="read images over the limit that guards against hostile ones"
     )
@@ -90,6 +95,11 @@ def run(args: argparse.Namespace) -> int:
     args.inputs += args.input
     if not args.inputs:
         args.parser.error("the following arguments are required: IN")
+    if any(Path(name).suffix.lower() in video.SUFFIXES for name in args.inputs):
+        video.require("av")
+        from cmslap.video.upscale import run as upscale_videos
+
+        return upscale_videos(args)
     from cmslap.inference.batch import run as upscale_all
 
     return upscale_all(args)

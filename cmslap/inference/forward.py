@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -21,36 +22,49 @@ def super_resolve(
     factor: int,
     tiles: list[Tile],
     *,
-    ensemble: bool = False,
     precision: str = "float32",
-    progress: bool = False,
+    **options: bool,  # ensemble, progress
 ) -> Tensor:  # [image_channels, factor H, factor W], float32 on the CPU, not clamped
     """Run ``network`` on one image in its own colours, tile by tile."""
+    autocast = inference_autocast(precision, next(network.parameters()).device)
+    return torch.cat(list(super_resolve_rows(network, image, factor, tiles, autocast=autocast, **options)), dim=-2)
+
+
+def super_resolve_rows(
+    network: Network,
+    image: Tensor,  # [image_channels, H, W] in [0, 1]
+    factor: int,
+    tiles: list[Tile],
+    *,
+    autocast: torch.autocast,
+    ensemble: bool = False,
+    progress: bool = False,
+) -> Iterator[Tensor]:  # [image_channels, rows, factor W], float32 on the CPU, not clamped
+    """:func:`super_resolve`, a row of tiles after the other."""
     weight = next(network.parameters())
-    autocast = inference_autocast(precision, weight.device)
-    channels, height, width = image.shape
-    result = torch.empty(channels, factor * height, factor * width)
+    channels, _, width = image.shape
     runs = len(tiles) * (MEMBERS if ensemble else 1)
-    with (
-        torch.inference_mode(),
-        autocast,
-        tqdm(total=runs, unit="tile", leave=False, disable=None if progress else True) as bar,
-    ):
+    with tqdm(total=runs, unit="tile", leave=False, disable=None if progress else True) as bar:
 
         def run(crop: Tensor) -> Tensor:
             # A strided view is neither memory format, and every feature map would be converted back and forth.
-            larger = network(crop[None].contiguous(memory_format=torch.channels_last), factor)[-1][0].float()
+            with torch.inference_mode(), autocast:
+                larger = network(crop[None].contiguous(memory_format=torch.channels_last), factor)[-1][0].float()
             bar.update()
             return larger
 
-        for tile in tiles:
-            crop = image[:, slice(*tile.crop_rows), slice(*tile.crop_columns)].to(weight)
-            larger = self_ensemble(run, crop) if ensemble else run(crop)
-            kept = larger[
-                :, _within(tile.crop_rows, tile.rows, factor), _within(tile.crop_columns, tile.columns, factor)
-            ]
-            result[:, _within((0, height), tile.rows, factor), _within((0, width), tile.columns, factor)] = kept
-    return result
+        for rows, row in itertools.groupby(tiles, key=lambda tile: tile.rows):
+            result = torch.empty(channels, factor * (rows[1] - rows[0]), factor * width)
+            for tile in row:
+                crop = image[:, slice(*tile.crop_rows), slice(*tile.crop_columns)].to(weight)
+                larger = self_ensemble(run, crop) if ensemble else run(crop)
+                columns = _within(tile.crop_columns, tile.columns, factor)
+                result[..., _within((0, width), tile.columns, factor)] = larger[
+                    :, _within(tile.crop_rows, rows, factor), columns
+                ]
+                del crop, larger  # before the next tile takes its memory
+            yield result
+            del result
 
 
 def _within(whole: tuple[int, int], part: tuple[int, int], factor: int) -> slice:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from cmslap.inference.tiling import Tile
 from cmslap.models import Network
 
 WORKING_MEMORY = 2**30  # bytes for the network's feature maps on a CPU
@@ -55,3 +56,11 @@ def pixels_at_once(model: Network, scale: int, halo: int) -> int:
     if device.type == "cuda":
         return pixels
     return min(pixels, max(WORKING_MEMORY // a_pixel, ((_TILE_TO_HALO + 2) * halo) ** 2))
+
+
+def working_memory(model: Network, scale: int, tiles: list[Tile]) -> int:
+    """Bytes of main memory that the largest of ``tiles`` takes in the network; on a GPU none."""
+    if next(model.parameters()).device.type != "cpu":
+        return 0
+    largest = max((bottom - top) * (right - left) for _, _, (top, bottom), (left, right) in tiles)
+    return model.bytes_per_pixel(scale) * largest

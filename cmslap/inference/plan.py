@@ -36,7 +36,7 @@ class Plan:
     factor: int  # the scale the network runs at; bicubic makes the target of that
     tiles: list[Tile]
     ensemble: bool
-    precision: str
+    autocast: torch.autocast  # of the network's precision
 
 
 class Planner:
@@ -57,9 +57,9 @@ class Planner:
         precision: str = "float32",
     ) -> None:
         self.scale, self.size = _check_scale(scale, size), size
-        self.tile, self.ensemble, self.precision = _check_tile(tile), ensemble, precision
+        self.tile, self.ensemble = _check_tile(tile), ensemble
         self.network = _network(model, device)
-        inference_autocast(precision, next(self.network.parameters()).device)
+        self.autocast = inference_autocast(precision, next(self.network.parameters()).device)
         if size is None:
             _factor(self.network, self.scale)
 
@@ -77,7 +77,7 @@ class Planner:
         target = self._target(height, width)
         factor = _factor(self.network, max(target[0] / height, target[1] / width))
         parts = divide(self.network, factor, (height, width), self.tile)
-        return Plan(image, target, self.network, factor, parts, self.ensemble, self.precision)
+        return Plan(image, target, self.network, factor, parts, self.ensemble, self.autocast)
 
     def _target(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the result for an image of ``height`` × ``width``; it must be an enlargement."""

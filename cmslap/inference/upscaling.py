@@ -13,11 +13,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cmslap.errors import out_of_memory
-from cmslap.imaging import enlarge_colour, imresize
-from cmslap.inference.forward import super_resolve
-from cmslap.inference.memory import available_memory
+from cmslap.imaging import imresize, imresize_rows, join_colour, split_colour
+from cmslap.inference.forward import super_resolve_rows
+from cmslap.inference.memory import available_memory, working_memory
 from cmslap.inference.plan import Plan, Planner, UpscaleError
 from cmslap.inference.transparency import spread_colour
+
+_ROWS = 64  # of the result that are joined, converted and rounded at a time
 
 
 def upscale(
@@ -88,29 +90,41 @@ def run(plan: Plan, progress: bool = False) -> Image.Image | np.ndarray:
     _check_memory(array, plan)
     try:
         with _own_settings():
-            result = _to_array(_enlarge(_to_planes(array), plan, progress), array)
+            result = _enlarge(array, plan, progress)
+            if isinstance(plan.image, Image.Image):
+                result = Image.fromarray(result)
+                result.info = plan.image.info
     except (MemoryError, RuntimeError) as error:
         reason = out_of_memory(error)
         if reason is None:
             raise
         raise UpscaleError(reason) from None
-    if isinstance(plan.image, Image.Image):
-        result = Image.fromarray(result)
-        result.info = plan.image.info
     return result
 
 
 def _check_memory(array: np.ndarray, plan: Plan) -> None:
-    """The planes themselves cannot be tiled: refuse before the work what would end in swapping or a kill."""
-    height, width, *channels = array.shape
-    made = plan.network.image_channels * plan.factor**2 * height * width
-    needed = 4 * (made + 3 * math.prod(channels) * math.prod(plan.target))
-    available = available_memory(torch.device("cpu"))
+    """Refuse before the work what would end in swapping or a kill."""
+    needed, available = _needed_memory(array, plan), available_memory(torch.device("cpu"))
     if needed > available:
         raise UpscaleError(
             f"a result of {plan.target[1]}x{plan.target[0]} pixels needs {needed / 2**30:.1f} GiB of memory, "
             f"and {available / 2**30:.1f} GiB are free"
         )
+
+
+def _needed_memory(array: np.ndarray, plan: Plan) -> int:
+    """Bytes of main memory at most, the image itself left out: the result, and what makes it or Pillow's copy of it."""
+    height, width, *channels = array.shape
+    channels, pixels = math.prod(channels), math.prod(plan.target)
+    planes = 4 * height * width * (channels + 2 * plan.network.image_channels)
+    rows = max(stop - start for (start, stop), *_ in plan.tiles)
+    row_of_tiles = 4 * plan.network.image_channels * plan.factor**2 * rows * width
+    if plan.target != (plan.factor * height, plan.factor * width):
+        row_of_tiles *= 3  # with what imresize_rows makes of it
+    joining = 4 * (3 * channels + 6) * min(_ROWS, plan.target[0]) * plan.target[1]
+    network = working_memory(plan.network, plan.factor, plan.tiles)
+    copy = 4 * pixels if isinstance(plan.image, Image.Image) and plan.image.mode in ("LA", "RGB") else 0
+    return array.itemsize * channels * pixels + max(copy, planes + row_of_tiles + max(network, joining))
 
 
 def _to_planes(array: np.ndarray) -> Tensor:  # [C, H, W], float32 in [0, 1]
@@ -120,32 +134,40 @@ def _to_planes(array: np.ndarray) -> Tensor:  # [C, H, W], float32 in [0, 1]
     return values[None] if array.ndim == 2 else values.permute(2, 0, 1)
 
 
-def _to_array(planes: Tensor, like: np.ndarray) -> np.ndarray:
-    values = planes.clamp(0, 1).mul_(_white(like.dtype))
-    if like.dtype.kind == "u":
-        values.round_()
-    values = values[0] if like.ndim == 2 else values.permute(1, 2, 0)
-    return values.numpy().astype(like.dtype, order="C")
-
-
 def _white(dtype: np.dtype) -> int:
     return 1 if dtype.kind == "f" else np.iinfo(dtype).max
 
 
-def _enlarge(
-    planes: Tensor,  # [C, H, W] in [0, 1]
-    plan: Plan,
-    progress: bool,
-) -> Tensor:  # [C, *target], not clamped
-    def network(image: Tensor) -> Tensor:
-        larger = super_resolve(
-            plan.network, image, plan.factor, plan.tiles,
-            ensemble=plan.ensemble, precision=plan.precision, progress=progress,
-        )  # fmt: skip
-        return larger if larger.shape[-2:] == plan.target else imresize(larger, size=plan.target)
+def _enlarge(array: np.ndarray, plan: Plan, progress: bool) -> np.ndarray:
+    """The result [*target] or [*target, C] in the array's dtype. Floats are made of a few rows at a time only."""
+    planes = _to_planes(array)
+    colours = 3 if len(planes) > 2 else 1
+    colour, alpha = planes[:colours], planes[colours:]
+    if len(alpha):
+        colour = spread_colour(colour, alpha)
+    seen, chroma = split_colour(colour, plan.network.image_channels)
+    del planes, colour
+    parts = super_resolve_rows(
+        plan.network, seen, plan.factor, plan.tiles, ensemble=plan.ensemble, autocast=plan.autocast, progress=progress
+    )
+    if plan.target != (plan.factor * seen.shape[1], plan.factor * seen.shape[2]):
+        parts = imresize_rows(parts, plan.factor * seen.shape[1], plan.target)
+    result = np.empty((*plan.target, *array.shape[2:]), array.dtype)
+    top = 0
+    for part in parts:
+        for larger in part.split(_ROWS, dim=-2):
+            bottom = top + larger.shape[-2]
+            bicubic = [imresize(planes, size=plan.target, rows=(top, bottom)) for planes in (chroma, alpha)]
+            colour = join_colour(larger, bicubic[0], colours)
+            _store(torch.cat([colour, bicubic[1]]), result[top:bottom])
+            top = bottom
+        del part, larger  # before the next row of tiles takes memory
+    return result
 
-    if len(planes) in (1, 3):
-        return enlarge_colour(planes, network, plan.network.image_channels)
-    colour, alpha = planes[:-1], planes[-1:]
-    colour = enlarge_colour(spread_colour(colour, alpha), network, plan.network.image_channels)
-    return torch.cat([colour, imresize(alpha, size=plan.target)])
+
+def _store(values: Tensor, rows: np.ndarray) -> None:
+    """Write planes [C, h, W] into rows [h, W] or [h, W, C] of an image, rounded if these are integers."""
+    values = values.clamp(0, 1).mul_(_white(rows.dtype))
+    if rows.dtype.kind == "u":
+        values.round_()
+    rows[:] = values[0] if rows.ndim == 2 else values.permute(1, 2, 0)

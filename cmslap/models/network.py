@@ -36,6 +36,10 @@ class Network(nn.Module):
             raise ValueError(f"scale must be one of {self.scales_in_words}, got {scale!r}")
         return scale
 
+    def output_scales(self, scale: int) -> list[int]:
+        """How many times as large as the input each image is that ``forward`` returns."""
+        return [scale]
+
     def receptive_field_radius(self, scale: int) -> int:
         """How many low-resolution pixels around its own an output pixel of ``scale`` depends on, exactly."""
         raise NotImplementedError

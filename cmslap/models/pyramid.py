@@ -27,6 +27,9 @@ class Pyramid(Network):
             raise ValueError(f"scale must be a power of two, 2 or more, got {scale!r}")
         return scale
 
+    def output_scales(self, scale: int) -> list[int]:
+        return [2**level for level in range(1, scale.bit_length())]
+
     def receptive_field_radius(self, scale: int) -> int:
         """As :meth:`Network.receptive_field_radius`.
 

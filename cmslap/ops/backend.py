@@ -14,6 +14,9 @@ from torch import Tensor
 
 from cmslap.ops.operation import Arguments, Operation
 
+# The operations with kernels, forward and backward, in every backend but the reference.
+NAMES = ("conv2d_lrelu", "recursive_embedding", "tied_conv_transpose2d", "lapsrn_level", "residual_head")
+
 
 class Call:
     """One checked call of an operation: its arguments are attributes, by their names.
@@ -70,11 +73,6 @@ class Call:
                 shape = getattr(self, name).shape
                 buffers[name] = torch.zeros(shape, dtype=torch.float32, device=self.activation.device)
         return buffers
-
-
-def by_name(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Buffers as the compiled operators' keyword arguments: u's gradient is their ``grad_u``."""
-    return {f"grad_{name}": buffer for name, buffer in gradients.items()}
 
 
 def saved_shape(call: Call) -> tuple[int, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -94,8 +96,15 @@ def choose(operation: Operation, arguments: Arguments, needs_grad: bool) -> Back
             return backend
     for backend in BACKENDS:
         if objection_by_default(backend, operation, arguments, needs_grad) is None:
+            if backend is REFERENCE and CPU.missing and not torch.compiler.is_compiling():
+                _warn_that_it_is_slow(CPU.missing)
             return backend
     raise AssertionError("the reference serves every call")
+
+
+@functools.cache  # once
+def _warn_that_it_is_slow(missing: str) -> None:
+    warnings.warn(f"{missing}; PyTorch's own operations run instead, on a CPU several times slower", stacklevel=2)
 
 
 def note(operation: Operation, backend: Backend) -> None:

@@ -20,11 +20,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import FunctionCtx
 
 from cmslap.ops.backend import Backend, Call
 from cmslap.ops.checks import ArgumentError, check
-from cmslap.ops.dispatch import choose, named
+from cmslap.ops.dispatch import BackendError, choose, named
 from cmslap.ops.operation import OPERATIONS, Arguments, Operation, memory_format
 
 _library = torch.library.Library("cmslap", "DEF")
@@ -96,6 +97,11 @@ class _Registered:
     def check(self, arguments: Sequence[object]) -> None:
         """What cmslap.ops has checked, callers of the operators have not; kernels would write out of bounds."""
         check(self.operation, dict(zip(self.operation.arguments, arguments, strict=False)))
+        if forward_ad._current_level >= 0:  # PyTorch would take the derivative for zero
+            raise BackendError(
+                f"torch.ops.cmslap.{self.operation.name}, which compiled graphs call, has no forward-mode derivative; "
+                f"cmslap.ops.{self.operation.name} has, uncompiled"
+            )
 
     def split(self, inputs: Sequence[object]) -> tuple[Call, Backend]:
         arguments = dict(zip(self.operation.arguments, inputs, strict=False))

@@ -8,13 +8,12 @@ from collections.abc import Callable
 
 import torch
 
-from cmslap.ops.backend import Backend, Call
+from cmslap.ops.backend import NAMES, Backend, Call
 from cmslap.ops.operation import Arguments, Operation
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"  # which Triton itself reads
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 CHANNELS = range(16, 257, 16)
-NAMES = ("conv2d_lrelu", "recursive_embedding", "tied_conv_transpose2d", "lapsrn_level", "residual_head")
 ONE_CHANNEL = ("conv2d_lrelu", "residual_head")  # from or to an image
 
 

@@ -6,6 +6,7 @@ An unknown key, a wrong type or an impossible value is one line that names the k
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import difflib
 import inspect
 import json
@@ -154,10 +155,9 @@ class Config:
         self.optimizer.check()
         self.schedule.check(self.steps)
         self.validation.check()
-        levels = top.bit_length() - 1
+        levels = len(self.build_model().output_scales(top))
         given = self.loss.level_weights
         _require(len(given) in (0, levels), "loss.level_weights", given, f"one weight for each of {levels} levels")
-        self.build_model()
 
     @property
     def validation_scales(self) -> list[int]:
@@ -211,6 +211,8 @@ def _typed(value: Any, wanted: Any, key: str) -> Any:  # noqa: ANN401 - a TOML v
             raise ConfigError(f"{key} = {value!r}: expected a table")
         return _table(wanted, value, key)
     origin = typing.get_origin(wanted) or wanted
+    if type(value) is datetime.date:
+        value = value.isoformat()  # out=2026-01-31 names a folder
     if wanted == list[str] and isinstance(value, str):
         value = [value]  # data.train=DIR is easier to type than data.train='["DIR"]'
     if origin is list:
@@ -307,7 +309,7 @@ def _read(path: Path, begun: bool) -> dict[str, Any]:
         if path.suffix != ".json":
             return tomllib.loads(text)
         record = json.loads(text)
-        table = record["config"]
+        table = dict(record["config"])
         for part in reversed(record.get("resumed", []) if begun else []):
             for key, (before, _) in part["changes"].items():
                 _set(table, key, before)

@@ -1,7 +1,7 @@
 """Training images: decoded once into one tensor, cropped and augmented in batches of torch operations.
 
-Luma is kept as int16 in units of 1/32767: two bytes a pixel where RGB takes three, no colour conversion in the
-step, and a rounding of at most 1.6e-5 where a grey level of the source file is 3.9e-3.
+Luma, or RGB for a network of that, is kept as int16 in units of 1/32767: no colour conversion in the step, and a
+rounding of at most 1.6e-5 where a grey level of the source file is 3.9e-3.
 
 The batch of a step is a pure function of (seed, step). So a resumed run draws what the killed one would have
 drawn, and every process of a distributed run can compute the whole draw and take its share.
@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,10 @@ from cmslap.errors import UserError
 from cmslap.imaging.colour import rgb_to_ycbcr
 from cmslap.imaging.files import find_images, read_planes
 from cmslap.imaging.resize import imresize
+from cmslap.models import Network
 from cmslap.training.config import DataConfig
 
-UNIT = 32767  # int16 value of luma 1.0
+UNIT = 32767  # int16 value of 1.0
 RESIZE_FACTORS = 16  # so many, evenly spread: each has its own table of bicubic taps
 
 
@@ -35,14 +37,18 @@ class DataError(UserError, ValueError):
     """A folder or image that training cannot use."""
 
 
-def read_luma(path: Path) -> Tensor:  # [H, W] float64 in [0, 1]
+def read_luma(path: Path) -> Tensor:  # [1, H, W] float64 in [0, 1]
     """Y of a colour image (ITU-R BT.601, studio range); a gray one as it is stored. Raises as ``read_planes``."""
-    planes = read_planes(path)
-    return (planes if len(planes) == 1 else rgb_to_ycbcr(planes))[0]
+    return luma(read_planes(path))
 
 
-def _stored(path: Path) -> Tensor:  # [H, W] int16
-    return (read_luma(path) * UNIT).round().to(torch.int16)
+def luma(planes: Tensor) -> Tensor:  # [1 or 3, H, W], grey or RGB -> [1, H, W]
+    return planes if len(planes) == 1 else rgb_to_ycbcr(planes)[:1]
+
+
+def _stored(path: Path, channels: int) -> Tensor:  # [channels, H, W] int16
+    image = read_luma(path) if channels == 1 else read_planes(path).expand(channels, -1, -1)
+    return (image * UNIT).round().to(torch.int16)
 
 
 def _sent(array: np.ndarray, device: torch.device) -> Tensor:
@@ -57,35 +63,37 @@ class ScaleBatch:
 
     scale: int
     count: int  # images of this scale over all processes
-    low: Tensor  # [n, 1, P / scale, P / scale], not quantised
-    targets: list[Tensor]  # 2x, 4x, ..., scale: [n, 1, P 2^l / scale, ...]
+    low: Tensor  # [n, C, P / scale, P / scale], not quantised
+    targets: list[Tensor]  # one for each image the network returns, the last of them [n, C, P, P]
 
 
 class TrainingImages:
-    """Decoded images of at least ``patch`` pixels a side, in one tensor on ``device``.
+    """Decoded images of at least ``patch`` pixels a side, in one tensor on ``device``, in the ``network``'s colours.
 
     Smaller ones are left out with a warning that names them. Raises :class:`DataError` where none is left.
     """
 
-    def __init__(self, config: DataConfig, patch: int, device: torch.device, announce: bool = True) -> None:
-        self.config, self.patch, self.device = config, patch, device
+    def __init__(
+        self, config: DataConfig, patch: int, network: Network, device: torch.device, announce: bool = True
+    ) -> None:
+        self.config, self.patch, self.network, self.device = config, patch, network, device
         paths = [path for folder in config.train for path in find_images(folder, recursive=True)]
         with ThreadPoolExecutor() as pool:
-            decoded = pool.map(_stored, paths)
-            lumas = list(tqdm(decoded, "decoding", len(paths), unit="image", disable=not announce, leave=False))
-        small = [path for path, luma in zip(paths, lumas, strict=True) if min(luma.shape) < patch]
+            decoded = pool.map(partial(_stored, channels=network.image_channels), paths)
+            images = list(tqdm(decoded, "decoding", len(paths), unit="image", disable=not announce, leave=False))
+        small = [path for path, image in zip(paths, images, strict=True) if _shorter(image) < patch]
         if small and announce:
             names = ", ".join(map(str, small[:10])) + (", ..." if len(small) > 10 else "")
             tqdm.write(f"warning: {len(small)} image(s) smaller than the {patch}-pixel patch: {names}", sys.stderr)
-        lumas = sorted((luma for luma in lumas if min(luma.shape) >= patch), key=lambda luma: min(luma.shape))
-        if not lumas:
+        images = sorted((image for image in images if _shorter(image) >= patch), key=_shorter)
+        if not images:
             raise DataError(f"no image of at least {patch}x{patch} pixels, the patch, in {', '.join(config.train)}")
-        self.height, self.width = np.array([luma.shape for luma in lumas]).T
-        ends = np.cumsum(self.height * self.width)
-        self.start = ends - self.height * self.width
+        self.height, self.width = np.array([image.shape[1:] for image in images]).T
+        ends = np.cumsum(network.image_channels * self.height * self.width)
+        self.start = np.concatenate([[0], ends[:-1]])
         pixels = torch.empty(ends[-1], dtype=torch.int16)
         for start, end in zip(self.start[::-1], ends[::-1], strict=True):
-            pixels[start:end] = lumas.pop().flatten()  # popped, so that memory holds the images once and not twice
+            pixels[start:end] = images.pop().flatten()  # popped, so that memory holds the images once and not twice
         self.fingerprint = zlib.crc32(pixels.numpy().data)  # tells a resumed run whether these are the same images
         self.pixels = pixels.to(device)
         low, high = config.resize
@@ -96,7 +104,7 @@ class TrainingImages:
     def __len__(self) -> int:
         return len(self.start)
 
-    def crops(self, count: int, side: int, random: np.random.Generator, part: slice) -> Tensor:  # [n, side, side]
+    def crops(self, count: int, side: int, random: np.random.Generator, part: slice) -> Tensor:  # [n, C, side, side]
         """Draw ``count`` square crops, rotated and mirrored, and gather those in ``part`` as int16."""
         small = np.searchsorted(np.minimum(self.height, self.width), side)  # they lie smallest first
         image = random.integers(small, len(self), count)
@@ -110,10 +118,12 @@ class TrainingImages:
         row = np.where(transposed, 1, self.width[image])  # distance in memory to the next row and column of the crop
         column = np.where(transposed, self.width[image], 1)
         start += down * (side - 1) * row + right * (side - 1) * column
-        plan = np.stack([start, np.where(down, -row, row), np.where(right, -column, column)])[:, part]
-        first, row_step, column_step = _sent(plan, self.device)[:, :, None, None]
+        plane = self.height[image] * self.width[image]
+        plan = np.stack([start, plane, np.where(down, -row, row), np.where(right, -column, column)])[:, part]
+        first, plane_step, row_step, column_step = _sent(plan, self.device)[:, :, None, None, None]
+        channel = torch.arange(self.network.image_channels, device=self.device)[:, None, None]
         index = torch.arange(side, device=self.device)
-        return self.pixels[first + row_step * index[:, None] + column_step * index]
+        return self.pixels[first + plane_step * channel + row_step * index[:, None] + column_step * index]
 
     def batch(
         self,
@@ -138,15 +148,15 @@ class TrainingImages:
                 batches.append(self._scale_batch(scale, count, crops))
         return batches
 
-    def _scale_batch(self, scale: int, count: int, crops: Tensor) -> ScaleBatch:  # crops [n, side, side] int16
-        high = crops[:, None].float() / UNIT
+    def _scale_batch(self, scale: int, count: int, crops: Tensor) -> ScaleBatch:  # crops [n, C, side, side] int16
+        high = crops.float() / UNIT
         if high.shape[-1] != self.patch:
             high = self._resize(high, self.patch).clamp_(0, 1)
-        sizes = [self.patch >> level for level in range(scale.bit_length())]  # HR, HR/2, ..., HR/scale
-        low, *targets = [self._resize(high, size) for size in reversed(sizes[1:])] + [high]
+        sizes = [self.patch // scale * times for times in (1, *self.network.output_scales(scale)[:-1])]
+        low, *targets = [self._resize(high, size) for size in sizes] + [high]
         return ScaleBatch(scale, count, low, targets)
 
-    def _resize(self, x: Tensor, size: int) -> Tensor:  # [n, 1, side, side] -> [n, 1, size, size]
+    def _resize(self, x: Tensor, size: int) -> Tensor:  # [n, C, side, side] -> [n, C, size, size]
         """``imresize`` as two products with a matrix: two kernels on a GPU where the taps one by one take a hundred."""
         side = x.shape[-1]
         if (side, size) not in self.matrices:
@@ -154,6 +164,10 @@ class TrainingImages:
             self.matrices[side, size] = matrix.to(self.device, torch.float32)
         matrix = self.matrices[side, size]
         return matrix @ x @ matrix.T
+
+
+def _shorter(image: Tensor) -> int:
+    return min(image.shape[1:])
 
 
 def split(batch: int, scales: Sequence[int]) -> dict[int, int]:

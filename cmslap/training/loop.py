@@ -51,8 +51,9 @@ class Run:
         self.stop_flag = torch.zeros(1, device=self.device)
 
         self.trainer = Trainer(config, workers)
-        self.images = TrainingImages(config.data, config.patch, self.device, announce=workers.first)
-        self.validation = ValidationSets(config.validation.data if workers.first else [], config.validation_scales)
+        self.images = TrainingImages(config.data, config.patch, self.trainer.model, self.device, announce=workers.first)
+        folders = config.validation.data if workers.first else []
+        self.validation = ValidationSets(folders, config.validation_scales, self.trainer.model)
         self.init_sha256 = record.init_digest(config)
         self.origins = [record.origin(workers)]
         self.resumed: list[dict[str, Any]] = []  # with which settings changed, and after which step
@@ -193,7 +194,7 @@ class Run:
 
     def _validate(self) -> None:
         with ops.use_backend(None):  # one that is forced for training need not serve float32, nor these sizes
-            values = self.validation.measure(self.trainer.average, self.device)
+            values = self.validation.measure(self.trainer.average)
         mean = sum(values.values()) / len(values)
         if mean > self.best:
             self.best = mean

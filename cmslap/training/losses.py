@@ -1,4 +1,4 @@
-"""Losses on the levels of the pyramid."""
+"""Losses on the images a network returns: the levels of a pyramid, or one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from cmslap.training.config import LossConfig
 
 
-def pixel_loss(output: Tensor, target: Tensor, loss: LossConfig) -> Tensor:  # [N, 1, H, W] twice -> [N]
+def pixel_loss(output: Tensor, target: Tensor, loss: LossConfig) -> Tensor:  # [N, C, H, W] twice -> [N]
     """Mean over each image's pixels of |x| (l1) or sqrt(x² + eps²) (charbonnier), x the error, in float32."""
     error = output.float() - target
     error = error.abs() if loss.name == "l1" else torch.sqrt(error * error + loss.eps**2)
@@ -16,7 +16,7 @@ def pixel_loss(output: Tensor, target: Tensor, loss: LossConfig) -> Tensor:  # [
 
 
 def pyramid_loss(
-    outputs: list[Tensor],  # 2x, 4x, ...: [N, 1, 2^l h, 2^l w]
+    outputs: list[Tensor],  # from the smallest to the largest: [N, C, h, w]
     targets: list[Tensor],  # as the outputs
     loss: LossConfig,
 ) -> Tensor:  # [N]

@@ -54,7 +54,7 @@ def losses(config: Config, steps: int) -> list[float]:
     workers = distributed.start(config.device)
     try:
         trainer, counts = Trainer(config, workers), split(config.batch, config.scales)
-        images = TrainingImages(config.data, config.patch, workers.device)
+        images = TrainingImages(config.data, config.patch, trainer.model, workers.device)
         values = []
         for step in trange(steps, desc="rerunning", unit="step"):
             scale_losses = trainer.learn(step, images.batch(step, config.seed, counts))

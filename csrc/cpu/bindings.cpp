@@ -133,7 +133,7 @@ void conv2d_lrelu_backward(const Tensor& x, const Tensor& weight, const Tensor& 
                           pixels(grad), pixels(grad_x), array(grad_weight), array(grad_bias), pixels(grad_skip));
 }
 OPERATOR(conv2d_lrelu_backward,
-         "(Tensor x, Tensor weight, Tensor out, Tensor grad, float negative_slope, Tensor(a!)? grad_skip, Tensor(b!)? "
+         "(Tensor x, Tensor weight, Tensor out, Tensor grad, float negative_slope, Tensor(a!)? grad_skip=None, Tensor(b!)? "
          "grad_x=None, "
          "Tensor(c!)? grad_weight=None, Tensor(d!)? grad_bias=None) -> ()")
 

@@ -13,7 +13,7 @@ from cmslap.checkpoints.export import ExportError, export
 from cmslap.cli import main
 from cmslap.models import NETWORKS
 
-SMALL = {"depth": 1, "recursions": 2, "channels": 4, "shared_conv": 1}
+SMALL = {"depth": 3, "recursions": 2, "channels": 4, "shared_conv": 1}
 
 
 def small(architecture):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from cmslap import LapSRN, MSLapSRN, load_model
+from cmslap import VDSR, LapSRN, MSLapSRN, load_model
 from cmslap.checkpoints.checkpoint import CheckpointError
 
 scipy_io = pytest.importorskip("scipy.io")
@@ -55,6 +55,18 @@ def lapsrn(model):
     return parameters, [layer("input_conv", "Conv", ["LR"]), layer("input_relu", "ReLU", ["input_conv"], leak=0.2)]
 
 
+def vdsr(model):
+    convolutions = [
+        (model.conv_in.weight, model.conv_in.bias),
+        *zip(model.middle_weight.chunk(model.depth - 2), model.middle_bias, strict=True),
+        (model.conv_out.weight, model.conv_out.bias),
+    ]
+    cells = {"weight": np.empty(model.depth, object), "bias": np.empty(model.depth, object)}
+    for layer_number, (kernel, bias) in enumerate(convolutions):
+        cells["weight"][layer_number], cells["bias"][layer_number] = matlab(kernel), bias.detach().numpy()[:, None]
+    return cells
+
+
 def save(path, parameters, layers):
     records = [{"name": name, "value": value} for name, value in parameters.items()]
     scipy_io.savemat(path, {"net": {"params": records, "layers": layers}})
@@ -91,11 +103,33 @@ def test_lapsrn_has_its_coarsest_level_last(same, tmp_path):
     assert same(model, loaded)
 
 
+def test_vdsr(same, tmp_path):
+    model = VDSR(depth=5, channels=6)
+    scipy_io.savemat(tmp_path / "model.mat", {"model": vdsr(model)})
+    loaded = load_model(tmp_path / "model.mat")
+    assert loaded.config() == model.config()
+    assert same(model, loaded)
+
+
+def test_vdsr_with_a_misshapen_kernel(tmp_path):
+    cells = vdsr(VDSR(depth=5, channels=6))
+    cells["weight"][2] = np.zeros((3, 3, 6, 5), np.float32)
+    scipy_io.savemat(tmp_path / "model.mat", {"model": cells})
+    refused(tmp_path / "model.mat", "'conv3_f' has shape [3, 3, 6, 5], expected [3, 3, 6, 6]")
+
+
+@pytest.mark.parametrize("model", [{"weight": 0, "bias": 0}, {"bias": 0}, 0])
+def test_a_struct_that_is_no_vdsr(model, tmp_path):
+    scipy_io.savemat(tmp_path / "model.mat", {"model": model})
+    refused(tmp_path / "model.mat", "VDSR")
+
+
 @pytest.mark.parametrize(
     ("file", "config", "parameters"),
     [
         ("MSLapSRN_D5R8.mat", {"scale": 8, "depth": 5, "recursions": 8, "channels": 64}, 222_801),
         ("LapSRN_x4.mat", {"scale": 4, "depth": 10, "channels": 64}, 814_242),
+        ("VDSR_Official.mat", {"depth": 20, "channels": 64}, 665_921),
     ],
 )
 def test_official_models(file, config, parameters, official_weights):

@@ -65,6 +65,7 @@ def test_bicubic_has_the_published_figures(folder, published, request):
     [
         ("MSLapSRN_D5R8.mat", {2: (37.78, 0.9600), 4: (31.74, 0.8902), 8: (26.34, 0.7558)}),
         ("LapSRN_x4.mat", {4: (31.54, 0.8865)}),
+        ("VDSR_Official.mat", {2: (37.58, 0.9594), 3: (33.68, 0.9222), 4: (31.36, 0.8847)}),
     ],
 )
 def test_official_weights_have_the_published_figures(weights, published, official_weights, set5):

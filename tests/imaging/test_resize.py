@@ -1,11 +1,12 @@
 """imresize against MATLAB's definition, written out as loops over output samples and taps."""
 
 import math
+import random
 
 import pytest
 import torch
 
-from cmslap.imaging import imresize
+from cmslap.imaging import imresize, imresize_rows
 
 
 def keys_cubic(x: float) -> float:
@@ -135,3 +136,21 @@ def test_integers_and_empty_images_are_refused():
         imresize(torch.zeros(4, 4, dtype=torch.uint8), 2)
     with pytest.raises(ValueError, match=r"\[0, 4\]"):
         imresize(torch.rand(0, 4), 2)
+
+
+@pytest.mark.parametrize("size", [(37, 50), (121, 29), (7, 5)])
+def test_some_rows_are_those_of_the_whole(size):
+    x = torch.rand(2, 23, 31, dtype=torch.float64)
+    whole = imresize(x, size=size)
+    first, last = sorted(random.sample(range(size[0] + 1), 2))
+    torch.testing.assert_close(imresize(x, size=size, rows=(first, last)), whole[:, first:last], rtol=0, atol=1e-14)
+    assert imresize(x[:0], size=size, rows=(first, last)).shape == (0, last - first, size[1])
+
+
+@pytest.mark.parametrize("size", [(37, 50), (121, 29), (40, 31), (7, 5)])
+def test_an_image_that_comes_in_rows(size):
+    x = torch.rand(2, 40, 31, dtype=torch.float64)
+    parts = x.split([1, 16, 3, 0, 20], dim=1)
+    rows = list(imresize_rows(parts, 40, size))
+    torch.testing.assert_close(torch.cat(rows, 1), imresize(x, size=size), rtol=0, atol=1e-14)
+    assert all(part.shape[1] for part in rows)

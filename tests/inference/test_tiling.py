@@ -21,25 +21,33 @@ NETWORKS = {
     "MS-LapSRN D2R2": lambda: cmslap.MSLapSRN(depth=2, recursions=2, channels=2),
     "LapSRN D1": lambda: cmslap.LapSRN(scale=8, depth=1, channels=2),
     "LapSRN D4": lambda: cmslap.LapSRN(scale=8, depth=4, channels=1),
+    "VDSR D4": lambda: cmslap.VDSR(depth=4, channels=1),
+    "Asym_VDSR D5": lambda: cmslap.AsymVDSR(depth=5, channels=2),
+    "MASRN": lambda: cmslap.MASRN(channels=1),
 }
 
 
-@pytest.mark.parametrize("scale", [2, 4, 8])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [(name, scale) for name, network in NETWORKS.items() for scale in (2, 3, 4, 8) if scale in network().scales],
+)
 def test_radius_is_exactly_the_support_of_the_gradient(name, scale):
     model = positive(NETWORKS[name]())
     radius = model.receptive_field_radius(scale)
     middle = radius + 3
-    y = torch.rand(1, 1, 2 * middle + 1, 5, dtype=torch.float64, requires_grad=True)
+    size = 1, model.image_channels, 2 * middle + 1, 5
+    y = torch.rand(size, dtype=torch.float64, requires_grad=True)
     pixel = model(y, scale)[-1][..., scale * middle : scale * (middle + 1), :]
     (gradient,) = torch.autograd.grad(pixel.sum(), y)
-    rows = gradient.abs().amax(dim=-1).flatten().nonzero().flatten()
+    rows = gradient.abs().amax(dim=(0, 1, 3)).nonzero().flatten()
     assert max(middle - rows.min(), rows.max() - middle) == radius
 
 
 def test_radius_of_the_published_networks():
     assert [cmslap.CMSLapSRN().receptive_field_radius(scale) for scale in (2, 4, 8)] == [42, 62, 72]
     assert [cmslap.LapSRN(scale=8).receptive_field_radius(scale) for scale in (2, 4, 8)] == [12, 17, 20]
+    assert [cmslap.VDSR().receptive_field_radius(scale) for scale in (2, 3, 4)] == [12, 8, 7]
+    assert [cmslap.MASRN().receptive_field_radius(scale) for scale in (2, 3, 4)] == [48, 46, 46]
 
 
 @pytest.mark.parametrize(("size", "halo"), [(0, 9), (1, 0), (7, 3), (32, 5), (100, 62)])

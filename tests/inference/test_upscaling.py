@@ -6,7 +6,7 @@ from PIL import Image
 import cmslap
 from cmslap.devices import DeviceError
 from cmslap.imaging import imresize, rgb_to_ycbcr, ycbcr_to_rgb
-from cmslap.inference import UpscaleError, memory
+from cmslap.inference import UpscaleError, memory, upscaling
 
 
 @pytest.fixture
@@ -134,6 +134,15 @@ def test_tiles_and_ensemble_reach_the_network(arguments):
     image = np.random.rand(20, 17)
     expected = cmslap.upscale(image, 2, Bilinear())  # has no preferred direction: the ensemble changes nothing
     np.testing.assert_allclose(cmslap.upscale(image, 2, Bilinear(), **arguments), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [2, 1.6])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_an_image_is_made_of_rows_without_a_seam(model, scale, channels, monkeypatch):
+    image = np.random.rand(41, 30, channels).astype(np.float32)
+    whole = cmslap.upscale(image, scale, model, tile=0)
+    monkeypatch.setattr(upscaling, "_ROWS", 5)
+    np.testing.assert_allclose(cmslap.upscale(image, scale, model, tile=9), whole, atol=1e-5)
 
 
 def test_tiles_are_chosen_when_memory_is_short(model, monkeypatch):

@@ -8,20 +8,17 @@ import dataclasses
 import functools
 import importlib.util
 import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from making import ROOT, make
 
 import cmslap
 from cmslap.ops import cuda, dispatch
 from cmslap.ops.backend import Backend
 from cmslap.ops.triton_backend import TRITON
-
-ROOT = Path(__file__).resolve().parents[2]
 
 if importlib.util.find_spec("triton") is None:
     collect_ignore_glob = ["test_aot.py"]
@@ -72,7 +69,7 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Pl
         return on_gpu({"triton": TRITON, "cuda": cuda.CUDA}[request.param])
     if request.param == "interpreter":
         return Place("interpreter", TRITON, torch.device("cpu"))
-    monkeypatch.setattr(cuda, "_kernels", modelled_operators())
+    monkeypatch.setattr(cuda.LIBRARY, "operators", modelled_operators())
     backend = dataclasses.replace(cuda.CUDA, missing=None, unsupported=cuda._unsupported_sizes)
     monkeypatch.setattr(dispatch, "BACKENDS", [backend if b is cuda.CUDA else b for b in dispatch.BACKENDS])
     return Place("model", backend, torch.device("cpu"))
@@ -86,13 +83,8 @@ def device(place: Place) -> torch.device:
 @functools.cache
 def modelled_operators() -> object:
     """The operators of csrc/cuda for CPU tensors, over its kernels in the model of a thread block."""
-    if shutil.which("make") is None or shutil.which("g++") is None:
-        pytest.skip("needs make and g++")
-    library = "build/cuda_model/operations.so"
-    torch_folder = Path(torch.__file__).parent
-    command = ["make", "--silent", "-j2", "-f", "tests/csrc/cuda.mk", f"TORCH={torch_folder}", library]
-    subprocess.run(command, cwd=ROOT, check=True)
-    torch.ops.load_library(ROOT / library)
+    library = make("build/cuda_model/operations.so", "g++", f"TORCH={Path(torch.__file__).parent}")
+    torch.ops.load_library(library)
     return torch.ops.cmslap_cuda_model
 
 

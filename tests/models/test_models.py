@@ -12,9 +12,12 @@ import torch.nn.functional as F
 import cmslap
 
 CLASSES = (cmslap.CMSLapSRN, cmslap.MSLapSRN, cmslap.LapSRN)
+SISTERS = (cmslap.VDSR, cmslap.AsymVDSR, cmslap.MASRN)
 
 
 def small(network, scale=4, **more):
+    if network in SISTERS:
+        return network(channels=4)
     recursions = {} if network is cmslap.LapSRN else {"recursions": 2}
     return network(scale=scale, depth=3, channels=4, **recursions, **more)
 
@@ -60,10 +63,10 @@ def test_scale_chooses_the_levels(network):
         model(y, scale=3)
 
 
-@pytest.mark.parametrize("network", [cmslap.CMSLapSRN, cmslap.MSLapSRN, cmslap.LapSRN])
+@pytest.mark.parametrize("network", CLASSES + SISTERS)
 def test_a_network_in_channels_last_memory_is_the_same(network):
     model = small(network).double()
-    y = torch.rand(1, 1, 4, 5, dtype=torch.float64)
+    y = torch.rand(1, model.image_channels, 4, 5, dtype=torch.float64)
     expected = model(y)
     model.to(memory_format=torch.channels_last)
     torch.testing.assert_close(model(y.contiguous(memory_format=torch.channels_last)), expected)
@@ -104,9 +107,10 @@ def test_image_upsampling_starts_bilinear(network):
     torch.testing.assert_close(upsampled[..., 1:-1, 1:-1], bilinear[..., 1:-1, 1:-1])
 
 
-@pytest.mark.parametrize("network", CLASSES)
+@pytest.mark.parametrize("network", CLASSES + SISTERS)
 def test_copies_and_pickles(network):
-    model, y = small(network), torch.rand(1, 1, 4, 5)
+    model = small(network)
+    y = torch.rand(1, model.image_channels, 4, 5)
     stream = io.BytesIO()
     torch.save(model.state_dict(), stream)
     stream.seek(0)

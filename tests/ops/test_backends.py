@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from calls import NAMES, convert, random_call, relative_error, tensors
 from cmslap import ops
 from cmslap.ops import dispatch, extension
 from cmslap.ops.backend import Backend
+from cmslap.ops.cpu import CPU
 from cmslap.ops.operation import OPERATIONS
 
 needs_extension = pytest.mark.skipif(extension.MISSING is not None, reason=str(extension.MISSING))
@@ -225,3 +227,16 @@ def test_kernels_plug_in(plugged):
         plugged.clear()
         ops.lapsrn_level(**arguments)
         assert plugged == ["forward"]
+
+
+def test_the_first_slow_call_says_so(monkeypatch):
+    """Where the CPU kernels were not built: once, and with the reason."""
+    missing = dataclasses.replace(CPU, missing="the C++ extension is not built: no compiler")
+    monkeypatch.setattr(dispatch, "CPU", missing)
+    monkeypatch.setattr(dispatch, "BACKENDS", [missing if backend is CPU else backend for backend in dispatch.BACKENDS])
+    x, weight = torch.rand(1, 2, 4, 4), torch.rand(2, 2, 3, 3)
+    with pytest.warns(UserWarning, match=r"not built: no compiler; PyTorch's own.*slower"):
+        ops.conv2d_lrelu(x, weight)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ops.conv2d_lrelu(x, weight)

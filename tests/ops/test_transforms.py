@@ -1,11 +1,14 @@
 """torch.func's transforms and forward-mode derivatives are those of the definition, whatever backend would run."""
 
+import functools
+
 import pytest
 import torch
 from torch.autograd import forward_ad
 
 import cmslap
 from cmslap import ops
+from cmslap.ops import extension
 from cmslap.ops.dispatch import BackendError
 
 C = 16
@@ -93,3 +96,19 @@ def test_operators_check_what_they_are_given(operator, make, arguments):
     inputs = [[bool(x) for x in value] if isinstance(value, list) else value for value in make(*arguments)]
     with pytest.raises(ops.checks.ArgumentError, match="must"):
         getattr(torch.ops.cmslap, operator)(*inputs)
+
+
+@pytest.mark.skipif(extension.MISSING is not None, reason=str(extension.MISSING))
+@pytest.mark.parametrize("compiled", [False, True])
+def test_operators_and_compiled_graphs_refuse_forward_mode(compiled):
+    """PyTorch would silently say zero."""
+    x, weight = torch.rand(1, 2, 4, 5), torch.rand(3, 2, 3, 3)
+    function = functools.partial(torch.ops.cmslap.conv2d_lrelu, bias=None, skip=None, negative_slope=0.2, backend="cpu")
+    if compiled:
+        function = torch.compile(ops.conv2d_lrelu, fullgraph=True, backend="aot_eager")
+    value = function(x, weight)
+    with pytest.raises(BackendError, match="no forward-mode derivative"), forward_ad.dual_level():
+        function(forward_ad.make_dual(x, torch.ones_like(x)), weight)
+    with pytest.raises(RuntimeError, match="torch.func.jvp" if compiled else "no forward-mode derivative"):
+        torch.func.jvp(lambda x: function(x, weight), (x,), (torch.ones_like(x),))
+    torch.testing.assert_close(function(x, weight), value)

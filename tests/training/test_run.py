@@ -117,7 +117,7 @@ def test_training_lowers_the_loss(configure):
 def test_best_is_the_export_of_the_best_validation(configure, validation, monkeypatch):
     means = iter([30.0, 32.0, 31.0])
     exported = {}
-    monkeypatch.setattr(loop.ValidationSets, "measure", lambda self, model, device: {"x 2x": next(means)})
+    monkeypatch.setattr(loop.ValidationSets, "measure", lambda self, model: {"x 2x": next(means)})
     export = loop.Run._export
 
     def spy(run, name):
@@ -143,7 +143,7 @@ def test_validation_is_psnr_of_the_averaged_weights_without_the_border(configure
     high = read_luma(tmp_path / "holdout" / "a.png")
     with torch.no_grad():
         model = load_model(Path(config.out) / "last.safetensors")
-        output = model(imresize(high, scale=1 / 4).float()[None, None], 4)[-1][0, 0].double().clamp(0, 1)
+        output = model(imresize(high, scale=1 / 4).float()[None], 4)[-1][0].double().clamp(0, 1)
     expected = psnr(output, high, border=4).item()
     assert lines(config)[-1]["psnr"] == {"holdout 4x": pytest.approx(expected, abs=1e-6)}
 
@@ -151,7 +151,7 @@ def test_validation_is_psnr_of_the_averaged_weights_without_the_border(configure
 def test_average_is_the_moving_average_of_the_weights(configure):
     config = configure(ema=0.9)
     trainer = Trainer(config, Workers(0, 1, CPU))
-    data = TrainingImages(config.data, config.patch, CPU, announce=False)
+    data = TrainingImages(config.data, config.patch, trainer.model, CPU, announce=False)
     expected = copy.deepcopy(trainer.model.state_dict())
     for step in range(12):
         trainer.learn(step, data.batch(step, 0, {2: 2, 4: 3}))
@@ -164,7 +164,7 @@ def test_average_is_the_moving_average_of_the_weights(configure):
 def test_a_step_is_the_gradient_of_the_mean_loss_over_the_batch(configure):
     config = configure(optimizer={"name": "adamw", "lr": 1e-3, "weight_decay": 0.1, "clip": 0.01})
     trainer, reference = (Trainer(config, Workers(0, 1, CPU)) for _ in range(2))
-    batches = TrainingImages(config.data, config.patch, CPU, announce=False).batch(0, 0, {2: 2, 4: 3})
+    batches = TrainingImages(config.data, config.patch, trainer.model, CPU, announce=False).batch(0, 0, {2: 2, 4: 3})
     losses = trainer.learn(0, batches)
 
     model = reference.model
@@ -186,7 +186,7 @@ def test_muon_updates_each_kernel_of_the_block_as_a_matrix_of_its_own(configure)
     settings = {"name": "muon", "lr": 1e-2, "betas": [0.8, 0.99], "weight_decay": 0.1, "clip": 0.01}
     config = configure(optimizer=settings, schedule={"name": "constant"})
     trainer, reference = (Trainer(config, Workers(0, 1, CPU)) for _ in range(2))
-    images = TrainingImages(config.data, config.patch, CPU, announce=False)
+    images = TrainingImages(config.data, config.patch, trainer.model, CPU, announce=False)
     model = reference.model
     kernels = model.embedding_weight.detach().clone().flatten(1).chunk(2)
     kernels = [nn.Parameter(kernel.clone()) for kernel in kernels]
@@ -492,7 +492,7 @@ def test_a_kill_during_the_last_validation_loses_nothing(configure, validation, 
 def test_a_validation_after_the_checkpoint_counts_when_the_run_goes_on(configure, validation, monkeypatch):
     """Its weights stay the best ones, although the checkpoint is older than they are."""
     means = iter([30.0, 32.0, 31.0])
-    monkeypatch.setattr(loop.ValidationSets, "measure", lambda self, model, device: {"x 2x": next(means)})
+    monkeypatch.setattr(loop.ValidationSets, "measure", lambda self, model: {"x 2x": next(means)})
     config = configure(validation={**validation, "every": 5})
     describe = loop.Run._describe
 
@@ -517,7 +517,7 @@ def load_metadata(config, name):
 def test_validation_is_free_of_the_backend_forced_for_training(configure, validation, monkeypatch):
     forced = []
 
-    def measure(sets, model, device):
+    def measure(sets, model):
         forced.append(dispatch.forced())
         return {"x 2x": 1.0}
 

@@ -37,7 +37,7 @@ class ConvolutionInputs(TorchDispatchMode):
 
 
 def images_of(config):
-    return TrainingImages(config.data, config.patch, CPU, announce=False)
+    return TrainingImages(config.data, config.patch, config.build_model(), CPU, announce=False)
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
@@ -150,7 +150,7 @@ def test_a_step_does_not_wait_for_the_gpu(configure, graph):
     config = configure(device="cuda", graph=graph)
     device = torch.device("cuda")
     trained = trainer.Trainer(config, Workers(0, 1, device))
-    images = TrainingImages(config.data, config.patch, device, announce=False)
+    images = TrainingImages(config.data, config.patch, trained.model, device, announce=False)
     for step in range(40):  # until every size of crops has its table of taps
         trained.learn(step, images.batch(step, 0, {2: 2, 4: 3}))
     torch.cuda.set_sync_debug_mode("error")

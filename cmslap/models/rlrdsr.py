@@ -1,0 +1,103 @@
+"""RLRD-SR (Kim et al., content-adaptive video super-resolution): a tiny network to send along with a video.
+
+Head 3×3, N replicas of one light-weight residual dense block that share its parameters, tail 3×3 to scale² channels
+and PixelShuffle, plus the bicubic image. The paper gives no widths; these are the ones its bit rates fit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cmslap.models.bicubic import bicubic_phases
+from cmslap.models.network import Network, check_positive, unrounded
+from cmslap.models.pyramid import length
+
+
+class _Block(nn.Module):
+    """a = ρ(P₁ D₁ x), b = ρ(P₂ D₂ [x, a]), y = x + P₃ [x, a, b]; D depthwise 3×3, P pointwise, ρ = ReLU.
+
+    D has no bias: P's own does the same, at the borders too.
+    """
+
+    def __init__(self, channels: int, growth: int) -> None:
+        super().__init__()
+        self.depthwise1 = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+        self.pointwise1 = nn.Conv2d(channels, growth, 1)
+        dense = channels + growth
+        self.depthwise2 = nn.Conv2d(dense, dense, 3, padding=1, groups=dense, bias=False)
+        self.pointwise2 = nn.Conv2d(dense, growth, 1)
+        self.pointwise3 = nn.Conv2d(dense + growth, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W] -> [N, C, H, W]
+        a = torch.relu(self.pointwise1(self.depthwise1(x)))
+        dense = torch.cat([x, a], 1)
+        b = torch.relu(self.pointwise2(self.depthwise2(dense)))
+        return x + self.pointwise3(torch.cat([dense, b], 1))
+
+
+class RLRDSR(Network):
+    """RLRD-SR. 8,580 parameters with the defaults, 7,104 of them the block's.
+
+    Args:
+        scale: upsampling factor: 2, 3 or 4.
+        recursions: replicas of the block (N); they share their parameters.
+        channels: feature channels (C).
+        growth: channels each of the block's two separable convolutions adds (G).
+    """
+
+    not_in_weights = ("recursions",)
+
+    def __init__(self, scale: int = 2, recursions: int = 4, channels: int = 32, growth: int = 32) -> None:
+        super().__init__()
+        if isinstance(scale, bool) or scale not in (2, 3, 4):
+            raise ValueError(f"scale must be 2, 3 or 4, got {scale!r}")
+        self.scale, self.scales, self.scales_in_words = scale, (scale,), str(scale)
+        self.recursions = check_positive("recursions", recursions)
+        self.channels = check_positive("channels", channels)
+        self.growth = check_positive("growth", growth)
+        self.head = nn.Conv2d(1, channels, 3, padding=1)
+        self.block = _Block(channels, growth)
+        self.tail = nn.Conv2d(channels, scale**2, 3, padding=1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start near the bicubic image: variance kept up to each sum, where what is added is a tenth as large."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+                continue
+            gain = 0.1 if name.startswith(("block.pointwise3", "tail")) else 1 if "depthwise" in name else math.sqrt(2)
+            nn.init.normal_(parameter, std=gain / math.sqrt(parameter[0].numel()))
+
+    @classmethod
+    def config_of(cls, tensors: Mapping[str, Tensor]) -> dict[str, int] | None:
+        if "block.depthwise1.weight" not in tensors:
+            return None
+        channels, growth = length(tensors.get("head.bias")), length(tensors.get("block.pointwise1.bias"))
+        return {"scale": math.isqrt(length(tensors.get("tail.bias"))), "channels": channels, "growth": growth}
+
+    def receptive_field_radius(self, scale: int) -> int:
+        """As :meth:`Network.receptive_field_radius`: head, two convolutions a replica, tail. (Bicubic: only 2.)"""
+        return 2 * self.recursions + 2
+
+    def largest_map(self, scale: int) -> int:
+        return self.channels + 2 * self.growth
+
+    def forward(
+        self,
+        y: Tensor,  # [N, 1, H, W] in [0, 1]
+        scale: int | None = None,
+    ) -> list[Tensor]:  # [N, 1, scale H, scale W]
+        """Super-resolve the luma ``y``; one image, not clamped."""
+        scale = self.check_scale(self.scale if scale is None else scale)
+        with unrounded(y):
+            x = self.head(y)
+        for _ in range(self.recursions):
+            x = self.block(x)
+        residual = self.tail(x)
+        return [F.pixel_shuffle(bicubic_phases(y, scale) + residual, scale)]

@@ -1,0 +1,141 @@
+"""What the backends of csrc share: memory for results, and one operator's call an operation.
+
+csrc/cpu and csrc/cuda have the same operators. They read features in channels_last memory and sum in float32.
+Parameters' gradients are float32 and added to their buffers, so these start as zeros; everything else the kernels write
+in full. Gradients go to them by name: what is ``u`` here is ``grad_u`` there.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cmslap.ops.backend import Call
+
+
+class Library:
+    """The operators of one compiled library; a subclass says what their tensors must be."""
+
+    copies_gradients = True  # whether they want memory for the gradient before the activation where there is none
+
+    def __init__(self, operators: object) -> None:
+        self.operators = operators
+
+    def dtype(self, features: Tensor, save: bool = False) -> torch.dtype:
+        """What the kernels take features in; ``save``: those of a gradient and of a forward pass that one follows."""
+        raise NotImplementedError
+
+    def weight(self, weight: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def stream(self, call: Call) -> tuple[int, ...]:
+        """What the operators take besides: the stream to queue work on, if there is one."""
+        raise NotImplementedError
+
+    def map(self, x: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor | None:
+        """Features or an image as the kernels read them."""
+        return None if x is None else _as(x, dtype).contiguous(memory_format=torch.channels_last)
+
+    def new_map(self, like: Tensor, channels: int, dtype: torch.dtype = torch.float32, factor: int = 1) -> Tensor:
+        """Memory for features or images of ``like``'s batch, ``factor`` times as high and wide."""
+        n, _, height, width = like.shape
+        shape = n, channels, factor * height, factor * width
+        return torch.empty(shape, dtype=dtype, device=like.device, memory_format=torch.channels_last)
+
+    def new_maps(self, call: Call, *names: str) -> dict[str, Tensor]:
+        """Memory for the gradients of features."""
+        features = {name: getattr(call, name) for name in names}
+        return {name: self.new_map(x, x.shape[1], self.dtype(x, save=True)) for name, x in features.items()}
+
+    def block(self, call: Call) -> tuple[object, ...]:
+        return self.weight(call.weights), floats(call.biases), call.recursions, call.negative_slope, call.recompute
+
+    def conv2d_lrelu(self, call: Call) -> Tensor:
+        dtype = self.dtype(call.x)
+        out = self.new_map(call.x, call.weight.shape[0], dtype)
+        inputs = self.map(call.x, dtype), self.weight(call.weight), floats(call.bias), self.map(call.skip, dtype)
+        self.operators.conv2d_lrelu(*inputs, call.negative_slope, *self.stream(call), out)
+        return out
+
+    def conv2d_lrelu_backward(self, call: Call) -> dict[str, Tensor]:
+        channels, dtype = call.weight.shape[0], self.dtype(call.x, save=True)
+        gradients = self.new_maps(call, *call.wanting("x"))
+        if call.negative_slope != 1.0 or call.wanting("skip") or self.copies_gradients:
+            gradients["skip"] = self.new_map(call.x, channels, dtype)  # also that before the activation
+        gradients |= _weight_and_bias(call, channels)
+        maps = self.map(call.output, dtype), self.map(call.grad, dtype)
+        inputs = self.map(call.x, dtype), self.weight(call.weight), *maps, call.negative_slope
+        self.operators.conv2d_lrelu_backward(*inputs, *self.stream(call), **by_name(gradients))
+        return gradients
+
+    def recursive_embedding(self, call: Call) -> Tensor:
+        dtype = self.dtype(call.u, call.save)
+        out, saved = self.new_map(call.u, call.u.shape[1], dtype), call.new_saved(dtype)
+        self.operators.recursive_embedding(self.map(call.u, dtype), *self.block(call), *self.stream(call), saved, out)
+        return out
+
+    def recursive_embedding_backward(self, call: Call) -> dict[str, Tensor]:
+        dtype = self.dtype(call.u, save=True)
+        gradients = self.new_maps(call, "u") | call.zeros("weights", "biases")
+        maps = _as(call.saved, dtype), self.map(call.output, dtype), self.map(call.grad, dtype)
+        self.operators.recursive_embedding_backward(*self.block(call), *maps, *self.stream(call), **by_name(gradients))
+        return gradients
+
+    def tied_conv_transpose2d(self, call: Call) -> Tensor:
+        dtype = self.dtype(call.a)
+        out = self.new_map(call.a, call.weight.shape[1], dtype, factor=2)
+        inputs = self.map(call.a, dtype), self.weight(call.weight), floats(call.bias)
+        self.operators.tied_conv_transpose2d(*inputs, *self.stream(call), out)
+        return out
+
+    def tied_conv_transpose2d_backward(self, call: Call) -> dict[str, Tensor]:
+        dtype = self.dtype(call.a, save=True)
+        gradients = self.new_maps(call, *call.wanting("a")) | _weight_and_bias(call, call.weight.shape[1])
+        inputs = self.map(call.a, dtype), self.weight(call.weight), self.map(call.grad, dtype)
+        self.operators.tied_conv_transpose2d_backward(*inputs, *self.stream(call), **by_name(gradients))
+        return gradients
+
+    def lapsrn_level(self, call: Call) -> Tensor:
+        dtype = self.dtype(call.u, call.save)
+        out, saved = self.new_map(call.u, call.u.shape[1], dtype, factor=2), call.new_saved(dtype)
+        inputs = self.map(call.u, dtype), self.weight(call.upsample_weight), floats(call.upsample_bias)
+        self.operators.lapsrn_level(*inputs, *self.block(call), *self.stream(call), saved, out)
+        return out
+
+    def lapsrn_level_backward(self, call: Call) -> dict[str, Tensor]:
+        dtype = self.dtype(call.u, save=True)
+        gradients = self.new_maps(call, "u") | call.zeros("weights", "biases", "upsample_weight", "upsample_bias")
+        maps = _as(call.saved, dtype), self.map(call.grad, dtype)
+        inputs = self.weight(call.upsample_weight), *self.block(call), *maps
+        self.operators.lapsrn_level_backward(*inputs, *self.stream(call), **by_name(gradients))
+        return gradients
+
+    def head(self, call: Call) -> tuple[Tensor, ...]:
+        return floats(call.residual_weight), floats(call.residual_bias), floats(call.image_weight)
+
+    def residual_head(self, call: Call) -> Tensor:
+        out = self.new_map(call.image, 1, factor=2)
+        maps = self.map(call.f, self.dtype(call.f)), self.map(call.image)
+        self.operators.residual_head(*maps, *self.head(call), *self.stream(call), out)
+        return out
+
+
+def floats(tensor: Tensor | None) -> Tensor | None:
+    """Biases, and what else the kernels read in float32 on every device."""
+    return None if tensor is None else _as(tensor, torch.float32).contiguous()
+
+
+def by_name(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Buffers as the operators' keyword arguments: u's gradient is their ``grad_u``."""
+    return {f"grad_{name}": buffer for name, buffer in gradients.items()}
+
+
+def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
+def _weight_and_bias(call: Call, channels: int) -> dict[str, Tensor]:
+    """Buffers for both gradients, also where there is no bias, or for none: one pass sums both."""
+    if not call.wanting("weight", "bias"):
+        return {}
+    return call.zeros("weight") | {"bias": torch.zeros(channels, dtype=torch.float32, device=call.weight.device)}

@@ -1,0 +1,53 @@
+"""Stages that work at the same time."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+_PATIENCE = 0.1  # seconds until a stage looks whether anybody still wants what it makes
+
+
+def ahead(items: Iterable[T], most: int = 4) -> Iterator[T]:
+    """``items``, made by a thread of their own, at most ``most`` of them before they are wanted.
+
+    FFmpeg and PyTorch work without Python's lock, so decoding, the network and encoding overlap.
+    """
+    made: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(most)
+    unwanted = threading.Event()
+    end = StopIteration()
+
+    def put(item: T | None, error: BaseException | None) -> None:
+        while not unwanted.is_set():
+            try:
+                made.put((item, error), timeout=_PATIENCE)
+                return
+            except queue.Full:
+                pass
+
+    def make() -> None:
+        try:
+            for item in items:
+                put(item, None)
+                if unwanted.is_set():
+                    return
+            put(None, end)
+        except BaseException as error:
+            put(None, error)
+
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = made.get()
+            if error is end:
+                return
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        unwanted.set()
+        thread.join()

@@ -133,9 +133,8 @@ void conv2d_lrelu_backward(const Tensor& x, const Tensor& weight, const Tensor& 
                           pixels(grad), pixels(grad_x), array(grad_weight), array(grad_bias), pixels(grad_skip));
 }
 OPERATOR(conv2d_lrelu_backward,
-         "(Tensor x, Tensor weight, Tensor out, Tensor grad, float negative_slope, Tensor(a!)? grad_skip=None, Tensor(b!)? "
-         "grad_x=None, "
-         "Tensor(c!)? grad_weight=None, Tensor(d!)? grad_bias=None) -> ()")
+         "(Tensor x, Tensor weight, Tensor out, Tensor grad, float negative_slope, Tensor(a!)? grad_skip=None, "
+         "Tensor(b!)? grad_x=None, Tensor(c!)? grad_weight=None, Tensor(d!)? grad_bias=None) -> ()")
 
 // saved is [R·D, N, H, W, C], with recompute [R, N, H, W, C]; None when no gradient will be asked for.
 void recursive_embedding(const Tensor& u, const Tensor& weights, const Tensor& biases, int64_t recursions,

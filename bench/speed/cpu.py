@@ -12,7 +12,17 @@ from bench.speed import baselines, end_to_end
 from bench.speed.baselines import EAGER, EAGER_NCHW, Baseline
 from bench.speed.suite import Case
 from bench.speed.timing import Pace
-from bench.speed.work import OPERATIONS, THIRD_PARTY, Setting, forward, operation, third_party, training_step
+from bench.speed.work import (
+    OPERATIONS,
+    THIRD_PARTY,
+    Setting,
+    forward,
+    operation,
+    third_party,
+    training_step,
+    video_frame,
+    video_step,
+)
 
 DEVICE = torch.device("cpu")
 DTYPE = torch.float32  # of the ceilings
@@ -30,6 +40,8 @@ class Sizes:
     step: tuple[int, int] = (4, 32)  # batch and side, a laptop's training
     reference_step: tuple[int, int] = (64, 16)  # the reference code's: HR patches of 128 at 8x
     photograph: tuple[int, int] = (1920, 1080)
+    frame: int = 480  # as many pixels as 640×360
+    crops: tuple[int, int] = (16, 60)  # batch and side
     folder: int = 16
     recursions: int = 8
 
@@ -63,6 +75,12 @@ def cases(effort: str, sizes: Sizes = Sizes()) -> dict[str, Case]:
     if thorough:
         build = partial(end_to_end.enlargement, 2, *sizes.photograph)
         found["photograph"] = Case(build, Setting(), [*ours, EAGER], memory=True)
+    found["video-frame"] = Case(
+        video_frame, Setting(side=sizes.frame), [*ours, EAGER, EAGER_NCHW, *compiled, *exported]
+    )
+    batch, side = sizes.crops
+    crops = Setting(batch=batch, side=side)
+    found["video-training"] = Case(video_step, crops, [*ours, EAGER, EAGER_NCHW, *compiled])
     accelerated = [baselines.ACCELERATED, EAGER, EAGER_NCHW, *compiled]
     for name in THIRD_PARTY if thorough else THIRD_PARTY[:1]:
         found[f"accelerate-{name}"] = Case(partial(third_party, name, False), image, accelerated)

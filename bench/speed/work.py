@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bench.speed import networks
 from bench.speed.timing import Implementation
 from cmslap import ops
-from cmslap.models import CMSLapSRN
+from cmslap.models import RLRDSR, CMSLapSRN
 
 CACHES = 64 * 2**20  # bytes that no last-level cache keeps, nearly
 MOST_INPUTS = 16
@@ -256,6 +256,51 @@ def forward(scale: int, setting: Setting) -> Work:
     gflop, gbyte = network_work(setting, scale)
     name = f"{scale}x forward, CMS-LapSRN D{setting.depth}R{setting.recursions}"
     return Work(name, size_text(inputs[0][0]), model, inputs, forward_of(inputs), gflop, gbyte, images=setting.batch)
+
+
+def video_frame(setting: Setting) -> Work:
+    """RLRD-SR's inference: what a receiver of content-adaptive video computes a frame."""
+    model = RLRDSR().requires_grad_(False).to(setting.device, setting.dtype, memory_format=setting.layout)
+    inputs = _images(setting, setting.dtype)
+    gflop, gbyte = _video_work(setting)
+    return Work(
+        "2x forward, RLRD-SR", size_text(inputs[0][0]), model, inputs, forward_of(inputs), gflop, gbyte, setting.batch
+    )
+
+
+def video_step(setting: Setting) -> Work:
+    """RLRD-SR's training step, L1 and Adam: what a sender of content-adaptive video computes for every scene."""
+    model = RLRDSR().to(setting.device, memory_format=setting.layout)
+    inputs = _images(setting, torch.float32)
+    target = torch.rand(setting.batch, 1, 2 * setting.side, 2 * setting.side, device=setting.device)
+
+    def loss(image: Tensor) -> Tensor:
+        return (model(image)[0] - target).abs().mean()
+
+    def drive(function: Callable[..., Tensor]) -> Implementation:
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-5)
+        turns = itertools.cycle(inputs)
+
+        def call() -> None:
+            optimizer.zero_grad()
+            function(*next(turns)).backward()
+            optimizer.step()
+
+        return call
+
+    gflop, gbyte = _video_work(setting)
+    return Work("training step, RLRD-SR", size_text(inputs[0][0]), loss, inputs, drive, 3 * gflop, 3 * gbyte)
+
+
+def _video_work(setting: Setting) -> tuple[float, float]:
+    """GFLOP and GB of RLRD-SR's forward pass: all its weights but the biases, the block's N times."""
+    model = RLRDSR()
+    block = sum(weight.numel() for weight in model.block.parameters() if weight.ndim == 4)
+    ends = model.head.weight.numel() + model.tail.weight.numel()
+    channels, growth = model.channels, model.growth
+    numbers = model.recursions * (8 * channels + 7 * growth) + 2 * channels  # read and written by D₁, P₁, D₂, P₂, P₃
+    gbyte = 1e-9 * setting.dtype.itemsize * numbers * setting.pixels
+    return 2e-9 * (model.recursions * block + ends) * setting.pixels, gbyte
 
 
 # Networks that are not ours, in the sizes their authors give or somewhat smaller.

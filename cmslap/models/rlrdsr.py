@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cmslap import ops
 from cmslap.models.bicubic import bicubic_phases
 from cmslap.models.network import Network, check_positive, unrounded
 from cmslap.models.pyramid import length
@@ -33,11 +34,11 @@ class _Block(nn.Module):
         self.pointwise2 = nn.Conv2d(dense, growth, 1)
         self.pointwise3 = nn.Conv2d(dense + growth, channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:  # [N, C, H, W] -> [N, C, H, W]
-        a = torch.relu(self.pointwise1(self.depthwise1(x)))
-        dense = torch.cat([x, a], 1)
-        b = torch.relu(self.pointwise2(self.depthwise2(dense)))
-        return x + self.pointwise3(torch.cat([dense, b], 1))
+    def arguments(self) -> list[Tensor]:
+        """The parameters in the order of the operations' arguments."""
+        separable = (self.depthwise1, self.pointwise1), (self.depthwise2, self.pointwise2)
+        parameters = [tensor for d, p in separable for tensor in (d.weight, p.weight, p.bias)]
+        return [*parameters, self.pointwise3.weight, self.pointwise3.bias]
 
 
 class RLRDSR(Network):
@@ -88,6 +89,18 @@ class RLRDSR(Network):
     def largest_map(self, scale: int) -> int:
         return self.channels + 2 * self.growth
 
+    def bytes_per_pixel(self, scale: int) -> int:
+        """As :meth:`Network.bytes_per_pixel`; without feature maps only images of the enlarged size are left."""
+        image = torch.zeros(1, 1, 1, 1, device=self.head.bias.device, dtype=self.head.bias.dtype)
+        with torch.no_grad():
+            backend = ops.explain(ops.dense_network, image, *self._arguments(), self.recursions).backend
+        return super().bytes_per_pixel(scale) if backend == "reference" else 6 * 4 * scale**2
+
+    def _arguments(self) -> list[Tensor]:
+        """In the order of ops.dense_network's arguments."""
+        head, tail = self.head, self.tail
+        return [head.weight, head.bias, *self.block.arguments(), tail.weight, tail.bias]
+
     def forward(
         self,
         y: Tensor,  # [N, 1, H, W] in [0, 1]
@@ -95,9 +108,10 @@ class RLRDSR(Network):
     ) -> list[Tensor]:  # [N, 1, scale H, scale W]
         """Super-resolve the luma ``y``; one image, not clamped."""
         scale = self.check_scale(self.scale if scale is None else scale)
-        with unrounded(y):
-            x = self.head(y)
-        for _ in range(self.recursions):
-            x = self.block(x)
-        residual = self.tail(x)
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (y, *self.parameters())):
+            with unrounded(y):
+                u = self.head(y)
+            residual = self.tail(ops.dense_recursion(u, *self.block.arguments(), self.recursions))
+        else:
+            residual = ops.dense_network(y, *self._arguments(), self.recursions)
         return [F.pixel_shuffle(bicubic_phases(y, scale) + residual, scale)]

@@ -5,6 +5,8 @@ from cmslap.ops.dispatch import BackendError, use_backend
 from cmslap.ops.explain import Explanation, explain, missing_arithmetic
 from cmslap.ops.interface import (
     conv2d_lrelu,
+    dense_network,
+    dense_recursion,
     lapsrn_last_level,
     lapsrn_level,
     recursive_embedding,
@@ -17,6 +19,8 @@ __all__ = [
     "BackendError",
     "Explanation",
     "conv2d_lrelu",
+    "dense_network",
+    "dense_recursion",
     "explain",
     "lapsrn_last_level",
     "lapsrn_level",

@@ -76,8 +76,15 @@ class Call:
 
 
 def saved_shape(call: Call) -> tuple[int, ...]:
-    """[maps, N, H, W, C]: the input of every convolution, or of every recursion; of a level also what it upsamples."""
+    """Of what backward needs.
+
+    [maps, N, H, W, C]: the input of every convolution, or of every recursion; of a level also what it upsamples. Of a
+    dense recursion [R, N, H + 2, W + 2, C + 2G]: each [x, a, b], its parts padded to whole vectors, with a margin.
+    """
     n, channels, height, width = call.u.shape
+    if call.operation.name == "dense_recursion":
+        channels, growth = (-(-count // 16) * 16 for count in (channels, call.bias1.shape[0]))
+        return call.recursions, n, height + 2, width + 2, channels + 2 * growth
     maps = call.recursions * (1 if call.recompute else call.weights.shape[0])
     return maps + int(call.operation.name == "lapsrn_level"), n, height, width, channels
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cmslap.errors import UserError
-from cmslap.ops.operation import Arguments, Operation
+from cmslap.ops.operation import Arguments, Dimension, Operation, extent, learn
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -51,11 +51,9 @@ def _check_shape(operation: Operation, name: str, tensor: Tensor, sizes: dict[st
     known = dict(sizes)
     if not _fits(tensor.shape, operation.dimensions[name], sizes):
         named = [
-            f"{dimension}={factor * known[named]}"
-            for dimension, (factor, named) in zip(
-                operation.shapes[name].split(), operation.dimensions[name], strict=True
-            )
-            if named and named in known
+            f"{text}={extent(dimension, known)}"
+            for text, dimension in zip(operation.shapes[name].split(), operation.dimensions[name], strict=True)
+            if all(part and part in known for _, part in dimension)
         ]
         where = f" with {', '.join(named)}" if named else ""
         raise ArgumentError(f"{name} must be [{_commas(operation.shapes[name])}]{where}, got {list(tensor.shape)}")
@@ -63,11 +61,12 @@ def _check_shape(operation: Operation, name: str, tensor: Tensor, sizes: dict[st
         raise ArgumentError(f"{name} must have at least one element, got {list(tensor.shape)}")
 
 
-def _fits(shape: Sequence[int], dimensions: tuple[tuple[int, str], ...], sizes: dict[str, int]) -> bool:
+def _fits(shape: Sequence[int], dimensions: tuple[Dimension, ...], sizes: dict[str, int]) -> bool:
     if len(shape) != len(dimensions):
         return False
-    for (factor, named), size in zip(dimensions, shape, strict=True):  # a loop, since every call comes here
-        if factor * sizes.setdefault(named, size) != size:
+    for dimension, size in zip(dimensions, shape, strict=True):  # a loop, since every call comes here
+        learn(dimension, size, sizes)
+        if extent(dimension, sizes) != size:
             return False
     return True
 

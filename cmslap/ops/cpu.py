@@ -15,9 +15,10 @@ from torch import Tensor
 from cmslap.ops.backend import NAMES, Backend, Call
 from cmslap.ops.compiled import Library, by_name, floats
 from cmslap.ops.extension import MISSING
-from cmslap.ops.operation import Arguments, Operation
+from cmslap.ops.operation import OPERATIONS, Arguments, Operation
 
 _kernels = torch.ops.cmslap_cpu
+_DENSE_BLOCK = tuple(name for name in OPERATIONS["dense_recursion"].shapes if name != "u")
 
 
 def _unsupported(operation: Operation, arguments: Arguments) -> str | None:
@@ -71,13 +72,36 @@ class _Kernels(Library):
         self.operators.lapsrn_last_level(*maps, *upsampling, *self.block(call)[:-1], *self.head(call), out)
         return out
 
+    def dense_block(self, call: Call) -> tuple[object, ...]:
+        return *(floats(getattr(call, name)) for name in _DENSE_BLOCK), call.recursions, call.negative_slope
+
+    def dense_recursion(self, call: Call) -> Tensor:
+        out, saved = self.new_map(call.u, call.u.shape[1]), call.new_saved(torch.float32)
+        self.operators.dense_recursion(self.map(call.u), *self.dense_block(call), saved, out)
+        return out
+
+    def dense_recursion_backward(self, call: Call) -> dict[str, Tensor]:
+        gradients = self.new_maps(call, "u") | call.zeros(*_DENSE_BLOCK)
+        maps = floats(call.saved), self.map(call.grad)
+        self.operators.dense_recursion_backward(*self.dense_block(call), *maps, **by_name(gradients))
+        return gradients
+
+    def dense_network(self, call: Call) -> Tensor:
+        out = self.new_map(call.image, call.tail_bias.shape[0])
+        head, tail = (call.head_weight, call.head_bias), (call.tail_weight, call.tail_bias)
+        *block, recursions, negative_slope = self.dense_block(call)
+        parameters = *map(floats, head), *block, *map(floats, tail)
+        self.operators.dense_network(self.map(call.image), *parameters, recursions, negative_slope, out)
+        return out
+
 
 _library = _Kernels(_kernels)
+_BACKWARD = *NAMES, "dense_recursion"
 
 CPU = Backend(
     "cpu",
     MISSING,
     _unsupported,
-    forward={name: getattr(_library, name) for name in (*NAMES, "lapsrn_last_level")},
-    backward={name: getattr(_library, f"{name}_backward") for name in NAMES},
+    forward={name: getattr(_library, name) for name in (*_BACKWARD, "dense_network", "lapsrn_last_level")},
+    backward={name: getattr(_library, f"{name}_backward") for name in _BACKWARD},
 )

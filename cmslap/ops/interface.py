@@ -44,6 +44,53 @@ def recursive_embedding(
     return _call("recursive_embedding", u, weights, biases, recursions, negative_slope, recompute)
 
 
+def dense_recursion(
+    u: Tensor,  # [N, C, H, W]
+    depthwise1: Tensor,  # [C, 1, 3, 3]
+    pointwise1: Tensor,  # [G, C, 1, 1]
+    bias1: Tensor,  # [G]
+    depthwise2: Tensor,  # [C + G, 1, 3, 3]
+    pointwise2: Tensor,  # [G, C + G, 1, 1]
+    bias2: Tensor,  # [G]
+    pointwise3: Tensor,  # [C, C + 2G, 1, 1]
+    bias3: Tensor,  # [C]
+    recursions: int,
+    negative_slope: float = 0.0,
+) -> Tensor:  # [N, C, H, W]
+    """x_R of the recursion x_0 = u, x_r = x + P₃ [x, a, b] with a = φ(P₁ D₁ x), b = φ(P₂ D₂ [x, a]), x = x_{r-1}.
+
+    The light-weight residual dense block, D depthwise 3×3 and P pointwise, R times with the same parameters.
+    """
+    parameters = depthwise1, pointwise1, bias1, depthwise2, pointwise2, bias2, pointwise3, bias3
+    return _call("dense_recursion", u, *parameters, recursions, negative_slope)
+
+
+def dense_network(
+    image: Tensor,  # [N, 1, H, W]
+    head_weight: Tensor,  # [C, 1, 3, 3]
+    head_bias: Tensor,  # [C]
+    depthwise1: Tensor,  # [C, 1, 3, 3]
+    pointwise1: Tensor,  # [G, C, 1, 1]
+    bias1: Tensor,  # [G]
+    depthwise2: Tensor,  # [C + G, 1, 3, 3]
+    pointwise2: Tensor,  # [G, C + G, 1, 1]
+    bias2: Tensor,  # [G]
+    pointwise3: Tensor,  # [C, C + 2G, 1, 1]
+    bias3: Tensor,  # [C]
+    tail_weight: Tensor,  # [S, C, 3, 3]
+    tail_bias: Tensor,  # [S]
+    recursions: int,
+    negative_slope: float = 0.0,
+) -> Tensor:  # [N, S, H, W]
+    """W_tail ⋆ x_R + b_tail of the :func:`dense_recursion` that begins with u = W_head ⋆ I + b_head.
+
+    For inference: no feature map exists. Kernels have no gradient of it; a network in training calls its parts.
+    """
+    block = depthwise1, pointwise1, bias1, depthwise2, pointwise2, bias2, pointwise3, bias3
+    ends = head_weight, head_bias, *block, tail_weight, tail_bias
+    return _call("dense_network", image, *ends, recursions, negative_slope)
+
+
 def tied_conv_transpose2d(
     a: Tensor,  # [N, Cout, H, W]
     weight: Tensor,  # [Cout, Cin, 3, 3], a convolution's as it lies

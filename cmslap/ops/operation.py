@@ -23,9 +23,9 @@ Arguments = dict[str, Any]  # one call's arguments by name, in the order of the 
 class Operation:
     """One operation.
 
-    A shape is a string of sizes: numbers, named dimensions ("C"), or twice one ("2H") that an argument before has
-    named. ``shapes`` has the tensor arguments; the first of them is the activation whose dtype, device and memory
-    format the result takes.
+    A shape is a string of sizes: numbers, named dimensions ("C"), or twice one ("2H") or a sum ("C+2G") of those that
+    an argument before has named. ``shapes`` has the tensor arguments; the first of them is the activation whose dtype,
+    device and memory format the result takes.
 
     ``images`` are the arguments that make the image, which the features only correct: they may be float32 where
     the features are shorter, autocast leaves them alone, and the result has their dtype. (A bfloat16 has 8 bits, as
@@ -65,9 +65,9 @@ class Operation:
         sizes = {"": 1}
         for name, dimensions in self.dimensions.items():
             if arguments[name] is not None:
-                for (_, named), size in zip(dimensions, arguments[name].shape, strict=True):
-                    sizes.setdefault(named, size)
-        return [factor * sizes[named] for factor, named in parsed(self.output)]
+                for dimension, size in zip(dimensions, arguments[name].shape, strict=True):
+                    learn(dimension, size, sizes)
+        return [extent(dimension, sizes) for dimension in parsed(self.output)]
 
     def empty_output(self, arguments: Arguments) -> Tensor:
         """Memory for the result of a checked call."""
@@ -80,10 +80,25 @@ class Operation:
         )
 
 
-def parsed(shape: str) -> tuple[tuple[int, str], ...]:
-    """Each dimension as a factor and a name: "C 2H 3" is (1, "C"), (2, "H"), (3, ""). The size named "" is 1."""
-    found = [re.fullmatch(r"(\d*)(\D*)", dimension) for dimension in shape.split()]
-    return tuple((int(match[1] or 1), match[2]) for match in found)
+Dimension = tuple[tuple[int, str], ...]  # factors and names, whose products are to be summed
+
+
+def parsed(shape: str) -> tuple[Dimension, ...]:
+    """Each dimension as factors and names: "C C+2G 3" is (1, "C"); (1, "C"), (2, "G"); (3, ""). The size "" is 1."""
+    return tuple(
+        tuple((int(factor or 1), named) for factor, named in re.findall(r"(\d*)([^\d+]*)(?:\+|$)", dimension)[:-1])
+        for dimension in shape.split()
+    )
+
+
+def learn(dimension: Dimension, size: int, sizes: dict[str, int]) -> None:
+    """Note the size of a dimension that is a mere name, the first time."""
+    if len(dimension) == 1:
+        sizes.setdefault(dimension[0][1], size)
+
+
+def extent(dimension: Dimension, sizes: dict[str, int]) -> int:
+    return sum(factor * sizes[named] for factor, named in dimension)
 
 
 def memory_format(tensor: Tensor) -> torch.memory_format:
@@ -95,6 +110,16 @@ def memory_format(tensor: Tensor) -> torch.memory_format:
 
 _BLOCK = {"u": "N C H W", "weights": "D C C 3 3", "biases": "D C"}
 _LEVEL = {**_BLOCK, "upsample_bias": "C", "upsample_weight": "C C 3 3"}
+_DENSE_BLOCK = {
+    "depthwise1": "C 1 3 3",
+    "pointwise1": "G C 1 1",
+    "bias1": "G",
+    "depthwise2": "C+G 1 3 3",
+    "pointwise2": "G C+G 1 1",
+    "bias2": "G",
+    "pointwise3": "C C+2G 1 1",
+    "bias3": "C",
+}
 _HEAD = {"residual_weight": "1 C 3 3", "residual_bias": "1", "image_weight": "1 1 4 4"}
 
 OPERATIONS = {
@@ -114,6 +139,30 @@ OPERATIONS = {
             output="N C H W",
             saves=True,
             keeps_output=True,
+        ),
+        Operation(
+            reference.dense_recursion,
+            "Tensor u, Tensor depthwise1, Tensor pointwise1, Tensor bias1, Tensor depthwise2, Tensor pointwise2, "
+            "Tensor bias2, Tensor pointwise3, Tensor bias3, int recursions, float negative_slope",
+            {"u": "N C H W", **_DENSE_BLOCK},
+            output="N C H W",
+            saves=True,
+        ),
+        Operation(
+            reference.dense_network,
+            "Tensor image, Tensor head_weight, Tensor head_bias, Tensor depthwise1, Tensor pointwise1, Tensor bias1, "
+            "Tensor depthwise2, Tensor pointwise2, Tensor bias2, Tensor pointwise3, Tensor bias3, Tensor tail_weight, "
+            "Tensor tail_bias, int recursions, float negative_slope",
+            {
+                "image": "N 1 H W",
+                "head_weight": "C 1 3 3",
+                "head_bias": "C",
+                **_DENSE_BLOCK,
+                "tail_weight": "S C 3 3",
+                "tail_bias": "S",
+            },
+            output="N S H W",
+            images=("image", "head_weight", "head_bias"),
         ),
         Operation(
             reference.tied_conv_transpose2d,

@@ -3,7 +3,7 @@
 These functions are the test oracle (in float64) and the code that runs where no kernel fits. They are
 ordinary differentiable PyTorch: autograd, double backward and ``torch.compile`` see through them.
 
-Shapes: N images, C feature channels, H×W pixels, D convolutions in the recursive block.
+Shapes: N images, C feature channels, H×W pixels, D convolutions in the recursive block, G the growth of a dense one.
 The first convolution of the block is number 1, as in the paper.
 """
 
@@ -60,6 +60,57 @@ def recursive_embedding(
         else:
             a = block(a, u)
     return a
+
+
+def dense_recursion(
+    u: Tensor,  # [N, C, H, W]
+    depthwise1: Tensor,  # [C, 1, 3, 3]
+    pointwise1: Tensor,  # [G, C, 1, 1]
+    bias1: Tensor,  # [G]
+    depthwise2: Tensor,  # [C + G, 1, 3, 3]
+    pointwise2: Tensor,  # [G, C + G, 1, 1]
+    bias2: Tensor,  # [G]
+    pointwise3: Tensor,  # [C, C + 2G, 1, 1]
+    bias3: Tensor,  # [C]
+    recursions: int,
+    negative_slope: float = 0.0,
+) -> Tensor:  # [N, C, H, W]
+    """x_R of the recursion x_0 = u, x_r = x + P₃ [x, a, b] with a = φ(P₁ D₁ x), b = φ(P₂ D₂ [x, a]), x = x_{r-1}."""
+
+    def separable(x: Tensor, depthwise: Tensor, pointwise: Tensor, bias: Tensor) -> Tensor:
+        return F.conv2d(F.conv2d(x, depthwise, padding=1, groups=x.shape[1]), pointwise, bias)
+
+    x = u
+    for _ in range(recursions):
+        a = leaky_relu(separable(x, depthwise1, pointwise1, bias1), negative_slope)
+        dense = torch.cat([x, a], 1)
+        b = leaky_relu(separable(dense, depthwise2, pointwise2, bias2), negative_slope)
+        x = x + F.conv2d(torch.cat([dense, b], 1), pointwise3, bias3)
+    return x
+
+
+def dense_network(
+    image: Tensor,  # [N, 1, H, W]
+    head_weight: Tensor,  # [C, 1, 3, 3]
+    head_bias: Tensor,  # [C]
+    depthwise1: Tensor,  # [C, 1, 3, 3]
+    pointwise1: Tensor,  # [G, C, 1, 1]
+    bias1: Tensor,  # [G]
+    depthwise2: Tensor,  # [C + G, 1, 3, 3]
+    pointwise2: Tensor,  # [G, C + G, 1, 1]
+    bias2: Tensor,  # [G]
+    pointwise3: Tensor,  # [C, C + 2G, 1, 1]
+    bias3: Tensor,  # [C]
+    tail_weight: Tensor,  # [S, C, 3, 3]
+    tail_bias: Tensor,  # [S]
+    recursions: int,
+    negative_slope: float = 0.0,
+) -> Tensor:  # [N, S, H, W]
+    """W_tail ⋆ x_R + b_tail of the :func:`dense_recursion` that begins with u = W_head ⋆ I + b_head."""
+    u = F.conv2d(image, head_weight, head_bias, padding=1).to(tail_weight.dtype)
+    block = depthwise1, pointwise1, bias1, depthwise2, pointwise2, bias2, pointwise3, bias3
+    x = dense_recursion(u, *block, recursions, negative_slope)
+    return F.conv2d(x, tail_weight, tail_bias, padding=1).to(image.dtype)
 
 
 def tied_conv_transpose2d(

@@ -235,6 +235,70 @@ OPERATOR(residual_head_backward,
          "Tensor(b!) grad_image, Tensor(c!) grad_residual_weight, Tensor(d!) grad_residual_bias, "
          "Tensor(e!) grad_image_weight) -> ()")
 
+DenseRecursion dense_recursion_of(int64_t recursions, double negative_slope, const Tensor& depthwise1,
+                                  const Tensor& pointwise1, const Tensor& bias1, const Tensor& depthwise2,
+                                  const Tensor& pointwise2, const Tensor& bias2, const Tensor& pointwise3,
+                                  const Tensor& bias3) {
+  return {bias3.size(0),
+          bias1.size(0),
+          recursions,
+          {array(depthwise1), array(pointwise1), array(bias1), array(depthwise2), array(pointwise2), array(bias2),
+           array(pointwise3), array(bias3)},
+          static_cast<float>(negative_slope)};
+}
+
+// saved is [recursions, N, H + 2, W + 2, record], or None when no gradient will be asked for.
+void dense_recursion(const Tensor& u, const Tensor& depthwise1, const Tensor& pointwise1, const Tensor& bias1,
+                     const Tensor& depthwise2, const Tensor& pointwise2, const Tensor& bias2, const Tensor& pointwise3,
+                     const Tensor& bias3, int64_t recursions, double negative_slope, OptionalTensor saved, Tensor out) {
+  const DenseRecursion op = dense_recursion_of(recursions, negative_slope, depthwise1, pointwise1, bias1, depthwise2,
+                                               pointwise2, bias2, pointwise3, bias3);
+  kernels().dense_recursion(op, size_of(u), pixels(u), array(saved), pixels(out));
+}
+OPERATOR(dense_recursion,
+         "(Tensor u, Tensor depthwise1, Tensor pointwise1, Tensor bias1, Tensor depthwise2, Tensor pointwise2, "
+         "Tensor bias2, Tensor pointwise3, Tensor bias3, int recursions, float negative_slope, Tensor(a!)? saved, "
+         "Tensor(b!) out) -> ()")
+
+void dense_recursion_backward(const Tensor& depthwise1, const Tensor& pointwise1, const Tensor& bias1,
+                              const Tensor& depthwise2, const Tensor& pointwise2, const Tensor& bias2,
+                              const Tensor& pointwise3, const Tensor& bias3, int64_t recursions, double negative_slope,
+                              const Tensor& saved, const Tensor& grad, Tensor grad_u, Tensor grad_depthwise1,
+                              Tensor grad_pointwise1, Tensor grad_bias1, Tensor grad_depthwise2, Tensor grad_pointwise2,
+                              Tensor grad_bias2, Tensor grad_pointwise3, Tensor grad_bias3) {
+  const DenseParameters<float> gradients{array(grad_depthwise1), array(grad_pointwise1), array(grad_bias1),
+                                         array(grad_depthwise2), array(grad_pointwise2), array(grad_bias2),
+                                         array(grad_pointwise3), array(grad_bias3)};
+  const DenseRecursion op = dense_recursion_of(recursions, negative_slope, depthwise1, pointwise1, bias1, depthwise2,
+                                               pointwise2, bias2, pointwise3, bias3);
+  kernels().dense_recursion_backward(op, size_of(grad), array(saved), pixels(grad), pixels(grad_u), gradients);
+}
+OPERATOR(dense_recursion_backward,
+         "(Tensor depthwise1, Tensor pointwise1, Tensor bias1, Tensor depthwise2, Tensor pointwise2, Tensor bias2, "
+         "Tensor pointwise3, Tensor bias3, int recursions, float negative_slope, Tensor saved, Tensor grad, "
+         "Tensor(a!) grad_u, Tensor(b!) grad_depthwise1, Tensor(c!) grad_pointwise1, Tensor(d!) grad_bias1, "
+         "Tensor(e!) grad_depthwise2, Tensor(f!) grad_pointwise2, Tensor(g!) grad_bias2, Tensor(h!) grad_pointwise3, "
+         "Tensor(i!) grad_bias3) -> ()")
+
+// Head, recursion and tail in one, without gradients.
+void dense_network(const Tensor& image, const Tensor& head_weight, const Tensor& head_bias, const Tensor& depthwise1,
+                   const Tensor& pointwise1, const Tensor& bias1, const Tensor& depthwise2, const Tensor& pointwise2,
+                   const Tensor& bias2, const Tensor& pointwise3, const Tensor& bias3, const Tensor& tail_weight,
+                   const Tensor& tail_bias, int64_t recursions, double negative_slope, Tensor out) {
+  const DenseNetwork op{dense_recursion_of(recursions, negative_slope, depthwise1, pointwise1, bias1, depthwise2,
+                                           pointwise2, bias2, pointwise3, bias3),
+                        tail_bias.size(0),
+                        array(head_weight),
+                        array(head_bias),
+                        array(tail_weight),
+                        array(tail_bias)};
+  kernels().dense_network(op, size_of(image), pixels(image), pixels(out));
+}
+OPERATOR(dense_network,
+         "(Tensor image, Tensor head_weight, Tensor head_bias, Tensor depthwise1, Tensor pointwise1, Tensor bias1, "
+         "Tensor depthwise2, Tensor pointwise2, Tensor bias2, Tensor pointwise3, Tensor bias3, Tensor tail_weight, "
+         "Tensor tail_bias, int recursions, float negative_slope, Tensor(a!) out) -> ()")
+
 // Level and residual head in one, without the features between them and without gradients.
 void lapsrn_last_level(const Tensor& u, const Tensor& image, const Tensor& upsample_weight, const Tensor& upsample_bias,
                        const Tensor& weights, const Tensor& biases, int64_t recursions, double negative_slope,

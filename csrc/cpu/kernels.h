@@ -52,6 +52,37 @@ struct ResidualHead {  // K ⋆ᵀ I + (W_res ⋆ f + b_res)
   const float* image_weight;  // [1, 1, 4, 4]
 };
 
+template <class Number>
+struct DenseParameters {  // of a light-weight residual dense block: C channels, growth G
+  Number* depthwise1;     // [C, 3, 3]
+  Number* pointwise1;     // [G, C]
+  Number* bias1;          // [G]
+  Number* depthwise2;     // [C + G, 3, 3]
+  Number* pointwise2;     // [G, C + G]
+  Number* bias2;          // [G]
+  Number* pointwise3;     // [C, C + 2G]
+  Number* bias3;          // [C]
+};
+
+struct DenseRecursion {  // x ← x + P₃ [x, a, b], `recursions` times; a = φ(P₁ D₁ x), b = φ(P₂ D₂ [x, a])
+  int64_t channels, growth, recursions;
+  DenseParameters<const float> parameters;
+  float slope;
+
+  static constexpr int64_t kPart = 16;  // each part of [x, a, b] is padded to it with zeros
+  int64_t padded_channels() const { return (channels + kPart - 1) / kPart * kPart; }
+  int64_t padded_growth() const { return (growth + kPart - 1) / kPart * kPart; }
+  int64_t dense() const { return padded_channels() + padded_growth(); }
+  int64_t record() const { return dense() + padded_growth(); }  // floats of a pixel's [x, a, b]
+};
+
+struct DenseNetwork {  // tail ⋆ recursion(head ⋆ image): one channel in, a few out
+  DenseRecursion recursion;
+  int64_t outputs;
+  const float *head_weight, *head_bias;  // [C, 1, 3, 3], [C]
+  const float *tail_weight, *tail_bias;  // [outputs, C, 3, 3], [outputs]
+};
+
 struct Kernels {
   const char* name;  // of the instruction set
 
@@ -83,6 +114,12 @@ struct Kernels {
   void (*residual_head_backward)(const ResidualHead&, Size, const float* f, const float* image, const float* grad_out,
                                  float* grad_f, float* grad_image, float* grad_weight, float* grad_bias,
                                  float* grad_image_weight);
+
+  // saved, optional: [recursions, N, H + 2, W + 2, record()], what the backward pass reads.
+  void (*dense_recursion)(const DenseRecursion&, Size, const float* u, float* saved, float* y);
+  void (*dense_recursion_backward)(const DenseRecursion&, Size, const float* saved, const float* grad_y, float* grad_u,
+                                   const DenseParameters<float>& gradients);
+  void (*dense_network)(const DenseNetwork&, Size, const float* image, float* out);
 
   // Level and residual head without gradients and without the upsampled features: the last level of a network at
   // inference.

@@ -1,6 +1,8 @@
 // The kernels of one instruction set, as kernels.cpp finds them.
 #pragma once
 
+#include "dense_gradient.h"
+#include "dense_network.h"
 #include "last_level.h"
 #include "level.h"
 #include "residual_head.h"
@@ -25,8 +27,9 @@ const BFloat16Kernels kKernels = {conv, embedding, upsampling, level, residual_h
 
 extern const Kernels kKernels;
 const Kernels kKernels = {
-    CMSLAP_NAME(CMSLAP_ISA), conv,  conv_backward,  embedding,     embedding_backward,     upsampling,
-    upsampling_backward,     level, level_backward, residual_head, residual_head_backward, last_level,
+    CMSLAP_NAME(CMSLAP_ISA),  conv,          conv_backward,  embedding,     embedding_backward,     upsampling,
+    upsampling_backward,      level,         level_backward, residual_head, residual_head_backward, dense_recursion,
+    dense_recursion_backward, dense_network, last_level,
 };
 #endif
 

@@ -4,7 +4,16 @@ from bench.speed import cpu, gpu
 from bench.speed.timing import Pace
 
 CPU_SIZES = cpu.Sizes(
-    operation=8, block=4, image=4, step=(1, 4), reference_step=(1, 2), photograph=(8, 6), folder=2, recursions=1
+    operation=8,
+    block=4,
+    image=4,
+    step=(1, 4),
+    reference_step=(1, 2),
+    photograph=(8, 6),
+    frame=6,
+    crops=(1, 4),
+    folder=2,
+    recursions=1,
 )
 GPU_SIZES = gpu.Sizes(batch=1, side=4, low=2, reference_step=(1, 2), image=4, photograph=(8, 6), folder=2, recursions=1)
 CEILINGS = {

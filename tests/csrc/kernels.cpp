@@ -2,10 +2,12 @@
 // exactly its size, results compared with plain loops in double. Exits 1 at the first difference; the sanitizers end it
 // at theirs.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <numeric>
 #include <random>
 #include <stdexcept>
 #include <thread>
@@ -169,6 +171,141 @@ void test_level(Size size, int64_t channels, int64_t depth, int64_t recursions) 
                                    grad_image.data(), grad_head.data(), grad_bias.data(), grad_k.data());
 }
 
+std::vector<double> exactly(const Floats& values) { return {values.begin(), values.end()}; }
+
+// A dense block's parameters one behind the other, and where each begins.
+struct DenseProblem {
+  int64_t channels, growth;
+  std::vector<int64_t> counts{9 * channels,
+                              growth * channels,
+                              growth,
+                              9 * (channels + growth),
+                              growth * (channels + growth),
+                              growth,
+                              channels * (channels + 2 * growth),
+                              channels};
+  int64_t total() const { return std::accumulate(counts.begin(), counts.end(), int64_t{0}); }
+  template <class Number>
+  DenseParameters<Number> parameters(Number* all) const {
+    Number* part[8];
+    for (int i = 0; i < 8; ++i) part[i] = i ? part[i - 1] + counts[i - 1] : all;
+    return {part[0], part[1], part[2], part[3], part[4], part[5], part[6], part[7]};
+  }
+};
+
+using Doubles = std::vector<double>;
+
+// φ(P D in + bias), or P in + bias where there is no D.
+Doubles separable(Size size, const Doubles& in, int64_t channels, const float* depthwise, const float* pointwise,
+                  const float* bias, int64_t out, float slope) {
+  Doubles middle = in, y(size.pixels() * out);
+  if (depthwise) {
+    std::fill(middle.begin(), middle.end(), 0);
+    for_taps(size, 1, [&](int64_t fine, int64_t coarse, int64_t tap) {
+      for (int64_t c = 0; c < channels; ++c)
+        middle[coarse * channels + c] += depthwise[c * 9 + tap] * in[fine * channels + c];
+    });
+  }
+  for (size_t i = 0; i < y.size(); ++i) {
+    y[i] = bias[i % out];
+    for (int64_t c = 0; c < channels; ++c) y[i] += pointwise[i % out * channels + c] * middle[i / out * channels + c];
+    if (y[i] < 0) y[i] *= slope;
+  }
+  return y;
+}
+
+Doubles joined(const Doubles& a, int64_t channels, const Doubles& b, int64_t more) {
+  Doubles both;
+  for (size_t p = 0; p * channels < a.size(); ++p) {
+    both.insert(both.end(), a.begin() + p * channels, a.begin() + (p + 1) * channels);
+    both.insert(both.end(), b.begin() + p * more, b.begin() + (p + 1) * more);
+  }
+  return both;
+}
+
+Doubles dense_recursion_(const DenseRecursion& op, Size size, Doubles x) {
+  const DenseParameters<const float>& p = op.parameters;
+  const int64_t c = op.channels, g = op.growth;
+  for (int64_t r = 0; r < op.recursions; ++r) {
+    const Doubles a = separable(size, x, c, p.depthwise1, p.pointwise1, p.bias1, g, op.slope), xa = joined(x, c, a, g);
+    const Doubles b = separable(size, xa, c + g, p.depthwise2, p.pointwise2, p.bias2, g, op.slope);
+    const Doubles more = separable(size, joined(xa, c + g, b, g), c + 2 * g, nullptr, p.pointwise3, p.bias3, c, 1.0f);
+    for (size_t i = 0; i < x.size(); ++i) x[i] += more[i];
+  }
+  return x;
+}
+
+void test_dense(Size size, int64_t channels, int64_t growth, int64_t recursions) {
+  const DenseProblem problem{channels, growth};
+  const Floats weights = random_floats(problem.total(), 0.3f), u = random_floats(size.pixels() * channels),
+               grad = random_floats(u.size());
+  const DenseRecursion op{channels, growth, recursions, problem.parameters(weights.data()), 0.2f};
+  Floats y = poison(u.size()), kept = poison(u.size());
+  Floats saved = poison(recursions * size.batch * (size.height + 2) * (size.width + 2) * op.record());
+  kernels().dense_recursion(op, size, u.data(), nullptr, y.data());
+  kernels().dense_recursion(op, size, u.data(), saved.data(), kept.data());
+  compare("dense recursion", y, dense_recursion_(op, size, exactly(u)));
+  compare("dense recursion, saving", kept, exactly(y), 0);
+  Floats grad_u = poison(u.size()), grad_weights(weights.size());
+  kernels().dense_recursion_backward(op, size, saved.data(), grad.data(), grad_u.data(),
+                                     problem.parameters(grad_weights.data()));
+
+  // Without activation one block is affine in u, and in each parameter: a difference is the gradient's product.
+  const DenseRecursion affine{channels, growth, 1, op.parameters, 1.0f};
+  grad_weights.assign(weights.size(), 0);
+  kernels().dense_recursion(affine, size, u.data(), saved.data(), y.data());
+  kernels().dense_recursion_backward(affine, size, saved.data(), grad.data(), grad_u.data(),
+                                     problem.parameters(grad_weights.data()));
+  const Doubles before = dense_recursion_(affine, size, exactly(u));
+  const auto check = [&](const char* what, const Floats& gradient, const Floats& step, const Doubles& after) {
+    double change = 0, product = 0, scale = 0;
+    for (size_t i = 0; i < before.size(); ++i) change += grad[i] * (after[i] - before[i]);
+    for (size_t i = 0; i < step.size(); ++i) product += double(gradient[i]) * step[i];
+    for (size_t i = 0; i < before.size(); ++i) scale += std::pow(grad[i] * (after[i] - before[i]), 2);
+    if (!(std::abs(change - product) <= 1e-4 * std::sqrt(scale))) {
+      std::printf("%s: %g instead of %g\n", what, product, change);
+      std::exit(1);
+    }
+  };
+  const Floats step = random_floats(u.size());
+  Doubles moved = exactly(u);
+  for (size_t i = 0; i < moved.size(); ++i) moved[i] += step[i];
+  check("dense recursion, gradient of u", grad_u, step, dense_recursion_(affine, size, moved));
+  for (int64_t part = 0, first = 0; part < 8; first += problem.counts[part++]) {
+    Floats steps(weights.size()), others = weights;
+    for (int64_t i = first; i < first + problem.counts[part]; ++i) {
+      others[i] += steps[i] = between(-4, 4);
+      steps[i] = others[i] - weights[i];
+    }
+    const DenseRecursion other{channels, growth, 1, problem.parameters<const float>(others.data()), 1.0f};
+    check("dense recursion, gradient of a parameter", grad_weights, steps, dense_recursion_(other, size, exactly(u)));
+  }
+}
+
+void test_dense_network(Size size, int64_t channels, int64_t growth, int64_t recursions, int64_t outputs) {
+  const DenseProblem problem{channels, growth};
+  const Floats weights = random_floats(problem.total(), 0.3f), image = random_floats(size.pixels()),
+               head = random_floats(9 * channels), head_bias = random_floats(channels),
+               tail = random_floats(9 * channels * outputs), tail_bias = random_floats(outputs);
+  const DenseRecursion op{channels, growth, recursions, problem.parameters(weights.data()), 0.0f};
+  const DenseNetwork network{op, outputs, head.data(), head_bias.data(), tail.data(), tail_bias.data()};
+  Floats out = poison(size.pixels() * outputs);
+  kernels().dense_network(network, size, image.data(), out.data());
+  Doubles u(size.pixels() * channels), expected(out.size());
+  for (size_t i = 0; i < u.size(); ++i) u[i] = head_bias[i % channels];
+  for_taps(size, 1, [&](int64_t fine, int64_t coarse, int64_t tap) {
+    for (int64_t c = 0; c < channels; ++c) u[coarse * channels + c] += double(head[c * 9 + tap]) * image[fine];
+  });
+  const Doubles x = dense_recursion_(op, size, u);
+  for (size_t i = 0; i < expected.size(); ++i) expected[i] = tail_bias[i % outputs];
+  for_taps(size, 1, [&](int64_t fine, int64_t coarse, int64_t tap) {
+    for (int64_t o = 0; o < outputs; ++o)
+      for (int64_t c = 0; c < channels; ++c)
+        expected[coarse * outputs + o] += tail[(o * channels + c) * 9 + tap] * x[fine * channels + c];
+  });
+  compare("dense network", out, expected);
+}
+
 using BFloat16s = std::vector<BFloat16>;
 
 // Cuts values to the upper half of their bits, as bfloat16 has them: in place, and as such.
@@ -183,8 +320,6 @@ BFloat16s cut(Floats& values) {
   }
   return result;
 }
-
-std::vector<double> exactly(const Floats& values) { return {values.begin(), values.end()}; }
 
 Floats widened(const BFloat16s& values) {
   Floats result(values.size());
@@ -243,10 +378,13 @@ int main() try {
     test_conv(size, between(1, 40), between(1, 40));
     test_upsampling(size, between(1, 20), between(1, 20));
     test_level(size, between(1, 24), between(1, 3), between(1, 2));
+    test_dense(size, between(1, 36), between(1, 20), between(1, 3));
+    test_dense_network(size, between(1, 36), between(1, 20), between(1, 3), between(1, 9));
     if (bfloat16_kernels()) test_bfloat16(*bfloat16_kernels(), size, between(1, 40), between(1, 40));
   }
   test_conv({1, 9, 110}, 64, 64);
   test_upsampling({1, 2, 110}, 64, 64);
+  test_dense_network({2, 3, 230}, 4, 3, 2, 4);
   std::thread other([] { test_conv({1, 45, 48}, 17, 65); });  // calls at the same time share the threads
   test_conv({1, 48, 45}, 65, 17);
   other.join();

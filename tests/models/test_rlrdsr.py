@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import cmslap
+from cmslap import ops
 from cmslap.imaging import imresize
 from cmslap.models.bicubic import bicubic_phases
+from cmslap.ops import extension
 
 
 def random_network(**arguments):
@@ -73,6 +75,21 @@ def test_radius_is_exactly_the_support_of_the_gradient(recursions):
     (gradient,) = torch.autograd.grad(pixel.sum(), y)
     rows = gradient.abs().amax(dim=-1).flatten().nonzero().flatten()
     assert max(middle - rows.min(), rows.max() - middle) == radius
+
+
+def test_inference_is_what_training_sees():
+    network, y = random_network(), torch.rand(1, 1, 21, 130)
+    trained = network(y)[0]
+    with torch.no_grad():
+        torch.testing.assert_close(network(y)[0], trained, rtol=1e-4, atol=1e-4 * trained.abs().max().item())
+
+
+@pytest.mark.skipif(extension.MISSING is not None, reason=str(extension.MISSING))
+def test_it_asks_for_memory_only_where_feature_maps_exist():
+    network = cmslap.RLRDSR()
+    assert network.bytes_per_pixel(2) == 6 * 4 * 4
+    with ops.use_backend("reference"):
+        assert network.bytes_per_pixel(2) == 6 * 4 * 96
 
 
 def test_tiles_change_nothing():

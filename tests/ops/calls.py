@@ -4,14 +4,14 @@ import random
 
 import torch
 
-from cmslap.ops.operation import OPERATIONS
+from cmslap.ops.operation import OPERATIONS, extent
 
 NAMES = tuple(OPERATIONS)
 
 
 def sizes() -> dict[str, int]:
     """Small sizes that are no multiple of anything, down to 1."""
-    return {name: random.choice([1, 2, 3, 5, 7, 9]) for name in ("N", "C", "Cin", "Cout", "D", "H", "W")}
+    return {name: random.choice([1, 2, 3, 5, 7, 9]) for name in ("N", "C", "Cin", "Cout", "D", "G", "S", "H", "W")}
 
 
 def random_call(
@@ -21,7 +21,7 @@ def random_call(
     operation, dimensions = OPERATIONS[name], {**sizes(), **given, "": 1}
 
     def tensor(argument: str) -> torch.Tensor:
-        shape = [factor * dimensions[named] for factor, named in operation.dimensions[argument]]
+        shape = [extent(dimension, dimensions) for dimension in operation.dimensions[argument]]
         scale = 1.0 if len(shape) < 4 or argument in ("x", "u", "a", "f", "image", "skip") else (9 * shape[-3]) ** -0.5
         return (scale * torch.randn(shape, dtype=torch.float64)).to(dtype).requires_grad_(requires_grad)
 

@@ -38,11 +38,16 @@ CPU = RESULTS / "cpu"
 ABLATION = RESULTS / "training" / "ablation.json"
 RECIPES = ABLATION.with_name("recipes.json")
 TIME_TO_PSNR = ABLATION.with_name("time-to-psnr.json")
+MASRN = ABLATION.with_name("masrn.json")
+ASYMMETRIC = ABLATION.with_name("asymmetric.json")
+HEAD_AND_BUTTERFLY = ("img_004", "img_003")  # names of Set5's images
 HISTORIES = ABLATION.parent / "history"
 DOCS = ROOT / "docs"
 CARD = WEIGHTS / "README.md"
 BENCHMARKS = DOCS / "benchmarks.md"
+MASRN_PAGE = DOCS / "masrn.md"
 SHIPPED = sorted(path.name.removesuffix(".evaluation.json") for path in WEIGHTS.glob("*.evaluation.json"))
+PYRAMIDS = [name for name in SHIPPED if name.startswith("cms-lapsrn")]
 DEFAULT = ALIASES["cms-lapsrn"]
 
 # Cases of the CPU suite in the README; docs/benchmarks.md has all.
@@ -67,8 +72,8 @@ def _cell(quality: dict[str, float]) -> str:
 
 
 def evaluation() -> str:
-    """PSNR and SSIM of bicubic, all shipped weights and both published networks."""
-    ours = {name: _results(WEIGHTS / f"{name}.evaluation.json") for name in SHIPPED}
+    """PSNR and SSIM of bicubic, the shipped pyramids and both published networks."""
+    ours = {name: _results(WEIGHTS / f"{name}.evaluation.json") for name in PYRAMIDS}
     official = _results(OFFICIAL)
     names = [f"`{name}`" + " (default)" * (name == DEFAULT) for name in ours]
     columns = ["PSNR / SSIM", "bicubic", *names, "MS-LapSRN D5R8, official weights", "paper's CMS-LapSRN"]
@@ -80,6 +85,59 @@ def evaluation() -> str:
     return "\n".join(lines)
 
 
+def sisters() -> str:
+    """PSNR and SSIM of bicubic and of the shipped networks that are no pyramids."""
+    ours = {name: _results(WEIGHTS / f"{name}.evaluation.json") for name in SHIPPED if name not in PYRAMIDS}
+    columns = ["PSNR / SSIM", "bicubic", *(f"`{name}`" for name in ours)]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for key, row in next(iter(ours.values())).items():
+        cells = [_cell(row["bicubic"]), *(_cell(results[key]["model"]) for results in ours.values())]
+        lines.append(f"| {key[0].capitalize()} {key[1]}x | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def masrn() -> str:
+    """What MASRN reaches in equally short trainings, with each of the original's faults put back."""
+    if not MASRN.exists():
+        return "Not run yet; `python -m bench.experiments.masrn` does."
+    record = json.loads(MASRN.read_text())
+    config, runs = record["config"], record["runs"]
+    sets = list(next(iter(runs.values()))["psnr"])
+    lines = [f"| {' | '.join(['PSNR', *sets, 'loss'])} |", "|---" * (2 + len(sets)) + "|"]
+    for name, run in runs.items():
+        cells = ["diverged"] * (len(sets) + 1)
+        if run["loss"] is not None:
+            cells = [*(f"{run['psnr'][key]:.2f}" for key in sets), f"{run['loss']:.4f}"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + (
+        f"\n\nEach, with {config['model']['channels']} channels, {_schooling(record)}. "
+        "The loss is the mean over the last tenth of the steps."
+    )
+
+
+def asymmetric() -> str:
+    """VDSR beside Asym_VDSR: size, time, PSNR after equal training."""
+    if not ASYMMETRIC.exists():
+        return "Not trained yet; `python -m bench.experiments.asymmetric` does."
+    record = json.loads(ASYMMETRIC.read_text())
+    rows, times = record["networks"], record["forward"]["times"]
+    sets = list(next(iter(rows.values()))["psnr"])
+    columns = ["", "parameters", "file", "time, plain PyTorch", "time, cmslap", *(f"Set5 {key}" for key in sets)]
+    lines = [f"| {' | '.join([*columns, 'head 4x', 'butterfly 4x'])} |", "|---" * (len(columns) + 2) + "|"]
+    for name, row in rows.items():
+        eager = min(times[f"{name}, {how}"]["median"] for how in ("eager", "torch.compile"))
+        cells = [f"{row['parameters']:,}", f"{row['bytes'] / 1e6:.2f} MB", seconds_text(eager)]
+        cells += [seconds_text(times[f"{name}, cmslap"]["median"]), *(f"{row['psnr'][key]:.2f}" for key in sets)]
+        cells += [f"{row['images'][f'{image} 4x']:.2f}" for image in HEAD_AND_BUTTERFLY]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    side = record["forward"]["side"]
+    return "\n".join(lines) + (
+        f"\n\nEach {_schooling(record)}. The time is that of the forward pass after bicubic, 1×1×{side}×{side}, "
+        f"float32, {record['forward']['threads']} threads; plain PyTorch's is the faster one of eager channels_last "
+        "and torch.compile."
+    )
+
+
 def published() -> dict[str, dict[tuple[str, int], float]]:
     """PSNR of the published networks by (set, scale)."""
     official = {key: row["model"]["psnr"] for key, row in _results(OFFICIAL).items()}
@@ -89,7 +147,7 @@ def published() -> dict[str, dict[tuple[str, int], float]]:
 def precision() -> str:
     """PSNR in float32 and in bfloat16 on Set5."""
     pairs = {
-        **{f"`{n}`": (WEIGHTS / f"{n}.evaluation.json", WEIGHTS / f"{n}.evaluation-bf16.json") for n in SHIPPED},
+        **{f"`{n}`": (WEIGHTS / f"{n}.evaluation.json", WEIGHTS / f"{n}.evaluation-bf16.json") for n in PYRAMIDS},
         "MS-LapSRN D5R8, official weights": (OFFICIAL, OFFICIAL_BF16),
     }
     lines = ["| PSNR on Set5, bfloat16 (float32) | 2x | 4x | 8x |", "|---|---|---|---|"]
@@ -112,9 +170,12 @@ def _origin(name: str) -> str:
     config, model = record["config"], record["config"]["model"]
     earlier = "earlier weights of that name" if config["init"] == name else f"`{config['init']}`"
     init = f" from {earlier}" if config["init"] else ""
+    what = "MASRN"
+    if model["name"] == "CMSLapSRN":
+        shared = model["shared_conv"]
+        what = f"CMS-LapSRN with D = {model['depth']}, R = {model['recursions']} and shared_conv = {shared}"
     return (
-        f"- `{name}`: CMS-LapSRN with D = {model['depth']}, R = {model['recursions']} and shared_conv = "
-        f"{model['shared_conv']}, trained{init} for {record['step']:,} steps of batch {config['batch']} and HR patch "
+        f"- `{name}`: {what}, trained{init} for {record['step']:,} steps of batch {config['batch']} and HR patch "
         f"{_patches(record)}, {record['seconds'] / 60:.0f} minutes on {_processor(record)}."
     )
 
@@ -174,11 +235,16 @@ def time_to_psnr() -> str:
 
 def _training(record: dict[str, Any]) -> str:
     """A configuration's training, as the end of a sentence."""
-    config, model = record["config"], record["config"]["model"]
+    model = record["config"]["model"]
+    return f"D{model['depth']}R{model['recursions']} {_schooling(record)}"
+
+
+def _schooling(record: dict[str, Any]) -> str:
+    config = record["config"]
     return (
-        f"D{model['depth']}R{model['recursions']} trained from scratch for {config['steps']:,} steps of batch "
-        f"{config['batch']}, HR patch {config['patch']}, {config['precision']}, optimizer "
-        f"`{config['optimizer']['name']}`, on {_processor(record)}, commit `{record['commit']}`"
+        f"trained from scratch for {config['steps']:,} steps of batch {config['batch']}, HR patch {config['patch']}, "
+        f"{config['precision']}, optimizer `{config['optimizer']['name']}`, on {_processor(record)}, commit "
+        f"`{record['commit']}`"
     )
 
 
@@ -342,6 +408,9 @@ PLOTS = {
 }
 BLOCKS = {
     "evaluation": evaluation,
+    "sisters": sisters,
+    "masrn": masrn,
+    "asymmetric": asymmetric,
     "precision": precision,
     "weights": weights,
     "accelerate": accelerate,
@@ -380,7 +449,7 @@ def main() -> int:
             draw(folder, DOCS)
         for path in sorted(HISTORIES.glob("*.json")):
             history.draw(json.loads(path.read_text()), published(), DOCS / f"training-{path.stem}.png")
-    stale = [path for path in (README, CARD, BENCHMARKS) if render(path) != path.read_text()]
+    stale = [path for path in (README, CARD, BENCHMARKS, MASRN_PAGE) if render(path) != path.read_text()]
     if args.check:
         print("\n".join(f"{path.name} is out of date: python -m bench.report" for path in stale) or "all up to date")
         return int(bool(stale))

@@ -18,6 +18,7 @@ from bench.speed.work import (
     Setting,
     forward,
     operation,
+    sister,
     third_party,
     training_step,
     video_frame,
@@ -85,6 +86,8 @@ def cases(effort: str, sizes: Sizes = Sizes()) -> dict[str, Case]:
     for name in THIRD_PARTY if thorough else THIRD_PARTY[:1]:
         found[f"accelerate-{name}"] = Case(partial(third_party, name, False), image, accelerated)
         found[f"accelerate-{name}+backward"] = Case(partial(third_party, name, True), image, accelerated)
+    for name in ("VDSR", "AsymVDSR", "MASRN"):
+        found[f"sister-{name}"] = Case(partial(sister, name, 2), replace(image, side=256), [*ours, EAGER, *compiled])
     found["folder"] = Case(partial(end_to_end.folder, sizes.folder), Setting(), [*ours, EAGER])
     found["first-result"] = Case(end_to_end.first_result, Setting(), end_to_end.starters(DEVICE, effort == "full"))
     return found | _operations(sizes, compiled)

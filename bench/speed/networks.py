@@ -32,6 +32,21 @@ class VDSR(nn.Module):
         return out
 
 
+class AsymVDSR(nn.Module):
+    """VDSR with a 3×1 and a 1×3 convolution in the place of each middle one."""
+
+    def __init__(self, depth: int = 6, channels: int = 16) -> None:
+        super().__init__()
+        layers = [nn.Conv2d(1, channels, 3, padding=1), nn.ReLU(inplace=True)]
+        for _ in range(depth):
+            layers.append(nn.Conv2d(channels, channels, (3, 1), padding=(1, 0), bias=False))
+            layers += [nn.Conv2d(channels, channels, (1, 3), padding=(0, 1)), nn.ReLU(inplace=True)]
+        self.body = nn.Sequential(*layers, nn.Conv2d(channels, 1, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
 class ResBlock(nn.Module):
     def __init__(self, channels: int, res_scale: float) -> None:
         super().__init__()

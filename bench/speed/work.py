@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bench.speed import networks
 from bench.speed.timing import Implementation
 from cmslap import ops
-from cmslap.models import RLRDSR, CMSLapSRN
+from cmslap.models import NETWORKS, RLRDSR, CMSLapSRN
 
 CACHES = 64 * 2**20  # bytes that no last-level cache keeps, nearly
 MOST_INPUTS = 16
@@ -306,6 +306,7 @@ def _video_work(setting: Setting) -> tuple[float, float]:
 # Networks that are not ours, in the sizes their authors give or somewhat smaller.
 _THIRD_PARTY: dict[str, Callable[[int], nn.Module]] = {
     "VDSR": lambda channels: networks.VDSR(depth=18, channels=channels),
+    "Asym_VDSR": lambda channels: networks.AsymVDSR(depth=18, channels=channels),
     "EDSR": lambda channels: networks.EDSR(channels, blocks=16),
     "MSRN": lambda channels: networks.MSRN(channels, blocks=2),
     "DRRN": lambda channels: networks.DRRN(channels, units=9),
@@ -363,6 +364,19 @@ def _counted(model: nn.Module, inputs: Inputs) -> tuple[float, float]:
     for hook in hooks:
         hook.remove()
     return 1e-9 * counter.get_total_flops(), 1e-9 * moved
+
+
+def sister(name: str, scale: int, setting: Setting) -> Work:
+    """The inference of a network of the package that is no pyramid, ``setting.side`` being the enlarged image's.
+
+    Its work is not counted, so it has no roofline.
+    """
+    model = NETWORKS[name](channels=setting.channels).requires_grad_(False).to(setting.dtype)
+    setting = replace(setting, side=setting.side // scale)
+    model.to(setting.device, memory_format=setting.layout)
+    inputs = [(image, scale) for (image,) in _images(setting, setting.dtype, colours=model.image_channels)]
+    size = size_text(inputs[0][0])
+    return Work(f"{scale}x forward, {name}", size, model, inputs, forward_of(inputs), 0.0, 0.0, images=setting.batch)
 
 
 def training_step(scale: int, recompute: bool, setting: Setting) -> Work:

@@ -63,6 +63,9 @@ def upscale(
     RGB sees the image, or grey three times. Alpha is bicubic, and fully transparent pixels first take the colour of
     their visible neighbourhood, so that none bleeds out of them.
 
+    PyTorch's threads do not survive a fork: in a process that was forked after a first call, the next one may hang.
+    Start processes with multiprocessing's "spawn" or "forkserver".
+
     Raises :class:`UpscaleError` and :class:`cmslap.precision.PrecisionError` (ValueErrors),
     :class:`cmslap.imaging.ImageError` for a Pillow image without a fitting mode, and what ``load_model`` raises.
     """

@@ -47,7 +47,7 @@ class Pair(nn.Module):
         return x if negative_slope == 1.0 else F.leaky_relu(x, negative_slope)
 
 
-class _ExtractionBlock(nn.Module):
+class ExtractionBlock(nn.Module):
     """Two residual units of two pairs each, all of one size."""
 
     def __init__(self, channels: int, size: int) -> None:
@@ -108,7 +108,7 @@ class MASRN(Network):
         super().__init__()
         self.channels = check_positive("channels", channels)
         self.conv_in = nn.Conv2d(3, channels, 3, padding=1)
-        self.blocks = nn.ModuleList(_ExtractionBlock(channels, size) for size in SIZES)
+        self.blocks = nn.ModuleList(ExtractionBlock(channels, size) for size in SIZES)
         self.bottleneck = nn.Conv2d((len(SIZES) + 1) * channels, channels, 1)
         self.conv_mid = nn.Conv2d(channels, channels, 3, padding=1)
         self.upscale = nn.ModuleDict({str(scale): _Upscale(channels, scale) for scale in self.scales})

@@ -52,13 +52,15 @@ class _VDSR(Network):
         scale: int | None = None,
     ) -> list[Tensor]:  # one image, [N, 1, scale H, scale W]
         """Super-resolve the luma ``y`` by a whole ``scale`` (2 if None); not clamped."""
-        scale = self.check_scale(2 if scale is None else scale)
-        with unrounded(y):
-            image = enlarge(y, scale)
+        return [self.restore(enlarge(y, self.check_scale(2 if scale is None else scale)))]
+
+    def restore(self, image: Tensor) -> Tensor:  # [N, 1, H, W], twice
+        """A bicubic enlargement with what it lacks: the network proper."""
+        with unrounded(image):
             features = ops.conv2d_lrelu(image, self.conv_in.weight, self.conv_in.bias, negative_slope=0.0)
         for kernel, bias in zip(self.middle_kernels(), self.middle_bias, strict=True):
             features = ops.conv2d_lrelu(features, kernel, bias, negative_slope=0.0)
-        return [image + ops.conv2d_lrelu(features, self.conv_out.weight, self.conv_out.bias, negative_slope=1.0)]
+        return image + ops.conv2d_lrelu(features, self.conv_out.weight, self.conv_out.bias, negative_slope=1.0)
 
     def receptive_field_radius(self, scale: int) -> int:
         """As :meth:`Network.receptive_field_radius`: one target pixel a convolution, then bicubic's."""

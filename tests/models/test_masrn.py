@@ -2,9 +2,11 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 import cmslap
 from cmslap.imaging import imresize
@@ -98,3 +100,17 @@ def test_a_bare_state_dict_says_what_it_is(tmp_path):
     torch.save(cmslap.MASRN(channels=2).state_dict(), tmp_path / "bare.pth")
     loaded = cmslap.load_model(tmp_path / "bare.pth")
     assert (type(loaded), loaded.config()) == (cmslap.MASRN, {"channels": 2})
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "I;16"])
+def test_upscaling_in_tiles_keeps_the_mode(mode):
+    model = randomised(channels=2).float()
+    for parameter in model.parameters():
+        parameter.data.mul_(0.7)  # so that clamping leaves most pixels as they are
+    pixels = np.random.randint(0, 256, (57, 60, 4), dtype=np.uint8)
+    image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(pixels)
+    image = image if mode == "I;16" else image.convert(mode)
+    whole, tiled = (cmslap.upscale(image, 3, model, tile=tile) for tile in (0, 7))
+    assert (tiled.mode, tiled.size) == (mode, (180, 171))
+    steps = np.abs(np.asarray(tiled).astype(int) - np.asarray(whole).astype(int))
+    assert steps.max() <= (1 if mode != "I;16" else 8)  # where rounding falls

@@ -6,11 +6,19 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from bench.experiments import ablation, history, recipes, time_to_psnr
-from cmslap.training.config import flat
+from bench.experiments import ablation, history, masrn, recipes, time_to_psnr
+from bench.experiments.asymmetric import plain
+from cmslap import MASRN, VDSR, AsymVDSR
+from cmslap.training.config import flat, from_dict
+from cmslap.training.data import TrainingImages
+from cmslap.training.distributed import Workers
 from cmslap.training.loop import train
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -124,3 +132,52 @@ def test_history_counts_the_pixels_of_runs_that_go_on_and_of_those_that_begin_an
     published = {"other": {("set5", 2): 33.0, ("set5", 8): 22.0}}
     history.draw(found, published, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_reshaped_pixels_are_those_of_the_array_in_memory():
+    pixels = np.random.rand(6, 9, 3)
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    assert np.array_equal(masrn.reshaped(image)[0], pixels.reshape(3, 6, 9))
+    assert torch.equal(masrn.restored(masrn.reshaped(image)), image)
+
+
+def test_each_fault_makes_another_network_and_leaves_the_others_alone():
+    image = torch.rand(1, 3, 5, 4)
+    expected = MASRN(channels=2)
+    with torch.no_grad():
+        for parameter in expected.parameters():
+            parameter.uniform_(-0.5, 0.5)
+    before = expected(image, 3)[0]
+    for network in {network for network, _ in masrn.RUNS.values()} - {MASRN}:
+        faulty = network(channels=2)
+        faulty.load_state_dict(expected.state_dict(), strict=False)
+        (found,) = faulty(image, 3)
+        assert found.shape == before.shape
+        assert not torch.allclose(found, before), network
+    assert torch.equal(expected(image, 3)[0], before)
+
+
+def test_a_step_for_each_scale_is_as_many_updates(table):
+    config = from_dict(table | {"model": {"name": "MASRN", "channels": 1}, "optimizer": {"name": "adam", "lr": 1e-3}})
+    trainer = masrn.StepAScale(config, Workers(0, 1, CPU))
+    images = TrainingImages(config.data, config.patch, trainer.model, CPU, announce=False)
+    trainer.learn(0, images.batch(0, 0, {2: 2, 4: 3}))
+    (optimizer,) = trainer.optimizers
+    assert optimizer.state[trainer.parameters[0]]["step"] == 2
+
+
+@pytest.mark.parametrize("asymmetric", [False, True])
+def test_the_plain_network_is_ours(asymmetric):
+    ours = (AsymVDSR if asymmetric else VDSR)()
+    theirs = plain(asymmetric)
+    kernels = [layer for layer in theirs.body if isinstance(layer, torch.nn.Conv2d)][1:-1]
+    pairs = [kernels[0::2], kernels[1::2]] if asymmetric else [kernels]
+    names = ("vertical_weight", "horizontal_weight") if asymmetric else ("middle_weight",)
+    with torch.no_grad():
+        for name, layers in zip(names, pairs, strict=True):
+            getattr(ours, name).copy_(torch.cat([layer.weight for layer in layers]))
+        ours.middle_bias.copy_(torch.stack([layer.bias for layer in pairs[-1]]))
+        ours.conv_in.load_state_dict(theirs.body[0].state_dict())
+        ours.conv_out.load_state_dict(theirs.body[-1].state_dict())
+        image = torch.rand(1, 1, 9, 7)
+        torch.testing.assert_close(ours.restore(image), theirs(image), rtol=1e-4, atol=1e-5)

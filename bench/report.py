@@ -259,10 +259,11 @@ def _video_rate(record: dict[str, Any], result: dict[str, Any]) -> str:
         f"a difference takes {bits:.0f} % of the bits that it takes at λ = 0; on scenes trained with both, the",
         f"OS-model gains {gains['os_gain_where_free']:+.2f} dB with the price, {gains['free_gain']:+.2f} dB without.",
         f"At equal rate, {result['total_bpp']:.4f} bpp in all, HEVC at full size has {fmean(rival):.2f} dB and the",
-        f"OS-model {shown:.2f} dB. {len(table)} scenes of 32 frames of {width}×{height} from {len(record['clips'])} clips,",
-        f"each cropped and shrunk to that; small video at {settings['bitrate'] / 1000:.0f} kbit/s; {settings['minutes']:g}",
-        f"minutes of a core to train on all, {60 * result['scene_minutes']:.0f} seconds on a scene;",
-        f"{record['device']}, commit `{record['commit']}`.",
+        f"OS-model {shown:.2f} dB. {len(table)} scenes of 32 frames of {width}×{height} from",
+        f"{len(record['clips'])} clips, each cropped and shrunk to that; small video at",
+        f"{settings['bitrate'] / 1000:.0f} kbit/s;",
+        f"{settings['minutes']:g} minutes of a core to train on all, {60 * result['scene_minutes']:.0f} seconds on a",
+        f"scene; {record['device']}, commit `{record['commit']}`.",
     ]
     return "\n".join([*lines, "", *text])
 

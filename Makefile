@@ -1,5 +1,6 @@
 # make install   .venv with the package (editable) and all that its tests need
 # make demo      enlarges photographs, trains a small network for a minute; results and a page to look at in demo/
+# make demo-video  a video at half its size, and the weights that make it large; some minutes, results in demo-video/
 # make test      the tests; those that need a CUDA GPU skip themselves without one
 # make sanitize  the CPU kernels under the address, undefined behaviour and thread sanitizers; the CUDA kernels in their model
 #                under the first two
@@ -18,7 +19,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 KERNEL_TEST := tests/csrc/kernels.cpp $(filter-out %/bindings.cpp,$(wildcard csrc/cpu/*.cpp))
 
-.PHONY: install demo test sanitize bench gpu gpu-sanitize lint dist clean
+.PHONY: install demo demo-video test sanitize bench gpu gpu-sanitize lint dist clean
 
 install: $(VENV)/installed
 
@@ -31,6 +32,9 @@ $(VENV)/installed: setup.py pyproject.toml constraints.txt $(shell find csrc -ty
 
 demo: install
 	$(BIN)/python examples/demo.py --out demo
+
+demo-video: install
+	$(BIN)/python examples/demo_video.py --out demo-video
 
 test: install
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ CPU = RESULTS / "cpu"
 ABLATION = RESULTS / "training" / "ablation.json"
 RECIPES = ABLATION.with_name("recipes.json")
 TIME_TO_PSNR = ABLATION.with_name("time-to-psnr.json")
+VIDEO = RESULTS / "video" / "sequence.json"
 MASRN = ABLATION.with_name("masrn.json")
 ASYMMETRIC = ABLATION.with_name("asymmetric.json")
 HEAD_AND_BUTTERFLY = ("img_004", "img_003")  # names of Set5's images
@@ -45,6 +47,7 @@ HISTORIES = ABLATION.parent / "history"
 DOCS = ROOT / "docs"
 CARD = WEIGHTS / "README.md"
 BENCHMARKS = DOCS / "benchmarks.md"
+VIDEO_PAGE = DOCS / "video.md"
 MASRN_PAGE = DOCS / "masrn.md"
 SHIPPED = sorted(path.name.removesuffix(".evaluation.json") for path in WEIGHTS.glob("*.evaluation.json"))
 PYRAMIDS = [name for name in SHIPPED if name.startswith("cms-lapsrn")]
@@ -231,6 +234,38 @@ def time_to_psnr() -> str:
     )
 
 
+def video() -> str:
+    """Content-adaptive video on a sequence of clips: the paper's table for each bit rate, and what it shows."""
+    if not VIDEO.exists():
+        return "Nothing is recorded yet: `python -m bench.experiments.video FOLDER ...` measures it on clips of yours."
+    record = json.loads(VIDEO.read_text())
+    return "\n\n".join(_video_rate(record, result) for result in record["rates"].values())
+
+
+def _video_rate(record: dict[str, Any], result: dict[str, Any]) -> str:
+    lines = ["| scene | bicubic | bpp | AS-model | bpp | OS-model | bpp | HEVC at full size |", "|---" * 8 + "|"]
+    table, rival = result["table"], result["rival"]["psnr"]
+    for row, full_size in zip(table, rival, strict=True):
+        cells = [f"{row[f'{way}_{kind}']:{form}}" for way in ("bicubic", "as", "os") for kind, form in _VIDEO_CELLS]
+        lines.append(f"| {row['scene']} | {' | '.join([*cells, f'{full_size:.2f}'])} |")
+    gains, settings, (width, height) = result["summary"], result["settings"], record["size"]
+    both = gains["scenes_where_os_beats_as_beats_bicubic"]
+    shown, price, bits = fmean(row["os_psnr"] for row in table), settings["price"], 100 * gains["bits_with_price"]
+    text = [
+        f"On average the AS-model gains {gains['as_gain']:+.2f} dB over bicubic, the OS-model",
+        f"{gains['os_gain']:+.2f} dB over the AS-model; both gain in {both} of {len(table)} scenes. At λ = {price}",
+        f"a difference takes {bits:.0f} % of the bits that it takes at λ = 0; on scenes trained with both, the",
+        f"OS-model gains {gains['os_gain_where_free']:+.2f} dB with the price, {gains['free_gain']:+.2f} dB without.",
+        f"At equal rate, {result['total_bpp']:.4f} bpp in all, HEVC at full size has {fmean(rival):.2f} dB and the",
+        f"OS-model {shown:.2f} dB. {len(table)} scenes of 32 frames of {width}×{height} from",
+        f"{len(record['clips'])} clips, each cropped and shrunk to that; small video at",
+        f"{settings['bitrate'] / 1000:.0f} kbit/s;",
+        f"{settings['minutes']:g} minutes of a core to train on all, {60 * result['scene_minutes']:.0f} seconds on a",
+        f"scene; {record['device']}, commit `{record['commit']}`.",
+    ]
+    return "\n".join([*lines, "", *text])
+
+
 def _training(record: dict[str, Any]) -> str:
     """A configuration's training, as the end of a sentence."""
     model = record["config"]["model"]
@@ -404,7 +439,9 @@ PLOTS = {
     "roofline": (("cpu", "gpu"), plots.roofline),
     "scaling": (("scaling",), plots.scaling),
 }
+_VIDEO_CELLS = (("psnr", ".2f"), ("bpp", ".4f"))
 BLOCKS = {
+    "video": video,
     "evaluation": evaluation,
     "sisters": sisters,
     "masrn": masrn,
@@ -447,7 +484,8 @@ def main() -> int:
             draw(folder, DOCS)
         for path in sorted(HISTORIES.glob("*.json")):
             history.draw(json.loads(path.read_text()), published(), DOCS / f"training-{path.stem}.png")
-    stale = [path for path in (README, CARD, BENCHMARKS, MASRN_PAGE) if render(path) != path.read_text()]
+    pages = README, CARD, BENCHMARKS, VIDEO_PAGE, MASRN_PAGE
+    stale = [path for path in pages if render(path) != path.read_text()]
     if args.check:
         print("\n".join(f"{path.name} is out of date: python -m bench.report" for path in stale) or "all up to date")
         return int(bool(stale))

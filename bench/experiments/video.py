@@ -3,7 +3,7 @@
     python -m bench.experiments.video FOLDER --bitrate 120k --work /tmp/video --out video.json
 
 Makes a sequence of scenes of 32 frames from the clips in FOLDER, each cropped to the shape of ``--size`` and shrunk
-to it; encodes it as ``cmslap video encode`` does, trains every third scene also without the price on what differs
+to it; encodes it as ``cmslap video encode`` does, trains every fourth scene also without the price on what differs
 (λ = 0), and measures. Writes JSON. A run that was stopped goes on.
 """
 
@@ -40,7 +40,7 @@ from cmslap.video.writing import Encoding, join, write_part
 
 SCENE = 32  # frames
 RATE = 24
-FREE_EVERY = 3  # scenes; those that are trained without the price, too
+FREE_EVERY = 4  # scenes; those that are trained without the price, too
 
 
 def sequence(clips: list[Path], scenes: int, size: tuple[int, int], path: Path) -> None:

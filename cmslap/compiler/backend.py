@@ -7,11 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx
-from torch._dynamo.backends.debugging import aot_eager
-from torch._inductor import list_mode_options
-from torch._inductor.compile_fx import compile_fx
-from torch._inductor.cpp_builder import get_cpp_compiler
-from torch._inductor.exc import InvalidCxxCompiler
 from torch.utils._triton import has_triton
 
 from cmslap.compiler.functional import Unfit, functionalize
@@ -45,19 +40,25 @@ def cmslap(
     log.info("%s", found)
     if report is not None:
         report.add(fused, left)
-    devices = {x.device.type for x in inputs if isinstance(x, Tensor)}
     if fused:
         functional.recompile()
         gm = functional
-    # Beside fused convolutions Inductor slows training on the CPU down, measured on the suite's networks.
-    if not all(map(_has_compiler, devices)) or (fused and needs_grad and devices == {"cpu"}):
-        return aot_eager(gm, inputs)
+    devices = {x.device.type for x in inputs if isinstance(x, Tensor)}
+    # Beside fused convolutions on the CPU, what Inductor gains on sums and activations it loses on memory formats.
+    if (fused and devices == {"cpu"}) or not all(map(_has_compiler, devices)):
+        return gm.forward
+    from torch._inductor import list_mode_options  # takes a second
+    from torch._inductor.compile_fx import compile_fx
+
     return compile_fx(gm, inputs, config_patches={**(list_mode_options(mode) if mode else {}), **(options or {})})
 
 
 def _has_compiler(device: str) -> bool:
     if device != "cpu":
         return device == "cuda" and has_triton()
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
     try:
         return bool(get_cpp_compiler())
     except InvalidCxxCompiler:

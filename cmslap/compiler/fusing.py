@@ -9,6 +9,7 @@ from torch import fx
 
 from cmslap.compiler import heuristics, layout, recursion
 from cmslap.compiler.patterns import (
+    CONVOLUTIONS,
     Convolution,
     arguments,
     asymmetric_pair,
@@ -30,12 +31,16 @@ def fuse(graph: fx.Graph, needs_grad: bool, names: Mapping[str, str]) -> tuple[l
     layout.pin(graph)
     work = Rewriting(graph, needs_grad, names)
     _compose_pairs(work)
+    _fold_factors(work)
     matches, left = _find(work)
     recursions = list(recursion.find(work, matches))
     blocks = recursion.Blocks(work)
     rows = [blocks.fuse(found) for found in recursions]
     done = {id(match) for found in recursions for match in found.matches}
     rows += [_fuse(work, match) for match in matches if id(match) not in done]
+    if rows:
+        _reuse_memory(work)
+        layout.spread(graph)
     graph.eliminate_dead_code()
     return rows, left
 
@@ -108,3 +113,33 @@ def _compose_pairs(work: Rewriting) -> None:
             weight.meta["val"] = composed
             call = work.graph.call_function(aten.conv2d.default, (image, weight, second["bias"], 1, 1))
         work.put(call, list(pair))
+
+
+def _fold_factors(work: Rewriting) -> None:
+    """Multiply kernel and bias, in place of the image, where a convolution's result is multiplied by a number."""
+    for node in list(work.graph.nodes):
+        found, product = convolution(node, work.needs_grad), only_user(node)
+        if found is None or found.objection is not None or product is None or product.target is not aten.mul.Tensor:
+            continue
+        number = arguments(product)["other"]
+        if not isinstance(number, int | float) or not work.same_mode(node, product):
+            continue
+        with work.graph.inserting_before(node):
+            for name, parameter in (("weight", found.weight), ("bias", found.bias)):
+                if parameter is not None:
+                    scaled = work.graph.call_function(aten.mul.Tensor, (parameter, number))
+                    scaled.meta["val"] = value(parameter)
+                    node.update_arg(list(arguments(node)).index(name), scaled)
+        product.replace_all_uses_with(node)
+        work.graph.erase_node(product)
+
+
+def _reuse_memory(work: Rewriting) -> None:
+    """Let activations and sums overwrite the results of convolutions left to PyTorch, which nobody else reads."""
+    in_place = {aten.relu.default: aten.relu_.default, aten.leaky_relu.default: aten.leaky_relu_.default}
+    for node in work.graph.nodes:
+        user = only_user(node) if node.target in CONVOLUTIONS else None
+        if negative_slope(user) is not None and work.same_mode(node, user):
+            user.target = in_place[user.target]
+        elif skip(user, node) is not None and user.args[0] is node and work.same_mode(node, user):
+            user.target = aten.add_.Tensor

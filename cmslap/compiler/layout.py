@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
-from cmslap.compiler.patterns import aten
+from cmslap.compiler.patterns import CONVOLUTIONS, aten, value
 
+CHANNELS_LAST = {"memory_format": torch.channels_last}
 STRIDED = (aten.as_strided.default, aten.as_strided_scatter.default)
 
 
@@ -27,6 +28,19 @@ def pin(graph: fx.Graph) -> None:
                         pinned = graph.call_function(aten.contiguous.default, (image,), {"memory_format": format})
                     pinned.meta.update(image.meta)
                     node.replace_input_with(image, pinned)
+
+
+def spread(graph: fx.Graph) -> None:
+    """Give the convolutions left to PyTorch images in channels_last memory too, which on CPUs they are faster on."""
+    laid: dict[fx.Node, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.target in CONVOLUTIONS and value(node).dim() == 4 and value(node).device.type == "cpu":
+            image = node.args[0]
+            if image not in laid:
+                with graph.inserting_before(node):
+                    laid[image] = graph.call_function(aten.contiguous.default, (image,), CHANNELS_LAST)
+                laid[image].meta.update(image.meta)
+            node.replace_input_with(image, laid[image])
 
 
 def _is_foreign(target: object) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
+from cmslap.compiler.layout import CHANNELS_LAST
 from cmslap.compiler.patterns import Convolution, aten, skip, value
 from cmslap.ops.dispatch import choose
 from cmslap.ops.operation import OPERATIONS
@@ -67,7 +68,7 @@ class Rewriting:
         image, *others = given.values()
         options = (self.needs_grad, backend.name) if operation.saves else (backend.name,)
         with self.graph.inserting_before(last):
-            image = self.graph.call_function(aten.contiguous.default, (image,), {"memory_format": torch.channels_last})
+            image = self.graph.call_function(aten.contiguous.default, (image,), CHANNELS_LAST)
             call = self.graph.call_function(getattr(torch.ops.cmslap, name).default, (image, *others, *options))
             if operation.saves:
                 call = self.graph.call_function(operator.getitem, (call, 0))

@@ -47,6 +47,8 @@ def missing_bfloat16() -> str | None:
 
 
 class _Kernels(Library):
+    copies_gradients = False
+
     def dtype(self, features: Tensor, save: bool = False) -> torch.dtype:
         bfloat16 = features.dtype == torch.bfloat16 and not save and multiplies_bfloat16()
         return torch.bfloat16 if bfloat16 else torch.float32

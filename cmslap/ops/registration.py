@@ -143,19 +143,23 @@ class _Registered:
         arguments = {**ctx.options, **dict(zip(self.operation.shapes, tensors, strict=True))}
         needs = dict(zip(self.operation.arguments, ctx.needs_input_grad, strict=False))
         wanted = [name for name in self.operation.shapes if needs[name]]
+        gradients: dict[str, Tensor] = {}
         if grad is None:
-            gradients = {}
+            pass
         elif not self.has_backward(ctx.backend, saved) or torch.is_grad_enabled():  # the latter: create_graph
             gradients = reference_gradients(self.operation, arguments, grad, wanted)
         else:
             if self.operation.keeps_output and output is None:
                 layout = memory_format(self.operation.activation(arguments))
                 output = grad = grad.contiguous(memory_format=layout)  # any tensor of its shape does
+            if "skip" in wanted and arguments["negative_slope"] == 1.0:
+                gradients["skip"] = grad
+                wanted.remove("skip")
             mask = [name in wanted for name in self.operation.shapes]
             operator = getattr(torch.ops.cmslap, f"{self.operation.name}_backward")
             inputs = (arguments[name] for name in self.operation.arguments)
             results = operator(grad, output, saved, *inputs, mask, ctx.backend)
-            gradients = dict(zip(wanted, results, strict=True))
+            gradients |= dict(zip(wanted, results, strict=True))
         gradients_in_order = [gradients.get(name) for name in self.operation.arguments]
         return *gradients_in_order, *([None] * (len(ctx.needs_input_grad) - len(gradients_in_order)))
 

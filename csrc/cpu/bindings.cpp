@@ -124,18 +124,17 @@ void conv2d_lrelu(const Tensor& x, const Tensor& weight, const OptionalTensor& b
 OPERATOR(conv2d_lrelu,
          "(Tensor x, Tensor weight, Tensor? bias, Tensor? skip, float negative_slope, Tensor(a!) out) -> ()")
 
-// Writes grad_skip, which is also the gradient before the activation. The other gradients are optional, those of weight
-// and bias together.
+// Writes grad_skip, which is also the gradient before the activation; without one it may be left out. The other
+// gradients are optional, those of weight and bias together.
 void conv2d_lrelu_backward(const Tensor& x, const Tensor& weight, const Tensor& out, const Tensor& grad,
-                           double negative_slope, Tensor grad_skip, OptionalTensor grad_x, OptionalTensor grad_weight,
-                           OptionalTensor grad_bias) {
+                           double negative_slope, OptionalTensor grad_skip, OptionalTensor grad_x,
+                           OptionalTensor grad_weight, OptionalTensor grad_bias) {
   kernels().conv_backward(conv_of(weight, std::nullopt, negative_slope), size_of(x), pixels(x), pixels(out),
                           pixels(grad), pixels(grad_x), array(grad_weight), array(grad_bias), pixels(grad_skip));
 }
 OPERATOR(conv2d_lrelu_backward,
-         "(Tensor x, Tensor weight, Tensor out, Tensor grad, float negative_slope, Tensor(a!) grad_skip, Tensor(b!)? "
-         "grad_x=None, "
-         "Tensor(c!)? grad_weight=None, Tensor(d!)? grad_bias=None) -> ()")
+         "(Tensor x, Tensor weight, Tensor out, Tensor grad, float negative_slope, Tensor(a!)? grad_skip=None, "
+         "Tensor(b!)? grad_x=None, Tensor(c!)? grad_weight=None, Tensor(d!)? grad_bias=None) -> ()")
 
 // saved is [R·D, N, H, W, C], with recompute [R, N, H, W, C]; None when no gradient will be asked for.
 void recursive_embedding(const Tensor& u, const Tensor& weights, const Tensor& biases, int64_t recursions,

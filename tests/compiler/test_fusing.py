@@ -13,6 +13,8 @@ from torch.overrides import TorchFunctionMode
 
 import cmslap
 from cmslap import ops
+from cmslap.compiler.functional import functionalize
+from cmslap.compiler.fusing import fuse
 from cmslap.ops.extension import MISSING
 
 needs_kernels = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
@@ -496,6 +498,30 @@ def test_a_recursive_block_has_one_gradient_buffer(name):
     assert [(row.operation, row.calls) for row in report.fused] == [("lapsrn_level", 2)]
     kernels = [net.embedding.block[i].weight for i in (1, 3)]
     assert len({kernel.grad.untyped_storage().data_ptr() for kernel in kernels}) == 1
+
+
+def test_what_lies_around_fused_convolutions():
+    """Factors go into kernels; PyTorch's convolutions take channels_last, and what follows them works in place."""
+    found = []
+
+    def collect(gm, inputs):
+        functional = functionalize(gm, inputs)
+        rows, _ = fuse(functional.graph, True, {})
+        found.append((rows, functional.graph))
+        return gm
+
+    with ops.use_backend("reference"):
+        for name in ("edsr-scaled", "msrn"):
+            net, x = build(name)
+            torch.compile(net, backend=collect)(x)
+    (scaled, _), (_, graph) = found
+    assert sum(row.calls for row in scaled if "skip" in row.text) == 3
+    images = [node.args[0] for node in graph.find_nodes(op="call_function", target=torch.ops.aten.conv2d.default)]
+    assert all(image.kwargs == {"memory_format": torch.channels_last} for image in images)
+    targets = [node.target for node in graph.nodes]
+    assert torch.ops.aten.add_.Tensor in targets
+    assert torch.ops.aten.relu_.default in targets
+    assert torch.ops.aten.relu.default not in targets
 
 
 def test_small_convolutions_run_on_pytorch():

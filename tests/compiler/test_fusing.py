@@ -17,6 +17,8 @@ from cmslap.compiler.functional import functionalize
 from cmslap.compiler.fusing import fuse
 from cmslap.ops.extension import MISSING
 
+RELEASE = tuple(map(int, torch.__version__.split(".")[:2]))
+
 needs_kernels = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
 
@@ -460,7 +462,10 @@ def test_autocast_and_bfloat16_give_the_same_dtypes(name):
         lambda net, x: torch.func.jvp(net, (x,), (x.flip(3),))[1],
         lambda net, x: torch.func.grad(lambda x: net(x).square().sum())(x),
         lambda net, x: torch.func.functional_call(net, {n: 2 * p for n, p in net.named_parameters()}, (x,)),
-        lambda net, x: torch.export.export(net, (x,)).module()(x),
+        pytest.param(
+            lambda net, x: torch.export.export(net, (x,)).module()(x),
+            marks=pytest.mark.skipif(RELEASE < (2, 11), reason="Dynamo of PyTorch 2.10 guards on torch.export's mode"),
+        ),
         lambda net, x: torch.inference_mode()(net)(x),
         lambda net, x: torch.fx.symbolic_trace(net)(x),
     ],
@@ -484,7 +489,8 @@ def test_layouts_are_kept():
         assert net(x).is_contiguous()
         assert net(last).is_contiguous(memory_format=torch.channels_last)
         net.to(memory_format=torch.channels_last)
-        assert net(x).is_contiguous(memory_format=torch.channels_last)
+        if RELEASE >= (2, 12):  # Dynamo of 2.10 and 2.11 does not guard on a parameter's memory format
+            assert net(x).is_contiguous(memory_format=torch.channels_last)
 
 
 @needs_kernels

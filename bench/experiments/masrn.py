@@ -28,6 +28,7 @@ from cmslap.training import config as configuration
 from cmslap.training import distributed
 from cmslap.training.config import Config
 from cmslap.training.data import ScaleBatch, TrainingImages, split
+from cmslap.training.record import published
 from cmslap.training.trainer import Trainer
 from cmslap.training.validation import ValidationSets
 
@@ -188,7 +189,7 @@ def main() -> None:
         networks[name] = lambda image, scale, average=average: average(image, scale)[-1]
         if not math.isfinite(runs[name]["loss"]):
             runs[name] = {"loss": None, "psnr": dict.fromkeys(runs[name]["psnr"])}
-    report = {**provenance(torch.device("cpu")), "config": configuration.to_dict(config), "runs": runs}
+    report = {**provenance(torch.device("cpu")), "config": published(configuration.to_dict(config)), "runs": runs}
     with replacing(args.out) as temporary:
         temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if args.picture:

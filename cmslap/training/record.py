@@ -22,7 +22,7 @@ def _thin(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return entries[::-1][::stride][::-1]
 
 
-def _published(table: dict[str, Any]) -> dict[str, Any]:
+def published(table: dict[str, Any]) -> dict[str, Any]:
     """A configuration with the names of its folders and files in place of their paths on this machine."""
     names = {key: Path(table[key]).name for key in ("out", "init")}
     for section, key in (("data", "train"), ("validation", "data")):
@@ -32,7 +32,7 @@ def _published(table: dict[str, Any]) -> dict[str, Any]:
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[Any]]:
     """What differs between two configurations: ``{dotted key: [old value, new value]}``."""
-    before, now = flat(_published(old)), flat(_published(new))
+    before, now = flat(published(old)), flat(published(new))
     return {key: [before[key], now[key]] for key in sorted(now.keys() & before.keys()) if now[key] != before[key]}
 
 
@@ -68,7 +68,7 @@ def build(
     return {
         **origins[-1],
         "earlier": origins[:-1],
-        "config": _published(to_dict(config)),
+        "config": published(to_dict(config)),
         "resumed": resumed,  # with other settings: [{"step": after which, "changes": {key: [before, from then on]}}]
         "init_sha256": init_sha256,
         "images": images,

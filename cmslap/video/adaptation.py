@@ -1,9 +1,9 @@
 """Training a network on one video, and a copy of it on each scene with a price on what differs.
 
-The loss is L1(ŷ, y) + λ ∑ |W_video − W|: a mean over pixels in the 255 levels of 8 bits, a sum over weights. (The
-paper does not say. With images in [0, 1] λ = 0.003 leaves a scene a dozen weights; as a mean over weights it does
-nothing.) The price is paid by the proximal step of Adam, which puts a weight exactly at the video's where its
-subgradient would let it swing around it.
+The loss is L1(ŷ, y) + λ ∑ |W_video − W|: a mean over pixels in percent of the range, a sum over weights. (The paper
+does not say. With images in [0, 1] λ = 0.003 leaves a scene a dozen weights; as a mean over weights it does nothing.)
+The price is paid by the proximal step of Adam, which puts a weight exactly at the video's where its subgradient would
+let it swing around it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cmslap.files import replacing
 from cmslap.models import Network
 from cmslap.video.footage import Footage
 
-LEVELS = 255  # of the loss that λ is the price in; what is minimised here is a LEVELS-th of it
+PERCENT = 100  # the loss that λ is a price in is in percent; what is minimised here is a hundredth of it
 SAVE_SECONDS = 10  # what a kill costs at most
 
 
@@ -87,7 +87,7 @@ class Adaptation:
         self.adam.step()
         self.steps += 1
         if self.reference is not None and self.schedule.price:
-            self._shrink(rate * self.schedule.price / LEVELS)
+            self._shrink(rate * self.schedule.price / PERCENT)
         return loss.item()
 
     @torch.no_grad()

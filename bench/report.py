@@ -239,19 +239,31 @@ def video() -> str:
     if not VIDEO.exists():
         return "Nothing is recorded yet: `python -m bench.experiments.video FOLDER ...` measures it on clips of yours."
     record = json.loads(VIDEO.read_text())
-    return "\n\n".join(_video_rate(record, result) for result in record["rates"].values())
+    return "\n\n".join(
+        "\n".join([*_video_table(result), "", *_video_gains(record, result)]) for result in record["rates"].values()
+    )
 
 
-def _video_rate(record: dict[str, Any], result: dict[str, Any]) -> str:
+def video_gains() -> str:
+    """The same without the table."""
+    record = json.loads(VIDEO.read_text())
+    return "\n\n".join("\n".join(_video_gains(record, result)) for result in record["rates"].values())
+
+
+def _video_table(result: dict[str, Any]) -> list[str]:
     lines = ["| scene | bicubic | bpp | AS-model | bpp | OS-model | bpp | HEVC at full size |", "|---" * 8 + "|"]
-    table, rival = result["table"], result["rival"]["psnr"]
-    for row, full_size in zip(table, rival, strict=True):
+    for row, full_size in zip(result["table"], result["rival"]["psnr"], strict=True):
         cells = [f"{row[f'{way}_{kind}']:{form}}" for way in ("bicubic", "as", "os") for kind, form in _VIDEO_CELLS]
         lines.append(f"| {row['scene']} | {' | '.join([*cells, f'{full_size:.2f}'])} |")
+    return lines
+
+
+def _video_gains(record: dict[str, Any], result: dict[str, Any]) -> list[str]:
+    table, rival = result["table"], result["rival"]["psnr"]
     gains, settings, (width, height) = result["summary"], result["settings"], record["size"]
     both = gains["scenes_where_os_beats_as_beats_bicubic"]
     shown, price, bits = fmean(row["os_psnr"] for row in table), settings["price"], 100 * gains["bits_with_price"]
-    text = [
+    return [
         f"On average the AS-model gains {gains['as_gain']:+.2f} dB over bicubic, the OS-model",
         f"{gains['os_gain']:+.2f} dB over the AS-model; both gain in {both} of {len(table)} scenes. At λ = {price}",
         f"a difference takes {bits:.0f} % of the bits that it takes at λ = 0; on scenes trained with both, the",
@@ -263,7 +275,6 @@ def _video_rate(record: dict[str, Any], result: dict[str, Any]) -> str:
         f"{settings['minutes']:g} minutes of a core to train on all, {60 * result['scene_minutes']:.0f} seconds on a",
         f"scene; {record['device']}, commit `{record['commit']}`.",
     ]
-    return "\n".join([*lines, "", *text])
 
 
 def _training(record: dict[str, Any]) -> str:
@@ -442,6 +453,7 @@ PLOTS = {
 _VIDEO_CELLS = (("psnr", ".2f"), ("bpp", ".4f"))
 BLOCKS = {
     "video": video,
+    "video-gains": video_gains,
     "evaluation": evaluation,
     "sisters": sisters,
     "masrn": masrn,

@@ -236,8 +236,6 @@ def time_to_psnr() -> str:
 
 def video() -> str:
     """Content-adaptive video on a sequence of clips: the paper's table for each bit rate, and what it shows."""
-    if not VIDEO.exists():
-        return "Nothing is recorded yet: `python -m bench.experiments.video FOLDER ...` measures it on clips of yours."
     record = json.loads(VIDEO.read_text())
     return "\n\n".join(
         "\n".join([*_video_table(result), "", *_video_gains(record, result)]) for result in record["rates"].values()

@@ -34,7 +34,7 @@ class CommandParser(argparse.ArgumentParser):
     """Answers a mistake with the command's own usage and, for an unknown flag, the nearest one."""
 
     def __init__(self, **options: object) -> None:
-        super().__init__(allow_abbrev=False, **options)
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: object = None) -> tuple[object, list[str]]:
         found, unknown = super().parse_known_args(args, namespace)

@@ -22,7 +22,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "LapSRN, MS-LapSRN or CMS-LapSRN\ninto a safetensors file that says which network it is. No code in the input "
         "runs.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("input", metavar="IN", type=Path, help="the checkpoint: .mat, .pth, .pt or .safetensors")
     parser.add_argument("output", metavar="OUT.safetensors", type=Path, help="the file to write")

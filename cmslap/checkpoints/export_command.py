@@ -26,7 +26,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="write a network as ONNX or torch.export program",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", metavar="NAME|PATH", help="shipped network or checkpoint file")
     parser.add_argument("output", metavar="OUT", type=Path, help="the file to write: .onnx or .pt2")

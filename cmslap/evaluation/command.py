@@ -23,7 +23,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Measure a network and bicubic on folders of high-resolution images: each is shrunk as MATLAB's\n"
         "imresize does, enlarged again and compared on luma without a border of SCALE pixels.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data", action="append", required=True, metavar="DIR", help="a folder of images; repeatable")
     parser.add_argument(

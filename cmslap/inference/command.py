@@ -35,7 +35,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="enlarge images and videos",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("inputs", nargs="*", metavar="IN", help="image, folder, pattern, or - for standard input")
     parser.add_argument("-i", "--input", action="extend", nargs="+", default=[], metavar="IN", help="the same")

@@ -36,7 +36,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="make a page with before/after sliders",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("inputs", nargs="+", metavar="IN", help="image or folder")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="PAGE.html", help="the page to write")

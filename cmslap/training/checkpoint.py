@@ -33,9 +33,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         kept = "; the previous one is intact" if path.exists() else ""
-        reason = (
-            getattr(error.__cause__, "strerror", None) or error.strerror or error
-        )  # replacing's errors have a cause
+        # replacing's errors have a cause
+        reason = getattr(error.__cause__, "strerror", None) or error.strerror or error
         raise CheckpointError(f"cannot write {path}: {reason}{kept}") from error
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-from pathlib import Path
+
+from cmslap.training import shipped
 
 DESCRIPTION = """\
 Train a network as a TOML file says. Settings can be changed on the command line by their dotted keys.
@@ -29,10 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "train",
         help="train a network from a TOML file",
         usage="cmslap train CONFIG [KEY=VALUE ...] [--resume | --reproduce]",
-        description=DESCRIPTION.format(
-            shipped=", ".join(sorted(path.stem for path in (Path(__file__).parent / "configs").glob("*.toml")))
-        ),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=DESCRIPTION.format(shipped=", ".join(shipped())),
     )
     parser.add_argument("config", metavar="CONFIG", help="a TOML file, a shipped configuration's name, or a record")
     parser.add_argument("settings", metavar="KEY=VALUE", nargs="*", help="settings to change, e.g. optimizer.lr=1e-3")

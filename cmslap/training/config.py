@@ -21,13 +21,12 @@ from typing import Any
 from cmslap.errors import UserError
 from cmslap.models import NETWORKS, Network
 from cmslap.precision import PRECISIONS
+from cmslap.training import SHIPPED, shipped
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-SHIPPED = Path(__file__).parent / "configs"
 
 
 class ConfigError(UserError, ValueError):
@@ -283,11 +282,6 @@ def _set(table: dict[str, Any], key: str, value: object) -> None:
         if not isinstance(table, dict):
             raise ConfigError(f"'{key}={value}': {name!r} is not a table")
     table[last] = value
-
-
-def shipped() -> list[str]:
-    """Names of the configurations that come with the package."""
-    return sorted(path.stem for path in SHIPPED.glob("*.toml"))
 
 
 def find(name: str) -> Path:

@@ -36,7 +36,7 @@ With four videos or more, of several bit rates, the mean difference in rate at e
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser("video", help="small videos with the weights that make them large",
-        description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+        description=_DESCRIPTION)  # fmt: skip
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     _add_encode(actions)
     _add_decode(actions)
@@ -45,8 +45,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def _action(actions: argparse._SubParsersAction, name: str, summary: str, examples: str) -> argparse.ArgumentParser:
     return actions.add_parser(
-        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", epilog=examples
     )  # fmt: skip
 
 

@@ -80,9 +80,9 @@ class ByNetwork:
 
     def _in_rgb(self, frame: Frame) -> Frame:
         """Through RGB and back by the video's own matrix."""
-        picture = to_av(frame)
-        picture.color_range, picture.colorspace = self.color[:2]
-        rgb = picture.reformat(format="rgb24" if frame.white == 255 else "rgb48le").to_ndarray()
+        image = to_av(frame)
+        image.color_range, image.colorspace = self.color[:2]
+        rgb = image.reformat(format="rgb24" if frame.white == 255 else "rgb48le").to_ndarray()
         larger = upscaling.run(self.planner.plan(rgb))
         back = av.VideoFrame.from_ndarray(larger, "rgb24" if frame.white == 255 else "rgb48le")
         unspecified = 2

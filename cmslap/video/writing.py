@@ -93,19 +93,19 @@ def write_part(frames: Iterable[Frame], path: Path, encoding: Encoding, like: Pr
         container = stack.enter_context(av.open(str(temporary), "w", format="nut", options=_UNSHIFTED))
         stream = encoding.add_stream(container, like)
         for frame in frames:
-            container.mux(stream.encode(_picture(frame, stream, like)))
+            container.mux(stream.encode(_to_video_frame(frame, stream, like)))
             count += 1
         container.mux(stream.encode(None))
     return count
 
 
-def _picture(frame: Frame, stream: av.VideoStream, like: Properties) -> av.VideoFrame:
-    picture = to_av(frame)
-    if picture.format.name != stream.codec_context.pix_fmt:
-        picture = picture.reformat(format=stream.codec_context.pix_fmt)
-    picture.color_range, picture.colorspace, picture.color_primaries, picture.color_trc = like.color
-    picture.pts, picture.duration, picture.time_base = frame.pts, frame.duration, like.time_base
-    return picture
+def _to_video_frame(frame: Frame, stream: av.VideoStream, like: Properties) -> av.VideoFrame:
+    image = to_av(frame)
+    if image.format.name != stream.codec_context.pix_fmt:
+        image = image.reformat(format=stream.codec_context.pix_fmt)
+    image.color_range, image.colorspace, image.color_primaries, image.color_trc = like.color
+    image.pts, image.duration, image.time_base = frame.pts, frame.duration, like.time_base
+    return image
 
 
 def join(parts: Sequence[Path], source: VideoReader, path: str | os.PathLike[str]) -> None:

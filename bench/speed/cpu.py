@@ -16,8 +16,10 @@ from bench.speed.work import (
     OPERATIONS,
     THIRD_PARTY,
     Setting,
+    conv_gradient,
     forward,
     operation,
+    recipe_step,
     sister,
     third_party,
     training_step,
@@ -39,6 +41,7 @@ class Sizes:
     block: int = 64  # of the recursive operations
     image: int = 128
     step: tuple[int, int] = (4, 32)  # batch and side, a laptop's training
+    small_step: tuple[int, int] = (16, 16)
     reference_step: tuple[int, int] = (64, 16)  # the reference code's: HR patches of 128 at 8x
     photograph: tuple[int, int] = (1920, 1080)
     frame: int = 480  # as many pixels as 640×360
@@ -69,6 +72,10 @@ def cases(effort: str, sizes: Sizes = Sizes()) -> dict[str, Case]:
     found["training"] = Case(
         partial(training_step, 4, False), step, [*ours, EAGER, EAGER_NCHW, *compiled], memory=thorough
     )
+    batch, side = sizes.small_step
+    small = replace(step, batch=batch, side=side)
+    found["small-training"] = Case(partial(training_step, 4, False), small, [*ours, EAGER, *compiled])
+    found["recipe-training"] = Case(partial(recipe_step, "d5r2"), Setting(), [*ours, EAGER])
     if effort == "full":
         batch, side = sizes.reference_step
         setting = replace(step, batch=batch, side=side)
@@ -102,6 +109,12 @@ def _operations(sizes: Sizes, compiled: list[Baseline]) -> dict[str, Case]:
         everyone = [*baselines.ours(DEVICE), EAGER, EAGER_NCHW]
         found[name] = Case(partial(operation, name, False), setting, everyone)
         found[f"{name}+backward"] = Case(partial(operation, name, True), setting, [*everyone, *compiled])
+    for prefix, batch, side in (("", 1, sizes.operation), ("laptop-", *sizes.step), ("small-", *sizes.small_step)):
+        setting = Setting(batch=batch, side=side)
+        everyone = [*baselines.ours(DEVICE), EAGER, *compiled]
+        found[f"{prefix}weight-gradient"] = Case(partial(conv_gradient, "weight"), setting, everyone)
+        if prefix:
+            found[f"{prefix}conv2d_lrelu+backward"] = Case(partial(operation, "conv2d_lrelu", True), setting, everyone)
     return found
 
 

@@ -5,19 +5,17 @@ The activations of the operations are many times the size of a GPU's cache. Ever
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from bench.speed import baselines, end_to_end
 from bench.speed.baselines import EAGER, EAGER_NCHW, Baseline
 from bench.speed.suite import Case
-from bench.speed.timing import Implementation, Pace, clock_of
-from bench.speed.work import OPERATIONS, Inputs, Setting, Work, forward, operation, training_step
+from bench.speed.timing import Pace, clock_of
+from bench.speed.work import OPERATIONS, Setting, conv_gradient, forward, operation, training_step
 
 DEVICE = torch.device("cuda")
 DTYPE = torch.bfloat16
@@ -62,7 +60,7 @@ def cases(effort: str, sizes: Sizes = Sizes(), device: torch.device = DEVICE) ->
             )
     for gradient in ("data", "weight"):
         found[f"conv2d_lrelu-{gradient}-gradient"] = Case(
-            partial(_conv_gradient, gradient), setting, [*ours, *baselines.captured(), *plain]
+            partial(conv_gradient, gradient), setting, [*ours, *baselines.captured(), *plain]
         )
     found |= _networks(sizes, setting, ours)
     anywhere = Setting(device, DTYPE)
@@ -109,43 +107,3 @@ def _compiled(effort: str, name: str, case: Case, ours: Sequence[Baseline]) -> C
     return replace(
         case, baselines=[*ours, *map(baselines.compiled, modes), *[baselines.TENSORRT] * (name == "forward")]
     )
-
-
-def _conv_gradient(which: str, setting: Setting) -> Work:
-    """One of a convolution's gradients alone, over and over on one forward pass of each input.
-
-    "data" is the input's, "weight" that of the parameters.
-    """
-    forward_only = operation("conv2d_lrelu", False, setting)
-    wanted = slice(0, 1) if which == "data" else slice(1, None)
-    for arguments in forward_only.inputs:
-        for tensor in arguments[wanted]:
-            tensor.requires_grad_()
-    drive = _gradient_of(forward_only.inputs, wanted)
-    maps = 4 if which == "data" else 3  # reads input or output's sign, output and gradient; data writes one
-    return Work(
-        f"conv2d_lrelu {which} gradient",
-        forward_only.size,
-        forward_only.function,
-        forward_only.inputs,
-        drive,
-        forward_only.gflop,
-        maps * setting.map_gbyte,
-    )
-
-
-def _gradient_of(inputs: Sequence[Inputs], wanted: slice) -> Callable[[Callable[..., Tensor]], Implementation]:
-    def drive(function: Callable[..., Tensor]) -> Implementation:
-        passes: list[tuple[Inputs, Tensor, Tensor]] = []
-        turns = itertools.cycle(range(len(inputs)))
-
-        def call() -> None:
-            if not passes:
-                outputs = [function(*arguments) for arguments in inputs]
-                passes.extend((i, o, torch.randn_like(o)) for i, o in zip(inputs, outputs, strict=True))
-            arguments, output, grad = passes[next(turns)]
-            torch.autograd.grad(output, arguments[wanted], grad, retain_graph=True)
-
-        return call
-
-    return drive

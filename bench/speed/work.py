@@ -19,6 +19,10 @@ from bench.speed import networks
 from bench.speed.timing import Implementation
 from cmslap import ops
 from cmslap.models import NETWORKS, RLRDSR, CMSLapSRN
+from cmslap.training import config
+from cmslap.training.data import ScaleBatch
+from cmslap.training.distributed import Workers
+from cmslap.training.trainer import Trainer
 
 CACHES = 64 * 2**20  # bytes that no last-level cache keeps, nearly
 MOST_INPUTS = 16
@@ -224,6 +228,46 @@ def operation(name: str, backward: bool, setting: Setting) -> Work:
     )
 
 
+def conv_gradient(which: str, setting: Setting) -> Work:
+    """One of a convolution's gradients alone, over and over on one forward pass of each input.
+
+    "data" is the input's, "weight" that of the parameters.
+    """
+    forward_only = operation("conv2d_lrelu", False, setting)
+    wanted = slice(0, 1) if which == "data" else slice(1, None)
+    for arguments in forward_only.inputs:
+        for tensor in arguments[wanted]:
+            tensor.requires_grad_()
+    drive = _gradient_of(forward_only.inputs, wanted)
+    maps = 4 if which == "data" else 3  # reads input or output's sign, output and gradient; data writes one
+    return Work(
+        f"conv2d_lrelu {which} gradient",
+        forward_only.size,
+        forward_only.function,
+        forward_only.inputs,
+        drive,
+        forward_only.gflop,
+        maps * setting.map_gbyte,
+    )
+
+
+def _gradient_of(inputs: Sequence[Inputs], wanted: slice) -> Callable[[Callable[..., Tensor]], Implementation]:
+    def drive(function: Callable[..., Tensor]) -> Implementation:
+        passes: list[tuple[Inputs, Tensor, Tensor]] = []
+        turns = itertools.cycle(range(len(inputs)))
+
+        def call() -> None:
+            if not passes:
+                outputs = [function(*arguments) for arguments in inputs]
+                passes.extend((i, o, torch.randn_like(o)) for i, o in zip(inputs, outputs, strict=True))
+            arguments, output, grad = passes[next(turns)]
+            torch.autograd.grad(output, arguments[wanted], grad, retain_graph=True)
+
+        return call
+
+    return drive
+
+
 # The networks ---------------------------------------------------------------------------------------------------------
 
 
@@ -406,3 +450,24 @@ def training_step(scale: int, recompute: bool, setting: Setting) -> Work:
     gflop, gbyte = network_work(setting, scale)  # once forward, twice as much back
     name = f"{scale}x training step, CMS-LapSRN D{setting.depth}R{setting.recursions}"
     return Work(name, size_text(inputs[0][0]), model, inputs, drive, 3 * gflop, 3 * gbyte, images=setting.batch)
+
+
+def recipe_step(recipe: str, setting: Setting) -> Work:
+    """A step of a shipped configuration on noise: all its scales, its loss, optimizer and averaged weights."""
+    trainer = Trainer(config.load(recipe, ["data.train=['unused']"]), Workers(0, 1, setting.device))
+    settings = trainer.config
+
+    def noise(scale: int, count: int) -> ScaleBatch:
+        sides = [settings.patch // scale * factor for factor in (1, *trainer.model.output_scales(scale))]
+        low, *targets = (torch.rand(count, 1, side, side, device=setting.device) for side in sides)
+        return ScaleBatch(scale, count, low.to(memory_format=setting.layout), targets)
+
+    batches = [noise(*item) for item in settings.counts.items()]
+    steps = itertools.count()
+
+    def drive(network: nn.Module) -> Implementation:
+        trainer.forward = network
+        return lambda: trainer.learn(min(next(steps), settings.steps - 1), batches)
+
+    name = f"training step of {recipe}"
+    return Work(name, f"{settings.batch} of {settings.patch}²", trainer.model, [], drive, 0.0, 0.0, settings.batch)

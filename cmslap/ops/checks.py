@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import re
 
 import torch
 from torch import Tensor
 
 from cmslap.errors import UserError
-from cmslap.ops.operation import Arguments, Dimension, Operation, extent, learn
+from cmslap.ops.operation import Arguments, Operation, extent, fits
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -29,7 +30,7 @@ def check(operation: Operation, arguments: Arguments) -> None:
 
 
 def _check_tensors(operation: Operation, arguments: Arguments) -> None:
-    sizes = {"": 1}
+    sizes: dict[str, int] = {}
     first_name, features_name = operation.activation_name, operation.features_name
     for name, shape in operation.shapes.items():
         tensor = arguments[name]
@@ -48,27 +49,18 @@ def _check_tensors(operation: Operation, arguments: Arguments) -> None:
 
 def _check_shape(operation: Operation, name: str, tensor: Tensor, sizes: dict[str, int]) -> None:
     """Compare with the dimensions known from the arguments before, and learn the new ones."""
-    known = dict(sizes)
-    if not _fits(tensor.shape, operation.dimensions[name], sizes):
+    learnt = len(sizes)
+    if not fits(tensor.shape, operation.dimensions[name], sizes):
+        known = dict(itertools.islice(sizes.items(), learnt))  # without what this argument says
         named = [
             f"{text}={extent(dimension, known)}"
             for text, dimension in zip(operation.shapes[name].split(), operation.dimensions[name], strict=True)
-            if all(part and part in known for _, part in dimension)
+            if not text.isdecimal() and all(part in known for part in re.findall("[A-Za-z]+", text))
         ]
         where = f" with {', '.join(named)}" if named else ""
         raise ArgumentError(f"{name} must be [{_commas(operation.shapes[name])}]{where}, got {list(tensor.shape)}")
     if tensor.numel() == 0:
         raise ArgumentError(f"{name} must have at least one element, got {list(tensor.shape)}")
-
-
-def _fits(shape: Sequence[int], dimensions: tuple[Dimension, ...], sizes: dict[str, int]) -> bool:
-    if len(shape) != len(dimensions):
-        return False
-    for dimension, size in zip(dimensions, shape, strict=True):  # a loop, since every call comes here
-        learn(dimension, size, sizes)
-        if extent(dimension, sizes) != size:
-            return False
-    return True
 
 
 def _check_dtype(name: str, tensor: Tensor, first_name: str, first: Tensor) -> None:

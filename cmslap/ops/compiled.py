@@ -16,7 +16,7 @@ from cmslap.ops.backend import Call
 class Library:
     """The operators of one compiled library; a subclass says what their tensors must be."""
 
-    copies_gradients = True  # whether they want memory for the gradient before the activation where there is none
+    differentiates_in_place = True  # whether they need memory for the skip's gradient, which is that before φ, anyway
 
     def __init__(self, operators: object) -> None:
         self.operators = operators
@@ -60,8 +60,8 @@ class Library:
     def conv2d_lrelu_backward(self, call: Call) -> dict[str, Tensor]:
         channels, dtype = call.weight.shape[0], self.dtype(call.x, save=True)
         gradients = self.new_maps(call, *call.wanting("x"))
-        if call.negative_slope != 1.0 or call.wanting("skip") or self.copies_gradients:
-            gradients["skip"] = self.new_map(call.x, channels, dtype)  # also that before the activation
+        if call.wanting("skip") or self.differentiates_in_place:
+            gradients["skip"] = self.new_map(call.x, channels, dtype)
         gradients |= _weight_and_bias(call, channels)
         maps = self.map(call.output, dtype), self.map(call.grad, dtype)
         inputs = self.map(call.x, dtype), self.weight(call.weight), *maps, call.negative_slope

@@ -47,7 +47,7 @@ def missing_bfloat16() -> str | None:
 
 
 class _Kernels(Library):
-    copies_gradients = False
+    differentiates_in_place = False
 
     def dtype(self, features: Tensor, save: bool = False) -> torch.dtype:
         bfloat16 = features.dtype == torch.bfloat16 and not save and multiplies_bfloat16()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,11 +62,10 @@ class Operation:
 
     def output_shape(self, arguments: Arguments) -> list[int]:
         """The shape of a checked call's result."""
-        sizes = {"": 1}
+        sizes: dict[str, int] = {}
         for name, dimensions in self.dimensions.items():
             if arguments[name] is not None:
-                for dimension, size in zip(dimensions, arguments[name].shape, strict=True):
-                    learn(dimension, size, sizes)
+                fits(arguments[name].shape, dimensions, sizes)
         return [extent(dimension, sizes) for dimension in parsed(self.output)]
 
     def empty_output(self, arguments: Arguments) -> Tensor:
@@ -80,25 +79,34 @@ class Operation:
         )
 
 
-Dimension = tuple[tuple[int, str], ...]  # factors and names, whose products are to be summed
+Dimension = int | str | tuple[tuple[int, str], ...]  # a size, a name, or factors and names, whose products to sum
 
 
 def parsed(shape: str) -> tuple[Dimension, ...]:
-    """Each dimension as factors and names: "C C+2G 3" is (1, "C"); (1, "C"), (2, "G"); (3, ""). The size "" is 1."""
-    return tuple(
-        tuple((int(factor or 1), named) for factor, named in re.findall(r"(\d*)([^\d+]*)(?:\+|$)", dimension)[:-1])
-        for dimension in shape.split()
-    )
+    """Each dimension: "C C+2G 3" is "C", ((1, "C"), (2, "G")) and 3."""
 
+    def one(dimension: str) -> Dimension:
+        if dimension.isalpha() or dimension.isdecimal():
+            return dimension if dimension.isalpha() else int(dimension)
+        return tuple((int(factor or 1), named) for factor, named in re.findall(r"(\d*)([A-Za-z]+)", dimension))
 
-def learn(dimension: Dimension, size: int, sizes: dict[str, int]) -> None:
-    """Note the size of a dimension that is a mere name, the first time."""
-    if len(dimension) == 1:
-        sizes.setdefault(dimension[0][1], size)
+    return tuple(map(one, shape.split()))
 
 
 def extent(dimension: Dimension, sizes: dict[str, int]) -> int:
-    return sum(factor * sizes[named] for factor, named in dimension)
+    if isinstance(dimension, tuple):
+        return sum(factor * sizes[named] for factor, named in dimension)
+    return sizes[dimension] if isinstance(dimension, str) else dimension
+
+
+def fits(shape: Sequence[int], dimensions: tuple[Dimension, ...], sizes: dict[str, int]) -> bool:
+    """Whether a shape has these dimensions, given the sizes by their names; learns those of new names."""
+    if len(shape) != len(dimensions):
+        return False
+    for dimension, size in zip(dimensions, shape, strict=True):  # a loop of plain steps, as every call comes here
+        if (sizes.setdefault(dimension, size) if isinstance(dimension, str) else extent(dimension, sizes)) != size:
+            return False
+    return True
 
 
 def memory_format(tensor: Tensor) -> torch.memory_format:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import FunctionCtx
+from torch.nn import Parameter
 
 from cmslap.ops.backend import Backend, Call
 from cmslap.ops.checks import ArgumentError, check
@@ -39,12 +40,41 @@ def is_autocast(device: str) -> bool:
 
 
 def call(operation: Operation, arguments: Arguments, save: bool, backend: Backend) -> Tensor:
-    """Run a checked call through the dispatcher."""
-    operator = getattr(torch.ops.cmslap, operation.name)
+    """Run a checked call: through the dispatcher where somebody there may watch it, else without that detour."""
     name = "" if torch.compiler.is_exporting() else backend.name
-    if operation.saves:
-        return operator(*arguments.values(), save, name)[0]
-    return operator(*arguments.values(), name)
+    inputs = (*arguments.values(), save, name) if operation.saves else (*arguments.values(), name)
+    if is_watched(arguments):
+        result = getattr(torch.ops.cmslap, operation.name)(*inputs)
+    elif save:
+        result = _Gradient.apply(*inputs, operation.name)
+    else:
+        result = _REGISTERED[operation.name].run(inputs)
+    return result[0] if operation.saves else result
+
+
+def is_watched(arguments: Arguments) -> bool:
+    """Whether compilers, tracers, transforms, dispatch modes or subclasses of tensors have to see a call."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
+        return True
+    return any(isinstance(value, Tensor) and type(value) not in (Tensor, Parameter) for value in arguments.values())
+
+
+class _Gradient(torch.autograd.Function):
+    """A call and its gradient without the dispatcher: what register_autograd makes, a third of its time."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, *inputs: object) -> Tensor | tuple[Tensor, Tensor]:
+        *inputs, ctx.operation = inputs
+        registered = _REGISTERED[ctx.operation]
+        output = registered.run(inputs)
+        registered.setup_context(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _REGISTERED[ctx.operation].autograd_backward(ctx, *grads)
 
 
 def autocast(operation: Operation, arguments: Arguments) -> Arguments:
@@ -111,6 +141,9 @@ class _Registered:
 
     def forward(self, *inputs: object) -> Tensor | tuple[Tensor, Tensor]:
         self.check(inputs)
+        return self.run(inputs)
+
+    def run(self, inputs: Sequence[object]) -> Tensor | tuple[Tensor, Tensor]:
         call, backend = self.split(inputs)
         output = backend.forward[self.operation.name](call)
         output = _like(output, call.activation, self.operation.result_dtype(call.arguments))
@@ -155,11 +188,8 @@ class _Registered:
             if "skip" in wanted and arguments["negative_slope"] == 1.0:
                 gradients["skip"] = grad
                 wanted.remove("skip")
-            mask = [name in wanted for name in self.operation.shapes]
-            operator = getattr(torch.ops.cmslap, f"{self.operation.name}_backward")
-            inputs = (arguments[name] for name in self.operation.arguments)
-            results = operator(grad, output, saved, *inputs, mask, ctx.backend)
-            gradients |= dict(zip(wanted, results, strict=True))
+            call = Call(self.operation, arguments, grad=grad, output=output, saved=saved, wanted=wanted)
+            gradients |= dict(zip(wanted, self.differentiate(call, ctx.backend), strict=True))
         gradients_in_order = [gradients.get(name) for name in self.operation.arguments]
         return *gradients_in_order, *([None] * (len(ctx.needs_input_grad) - len(gradients_in_order)))
 
@@ -173,10 +203,22 @@ class _Registered:
         wanted = [name for name, mask in zip(self.operation.shapes, inputs[-2], strict=True) if mask]
         return Call(self.operation, arguments, grad=grad, output=output, saved=saved, wanted=wanted)
 
+    def differentiate(self, call: Call, backend: str) -> list[Tensor]:
+        """The gradients that are wanted, with the same detour as forward or without."""
+        if not is_watched({"grad": call.grad, **call.arguments}):
+            return self.run_backward(call, backend)
+        mask = [name in call.wanted for name in self.operation.shapes]
+        inputs = (call.arguments[name] for name in self.operation.arguments)
+        operator = getattr(torch.ops.cmslap, f"{self.operation.name}_backward")
+        return operator(call.grad, call.output, call.saved, *inputs, mask, backend)
+
     def backward(self, *inputs: object) -> list[Tensor]:
         call = self.split_backward(inputs)
         self.check_backward(call, inputs[-1])
-        gradients = named(inputs[-1], "backend").backward[self.operation.name](call)
+        return self.run_backward(call, inputs[-1])
+
+    def run_backward(self, call: Call, backend: str) -> list[Tensor]:
+        gradients = named(backend, "backend").backward[self.operation.name](call)
         return [_like(gradients[name], call.arguments[name], call.arguments[name].dtype) for name in call.wanted]
 
     def check_backward(self, call: Call, backend: str) -> None:
@@ -239,5 +281,6 @@ def _like(result: Tensor, argument: Tensor, dtype: torch.dtype) -> Tensor:
     return result.contiguous(memory_format=memory_format(argument))
 
 
-for _operation in OPERATIONS.values():
-    _Registered(_operation).register()
+_REGISTERED = {name: _Registered(operation) for name, operation in OPERATIONS.items()}
+for _registered in _REGISTERED.values():
+    _registered.register()

@@ -121,8 +121,11 @@ void conv(const Conv& op, Size size, const Number* x, const Number* skip, Number
 inline void conv_backward(const Conv& op, Size size, const float* x, const float* y, const float* grad_y, float* grad_x,
                           float* grad_weight, float* grad_bias, float* grad_skip) {
   ThreadPool pool;
-  if (grad_skip) differentiate(pool, grad_y, y, op.slope, size.pixels() * op.out, grad_skip);
-  const float* gradient_before = grad_skip ? grad_skip : grad_y;  // the activation
+  const bool linear = op.slope == 1.0f && !grad_skip;
+  const Buffer own(linear || grad_skip ? 0 : size.pixels() * op.out);
+  float* differentiated = grad_skip ? grad_skip : own.data();
+  if (!linear) differentiate(pool, grad_y, y, op.slope, size.pixels() * op.out, differentiated);
+  const float* gradient_before = linear ? grad_y : differentiated;  // the activation
   ConvolutionGradient gradient(pool, size, op, grad_x != nullptr, grad_weight, grad_bias);
   gradient.add(pool, x, gradient_before, Differentiate{nullptr, nullptr, 1.0f}, grad_x);
   gradient.finish(pool);

@@ -87,8 +87,7 @@ struct Kernels {
   const char* name;  // of the instruction set
 
   void (*conv)(const Conv&, Size, const float* x, const float* skip /* optional */, float* y);
-  // y is the forward pass's output. grad_skip, which has the size of y, holds φ'(y) grad_y; it is optional where
-  // the slope is 1. Weight and bias gradient are optional together, grad_x by itself.
+  // y is the forward pass's output. grad_skip is φ'(y) grad_y. Gradients are optional, weight and bias together.
   void (*conv_backward)(const Conv&, Size, const float* x, const float* y, const float* grad_y, float* grad_x,
                         float* grad_weight, float* grad_bias, float* grad_skip);
 

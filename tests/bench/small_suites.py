@@ -8,6 +8,7 @@ CPU_SIZES = cpu.Sizes(
     block=4,
     image=4,
     step=(1, 4),
+    small_step=(2, 2),
     reference_step=(1, 2),
     photograph=(8, 6),
     frame=6,

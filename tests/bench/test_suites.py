@@ -12,7 +12,7 @@ from bench.speed import baselines, cpu, end_to_end, gpu, scaling, table
 from bench.speed.baselines import Baseline
 from bench.speed.ceilings import floor, measure_ceilings
 from bench.speed.suite import Case, measure_all
-from bench.speed.work import Setting, operation
+from bench.speed.work import Setting, conv_gradient, operation
 from cmslap.ops import dispatch, extension
 
 CPU_CASES = cpu.cases("full", CPU_SIZES)
@@ -71,7 +71,7 @@ def test_rows_say_which_backend_ran_what(small, monkeypatch):
 @pytest.mark.parametrize("which", ["data", "weight"])
 def test_one_gradient_of_a_convolution_asks_for_no_other(which, small):
     setting = replace(GPU_CASES["conv2d_lrelu"].setting, dtype=torch.float32)
-    work = gpu._conv_gradient(which, setting)
+    work = conv_gradient(which, setting)
     arguments = work.inputs[0]
     wanted = [tensor for tensor in arguments if tensor.requires_grad]
     assert len(wanted) == {"data": 1, "weight": 2}[which]
@@ -162,7 +162,7 @@ def test_network_peers_name_what_is_not_installed(small, monkeypatch):
 def test_a_gradient_alone_repeats_on_one_forward_pass(small):
     passes = []
     setting = replace(GPU_CASES["conv2d_lrelu"].setting, dtype=torch.float32)
-    work = gpu._conv_gradient("data", setting)
+    work = conv_gradient("data", setting)
     call = work.drive(lambda *arguments: passes.append(0) or work.function(*arguments))
     for _ in range(5):
         call()

@@ -78,31 +78,39 @@ void test_conv(Size size, int64_t in, int64_t out) {
   const Floats weight = random_floats(out * in * 9, 0.3f), bias = random_floats(out),
                x = random_floats(size.pixels() * in);
   const Floats skip = random_floats(size.pixels() * out), grad = random_floats(size.pixels() * out);
-  const Conv conv{in, out, weight.data(), bias.data(), 1.0f};
+  const Conv conv{in, out, weight.data(), bias.data(), 0.2f};
 
   Floats y = poison(size.pixels() * out), grad_x = poison(size.pixels() * in), grad_skip = poison(size.pixels() * out);
   Floats grad_weight(weight.size()), grad_bias(out);
   kernels().conv(conv, size, x.data(), skip.data(), y.data());
   kernels().conv_backward(conv, size, x.data(), y.data(), grad.data(), grad_x.data(), grad_weight.data(),
                           grad_bias.data(), grad_skip.data());
+  Floats alone = poison(grad_x.size());  // nobody wants the skip's gradient, nor the parameters'
+  kernels().conv_backward(conv, size, x.data(), y.data(), grad.data(), alone.data(), nullptr, nullptr, nullptr);
 
   std::vector<double> y_(y.size()), grad_x_(grad_x.size()), grad_weight_(weight.size()), grad_bias_(out);
+  std::vector<double> before(y.size());  // the activation
   for (size_t i = 0; i < y.size(); ++i) {
     y_[i] = bias[i % out] + skip[i];
-    grad_bias_[i % out] += grad[i];
+    before[i] = grad[i] * (y[i] > 0 ? 1 : conv.slope);
+    grad_bias_[i % out] += before[i];
   }
   for_taps(size, 1, [&](int64_t fine, int64_t coarse, int64_t tap) {
     for (int64_t o = 0; o < out; ++o)
       for (int64_t i = 0; i < in; ++i) {
         const int64_t w = (o * in + i) * 9 + tap;
         y_[coarse * out + o] += double(weight[w]) * x[fine * in + i];
-        grad_x_[fine * in + i] += double(weight[w]) * grad[coarse * out + o];
-        grad_weight_[w] += double(grad[coarse * out + o]) * x[fine * in + i];
+        grad_x_[fine * in + i] += weight[w] * before[coarse * out + o];
+        grad_weight_[w] += before[coarse * out + o] * x[fine * in + i];
       }
   });
+  for (double& value : y_) value = value > 0 ? value : conv.slope * value;
   compare("conv", y, y_);
+  compare("conv, gradient of the skip", grad_skip, before);
   compare("conv, gradient of x", grad_x, grad_x_);
+  compare("conv, gradient of x alone", alone, grad_x_);
   compare("conv, gradient of the weight", grad_weight, grad_weight_);
+  compare("conv, gradient of the bias", grad_bias, grad_bias_);
 }
 
 void test_upsampling(Size size, int64_t in, int64_t out) {

@@ -18,7 +18,7 @@ def random_call(
     name: str, dtype: torch.dtype = torch.float32, requires_grad: bool = False, optional: bool = True, **given: int
 ) -> dict:
     """Arguments by name, in order. ``optional`` also gives the tensors that may be left out."""
-    operation, dimensions = OPERATIONS[name], {**sizes(), **given, "": 1}
+    operation, dimensions = OPERATIONS[name], {**sizes(), **given}
 
     def tensor(argument: str) -> torch.Tensor:
         shape = [extent(dimension, dimensions) for dimension in operation.dimensions[argument]]

@@ -65,9 +65,9 @@ def build(arguments: Sequence[str], faulty: bool) -> int:
 
 
 def hopper(arguments: Sequence[str], faulty: bool) -> int:
-    """Faulty: the first variant is wrong, and the second hangs."""
+    """Faulty: the first variant's values are no numbers, and the second hangs."""
     file = Path(arguments[arguments.index("--json") + 1])
-    file.write_text(json.dumps({"first": [TRUE, AGREES | {"error": 0.7 if faulty else 1e-3}]}))
+    file.write_text(json.dumps({"first": [TRUE, AGREES | {"error": None if faulty else 1e-3}]}))
     if faulty:
         time.sleep(HANGING)
     file.write_text(json.dumps({"first": [TRUE, AGREES], "second": [TRUE, AGREES]}))
@@ -179,19 +179,13 @@ def all_well(out: Path, *options: str) -> None:
     assert run.returncode == 0, said
     assert all(outcome.startswith("ok") for outcome in outcomes(out).values()), outcomes(out)
     assert summary["hopper"] == "right"
-    assert {record["commit"] for record in summary["records"].values()} <= {"abc", *commits()}
+    assert all(record["commit"] for record in summary["records"].values())
     if not options:
         assert all(bar["value"] is not None for bar in summary["bars"]), summary["bars"]
     row = next(iter(summary["records"].values()))["results"][0]
     assert row["failed"] == {}, row
     assert row["timings"]["cmslap cuda"]["backends"], row
     check_files(out)
-
-
-def commits() -> set[str]:
-    from cmslap.provenance import provenance
-
-    return {provenance()["commit"]}
 
 
 def check_files(out: Path) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import math
 import re
+from pathlib import Path
 
 DEFAULT_SCALE = 4
+DEFAULT_MODEL = "cms-lapsrn-d5r2"
 PRECISIONS = {  # as --precision and training's `precision` name them -> PyTorch's name
     "float32": "float32",
     "bfloat16": "bfloat16",
@@ -16,9 +18,13 @@ PRECISIONS = {  # as --precision and training's `precision` name them -> PyTorch
 }
 
 
-def add_model_option(parser: argparse.ArgumentParser, **options: object) -> None:
-    options = {"metavar": "NAME|PATH", "help": "shipped network or checkpoint file", **options}
-    parser.add_argument("-m", "-n", "--model", **options)
+def add_model_option(parser: argparse.ArgumentParser, note: str = "", **options: object) -> None:
+    """Which network; the help ends in ``note``."""
+    shipped = sorted(path.stem for path in (Path(__file__).parent / "weights").glob("*.safetensors"))
+    parser.add_argument(
+        "-m", "-n", "--model", metavar="NAME|PATH",
+        help=f"{', '.join(shipped)}, or a checkpoint file (default {DEFAULT_MODEL}){note}", **options,
+    )  # fmt: skip
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:

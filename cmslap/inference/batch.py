@@ -31,6 +31,7 @@ from cmslap.imaging import (
 )
 from cmslap.inference.plan import Planner, UpscaleError
 from cmslap.inference.upscaling import run as upscale
+from cmslap.options import DEFAULT_MODEL
 
 _STDIN, _STDOUT = Path("/dev/stdin"), Path("/dev/stdout")
 
@@ -188,7 +189,7 @@ def _compared(job: Job, image: Image.Image, result: Image.Image, seconds: float,
     from cmslap.inference.compare import beside_bicubic
 
     with _naming(job.source):
-        return beside_bicubic(job.source.name, image, Path(model or "cms-lapsrn").stem, result, seconds)
+        return beside_bicubic(job.source.name, image, Path(model or DEFAULT_MODEL).stem, result, seconds)
 
 
 def _write_page(comparisons: list[object], args: argparse.Namespace, planner: Planner) -> None:

@@ -43,7 +43,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "-s", "--scale", type=options.scale, default=options.DEFAULT_SCALE, metavar="S",
         help="factor above 1 (default %(default)s)",
     )  # fmt: skip
-    options.add_model_option(parser, action="append", help="shipped network or checkpoint file; repeatable")
+    options.add_model_option(parser, "; repeatable", action="append")
     parser.add_argument("--original", action="store_true", help="shrink each image first, and show it as well")
     options.add_device_options(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace the page if it exists")
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     if args.original and args.scale != int(args.scale):
         raise ComparisonError(f"--original takes a whole --scale, got {args.scale:g}")
     device = find_device(args.device)
-    models = _load(args.model or ["cms-lapsrn"], args.device)
+    models = _load(args.model or [options.DEFAULT_MODEL], args.device)
     inference_autocast(args.precision, device)  # refuse once, not once an image
     sources = [file for name in args.inputs for file in (find_images(name) if Path(name).is_dir() else [Path(name)])]
     comparisons = []

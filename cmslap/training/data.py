@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import sys
 import zlib
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -168,10 +167,3 @@ class TrainingImages:
 
 def _shorter(image: Tensor) -> int:
     return min(image.shape[1:])
-
-
-def split(batch: int, scales: Sequence[int]) -> dict[int, int]:
-    """Images a step of each scale: equal shares, what is left over going to the largest scales."""
-    share, rest = divmod(batch, len(scales))
-    ordered = sorted(scales, reverse=True)
-    return {scale: share + (ordered.index(scale) < rest) for scale in scales}

@@ -18,7 +18,7 @@ from cmslap import ops
 from cmslap.training import checkpoint, curves, directory, distributed, record
 from cmslap.training.clock import DataClock
 from cmslap.training.config import Config, to_dict
-from cmslap.training.data import TrainingImages, split
+from cmslap.training.data import TrainingImages
 from cmslap.training.directory import RunError
 from cmslap.training.distributed import Workers
 from cmslap.training.log import Log
@@ -39,7 +39,7 @@ class Run:
     def __init__(self, config: Config, workers: Workers, resume: bool) -> None:
         self.config, self.workers, self.device = config, workers, workers.device
         self.out = Path(config.out)
-        self.counts = split(config.batch, config.scales)
+        self.counts = config.counts
         self.step = 0
         self.best = -math.inf  # mean validation PSNR of best.safetensors
         self.seconds, self.counted_until = 0.0, time.perf_counter()  # of the run, over all its resumed parts

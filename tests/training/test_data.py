@@ -9,7 +9,7 @@ from cmslap import MASRN, CMSLapSRN
 from cmslap.imaging import ImageError, find_images, read_planes
 from cmslap.imaging.resize import imresize
 from cmslap.training.config import DataConfig
-from cmslap.training.data import UNIT, DataError, TrainingImages, read_luma, split
+from cmslap.training.data import UNIT, DataError, TrainingImages, read_luma
 
 CPU = torch.device("cpu")
 LUMA, RGB = CMSLapSRN(depth=1, channels=1, shared_conv=1), MASRN(channels=1)
@@ -135,8 +135,3 @@ def test_folders_that_cannot_be(tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(ImageError, match="no images in this folder"):
         TrainingImages(DataConfig([str(tmp_path)]), 64, LUMA, CPU)
-
-
-def test_split_gives_the_rest_to_the_largest_scales():
-    assert split(16, [2, 4, 8]) == {2: 5, 4: 5, 8: 6}
-    assert split(17, [8, 2, 4]) == {8: 6, 2: 5, 4: 6}

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from cmslap.errors import UserError
 from cmslap.evaluation.metrics import psnr, ssim
-from cmslap.imaging import find_images, imresize, join_colour, read_planes, rgb_to_ycbcr, split_colour
+from cmslap.imaging import find_images, imresize, join_colour, luma, read_planes, split_colour
 from cmslap.models import Network
 
 _SMALLEST = 11  # pixels a side that SSIM's window needs inside the border
@@ -146,6 +146,5 @@ def quality(
 ) -> Quality:
     """PSNR and SSIM of an image rounded to 8 bits, on luma with a border of ``scale`` pixels left out."""
     result = result.clamp(0, 1).mul(255).round() / 255
-    if len(truth) == 3:
-        result, truth = rgb_to_ycbcr(result)[:1], rgb_to_ycbcr(truth)[:1]
+    result, truth = luma(result), luma(truth)
     return Quality(psnr(result, truth, scale).item(), ssim(result, truth, scale).item())

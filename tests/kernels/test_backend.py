@@ -7,7 +7,7 @@ import torch
 
 import cmslap
 from cmslap import ops
-from cmslap.inference.memory import pixels_at_once
+from cmslap.inference.tiling import pixels_at_once
 from cmslap.ops import cuda
 from cmslap.ops.operation import OPERATIONS
 

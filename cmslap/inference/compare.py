@@ -21,6 +21,7 @@ from cmslap.checkpoints.checkpoint import load_model
 from cmslap.devices import find_device
 from cmslap.errors import UserError, in_one_line
 from cmslap.evaluation.evaluate import Quality, quality
+from cmslap.evaluation.metrics import WINDOW
 from cmslap.imaging import find_images, imresize, interpolable, read_image, to_8_bits
 from cmslap.inference.page import Comparison, Version, write_page
 from cmslap.inference.upscaling import upscale
@@ -28,7 +29,6 @@ from cmslap.options import DEFAULT_MODEL
 from cmslap.precision import inference_autocast
 
 LARGEST = 64 * 2**20  # pixels of a result; a page of larger ones would fit no browser
-_SMALLEST_MEASURED = 11  # pixels a side that SSIM's window needs inside the border
 _WEBP_SIDE = 16383  # pixels
 _CELL = 32  # pixels a side, in which the versions' differences are summed
 
@@ -170,7 +170,7 @@ def _quality(result: Image.Image, original: Image.Image | None, source: tuple[in
     if original is None:
         return None
     border = original.width // source[0]
-    if min(original.size) < _SMALLEST_MEASURED + 2 * border:
+    if min(original.size) < WINDOW + 2 * border:
         return None
     mode = "L" if original.mode in ("L", "LA") else "RGB"
     return quality(_planes(result.convert(mode)), _planes(original.convert(mode)), border)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib import resources
+from statistics import fmean
 from string import Template
 
 import torch
@@ -130,12 +131,10 @@ def _summary(comparisons: Sequence[Comparison]) -> str:
     for versions in zip(*(c.versions for c in measured), strict=True):
         if versions[0].quality is None:
             continue
-        psnr = sum(version.quality.psnr for version in versions) / len(versions)
-        ssim = sum(version.quality.ssim for version in versions) / len(versions)
-        seconds = sum(version.seconds for version in versions)
+        psnr, ssim = map(fmean, zip(*(version.quality for version in versions), strict=True))
         rows.append(
             f'<tr><th scope="row">{escape(versions[0].name)}</th><td>{_decibel(psnr)}</td><td>{ssim:.4f}</td>'
-            f"<td>{duration(seconds)}</td></tr>"
+            f"<td>{duration(sum(version.seconds for version in versions))}</td></tr>"
         )
     return (
         f"  <table><caption>Mean over {len(measured)} images, beside their originals</caption>\n"

@@ -22,7 +22,7 @@ import torch
 from bench.speed.baselines import Baseline, backends_of
 from bench.speed.timing import clock_of, reason, seconds_of
 from bench.speed.work import Build, Setting
-from cmslap.inference.memory import available_memory
+from cmslap.inference.tiling import available_memory
 from cmslap.precision import PrecisionError
 
 _RESERVE = 2**29  # bytes of the free memory that a worker leaves to the others

@@ -13,11 +13,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cmslap.errors import out_of_memory
-from cmslap.imaging import imresize, imresize_rows, join_colour, split_colour
+from cmslap.imaging import imresize, imresize_rows, join_colour, split_colour, spread_colour
 from cmslap.inference.forward import super_resolve_rows
-from cmslap.inference.memory import available_memory, working_memory
 from cmslap.inference.plan import Plan, Planner, UpscaleError
-from cmslap.inference.transparency import spread_colour
+from cmslap.inference.tiling import available_memory, working_memory
 
 _ROWS = 128  # of the result that are joined, converted and rounded at a time
 

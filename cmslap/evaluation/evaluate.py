@@ -5,6 +5,9 @@ MATLAB's ``imresize`` in double precision, without rounding. A network of luma e
 YCbCr (BT.601, studio range), bicubic enlarges Cb and Cr, and the result goes back to RGB, where a network of RGB is
 all the time. It is rounded to 8 bits. PSNR and SSIM compare Y of the two RGB images with a border of ``scale`` pixels
 left out. Images stored as grayscale are compared as they are, the result rounded to 8 bits.
+
+VDSR's published tables round luma, the original's and the result's, to 8 bits instead: its official weights have 37.51,
+33.65 and 31.34 dB on Set5 at 2x, 3x and 4x so, and 37.58, 33.68 and 31.36 here.
 """
 
 from __future__ import annotations

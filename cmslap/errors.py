@@ -17,13 +17,13 @@ class UserError(Exception):
 def in_one_line(error: BaseException, *files: Path) -> str | None:
     """What to tell the user of an error that the user can mend; None of any other, which is a fault of the program.
 
-    It begins with the first of ``files`` unless it names one of them.
+    It begins with the first of ``files`` unless it begins with another of them.
     """
     if isinstance(error, OSError) and not isinstance(error, UserError) and error.filename is not None:
         reason = f"{error.filename}: {error.strerror}"
     else:
         reason = str(error) if isinstance(error, UserError | OSError) else out_of_memory(error)
-    if reason is None or not files or any(str(file) in reason for file in files):
+    if reason is None or not files or reason.startswith(tuple(map(str, files))):
         return reason
     return f"{files[0]}: {reason}"
 

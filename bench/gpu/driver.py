@@ -55,6 +55,7 @@ class Step:
 def steps(work: Path, quick: bool) -> list[Step]:
     """In the order of what they are worth; what compiles longest comes last."""
     sm80 = {"CMSLAP_CUDA_KERNELS": "sm80"}
+    few = {"CMSLAP_CUDA_MULTIPROCESSORS": "5"}  # a trial's maps have some 24 tiles: a block takes several, in turns
     alone = "peak_memory or more_elements"
     others = f"not ({alone}) and not sm80_kernels"
 
@@ -68,8 +69,8 @@ def steps(work: Path, quick: bool) -> list[Step]:
     return [
         Step("build", ("setup.py", "build_ext", "--inplace"), 240, 60),
         Step("hopper", hopper, 200, 30),
-        Step("probe cuda", ("-m", "bench.gpu.probe", "cuda"), 60, 15),
-        Step("probe cuda sm80", ("-m", "bench.gpu.probe", "cuda"), 60, 15, sm80),
+        Step("probe cuda", ("-m", "bench.gpu.probe", "cuda"), 60, 15, few),
+        Step("probe cuda sm80", ("-m", "bench.gpu.probe", "cuda"), 60, 15, few | sm80),
         Step("probe triton", ("-m", "bench.gpu.probe", "triton"), 90, 20),
         measured("network", NETWORK, 150, 45),
         measured("operations", OPERATIONS, 150, 45),

@@ -31,10 +31,7 @@ examples:
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
-        "upscale",
-        help="enlarge images and videos",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
+        "upscale", help="enlarge images and videos", description=_DESCRIPTION, epilog=_EXAMPLES
     )
     parser.add_argument("inputs", nargs="*", metavar="IN", help="image, video, folder, pattern, or - for stdin")
     parser.add_argument("-i", "--input", action="extend", nargs="+", default=[], metavar="IN", help="as IN without it")
@@ -82,12 +79,8 @@ def _add_writing_options(parser: argparse.ArgumentParser) -> None:
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace images that exist")
     existing.add_argument("--skip-existing", action="store_true", help="leave images out that have a result already")
-    parser.add_argument(
-        "--compare",
-        type=Path,
-        metavar="PAGE.html",
-        help="also write a page with sliders between bicubic and the results",
-    )
+    page = "also write a page with sliders between bicubic and the results"
+    parser.add_argument("--compare", type=Path, metavar="PAGE.html", help=page)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -268,11 +268,11 @@ def to_dict(config: Config) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(table: dict[str, Any], prefix: str = "", dot: str = ".") -> dict[str, Any]:
     """Nested tables as one with dotted keys, as they are typed on the command line."""
     pairs: dict[str, Any] = {}
     for key, value in table.items():
-        pairs |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        pairs |= flat(value, f"{prefix}{key}{dot}", dot) if isinstance(value, dict) else {prefix + key: value}
     return pairs
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cmslap import ops
-from cmslap.inference.memory import available_memory
+from cmslap.inference.tiling import available_memory
 from cmslap.ops import extension
 
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -14,7 +14,7 @@ SIDES = (64, 192)  # the difference between the two leaves out what does not dep
 PREPARE = """
 import torch, cmslap
 from pathlib import Path
-from cmslap.inference import memory, plan, super_resolve
+from cmslap.inference import super_resolve, tiling
 def peak():  # of this process alone, where getrusage may count its parent's
     status = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
@@ -23,7 +23,7 @@ model = cmslap.{}
 torch.nn.init.normal_(model.conv_in.weight, std=0.1)
 def enlarge(y, tile=None, scale=4):
     y = y.expand(model.image_channels, -1, -1)
-    return super_resolve(model, y, scale, plan.divide(model, scale, y.shape[1:], tile))
+    return super_resolve(model, y, scale, tiling.divide(model, scale, y.shape[1:], tile))
 """
 COMPARE_SIDES = f"""
 peaks = []
@@ -34,7 +34,7 @@ print(peaks[1] - peaks[0])
 """
 CAP = 2**25
 WITH_A_CAP = f"""
-memory.WORKING_MEMORY = {CAP}
+tiling.WORKING_MEMORY = {CAP}
 tiles = []
 model.register_forward_hook(lambda *arguments: tiles.append(peak()))
 y = torch.rand(256, 256)

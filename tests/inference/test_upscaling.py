@@ -6,7 +6,7 @@ from PIL import Image
 import cmslap
 from cmslap.devices import DeviceError
 from cmslap.imaging import imresize, rgb_to_ycbcr, ycbcr_to_rgb
-from cmslap.inference import UpscaleError, memory, upscaling
+from cmslap.inference import UpscaleError, tiling, upscaling
 from cmslap.models import NETWORKS
 
 SMALL = {
@@ -179,7 +179,7 @@ def test_tiles_are_chosen_when_memory_is_short(model, monkeypatch):
     image = np.random.rand(80, 90)
     whole = cmslap.upscale(image, 2, model)
     assert seen == [(80, 90)]
-    monkeypatch.setattr(memory, "available_memory", lambda device: 2 * 60 * 60 * model.bytes_per_pixel(2))
+    monkeypatch.setattr(tiling, "available_memory", lambda device: 2 * 60 * 60 * model.bytes_per_pixel(2))
     np.testing.assert_allclose(cmslap.upscale(image, 2, model), whole, atol=1e-5)
     assert len(seen) > 2
     assert max(height * width for height, width in seen[1:]) <= 60 * 60

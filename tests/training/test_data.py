@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 
 from cmslap import MASRN, CMSLapSRN
-from cmslap.imaging import ImageError, find_images, read_planes
+from cmslap.imaging import ImageError, find_images, luma, read_planes
 from cmslap.imaging.resize import imresize
 from cmslap.training.config import DataConfig
-from cmslap.training.data import UNIT, DataError, TrainingImages, read_luma
+from cmslap.training.data import UNIT, DataError, TrainingImages
 
 CPU = torch.device("cpu")
 LUMA, RGB = CMSLapSRN(depth=1, channels=1, shared_conv=1), MASRN(channels=1)
@@ -65,6 +65,10 @@ def test_a_network_without_levels_has_one_target_and_any_scale(images):
         (high,) = batch.targets
         assert high.shape == (batch.count, 3, 12, 12)
         torch.testing.assert_close(batch.low, imresize(high, scale=1 / batch.scale), rtol=0, atol=1e-6)
+
+
+def read_luma(path):
+    return luma(read_planes(path))
 
 
 @pytest.mark.parametrize("rotate", [False, True])

@@ -20,7 +20,7 @@ from typing import NoReturn
 from cmslap import __version__, info
 from cmslap.checkpoints import command as convert
 from cmslap.checkpoints import export_command as export
-from cmslap.errors import UserError, out_of_memory
+from cmslap.errors import in_one_line
 from cmslap.evaluation import command as evaluate
 from cmslap.inference import command as upscale
 from cmslap.inference import compare_command as compare
@@ -70,13 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would complain again as it ends
         return 1
-    except UserError as error:
-        return _fail(args.command, f"error: {error}", 1)
-    except OSError as error:
-        named = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)
-        return _fail(args.command, f"error: {named}", 1)
-    except (MemoryError, RuntimeError) as error:
-        reason = out_of_memory(error)
+    except Exception as error:
+        reason = in_one_line(error)
         if reason is None:
             raise
         return _fail(args.command, f"error: {reason}", 1)
@@ -106,10 +101,8 @@ def _fail(command: str, message: str, status: int) -> int:
 
 def _mend_streams() -> None:
     """Standard streams that are closed take nothing; those that are open take any file's name."""
-    if sys.stdout is None:
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: PTH123, SIM115
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -11,6 +12,20 @@ class UserError(Exception):
     The message is one line that names the argument or file, what came, and what is accepted. Subclasses also
     derive from the built-in exception that fits (ValueError, OSError, ...), so Python callers need not know this one.
     """
+
+
+def in_one_line(error: BaseException, *files: Path) -> str | None:
+    """What to tell the user of an error that the user can mend; None of any other, which is a fault of the program.
+
+    It begins with the first of ``files`` unless it begins with another of them.
+    """
+    if isinstance(error, OSError) and not isinstance(error, UserError) and error.filename is not None:
+        reason = f"{error.filename}: {error.strerror}"
+    else:
+        reason = str(error) if isinstance(error, UserError | OSError) else out_of_memory(error)
+    if reason is None or not files or reason.startswith(tuple(map(str, files))):
+        return reason
+    return f"{files[0]}: {reason}"
 
 
 def out_of_memory(error: BaseException) -> str | None:

@@ -15,36 +15,28 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    rows = list(_versions()) + list(_devices()) + list(_backends())
+    rows = list(_rows())
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")
     return 0
 
 
-def _versions() -> Iterator[tuple[str, str]]:
+def _rows() -> Iterator[tuple[str, str]]:
     import torch
+
+    from cmslap.ops.dispatch import BACKENDS
 
     yield "cmslap", __version__
     yield "Python", f"{platform.python_version()} on {platform.platform()}"
     cuda = "without CUDA" if torch.version.cuda is None else f"with CUDA {torch.version.cuda}"
     yield "PyTorch", f"{torch.__version__}, {cuda}"
-
-
-def _devices() -> Iterator[tuple[str, str]]:
-    import torch
-
     threads = torch.get_num_threads()
     yield "cpu", f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {threads} threads"
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
         memory = device.total_memory / 2**30
         yield f"cuda:{index}", f"{device.name}, sm_{device.major}{device.minor}, {memory:.0f} GiB"
-
-
-def _backends() -> Iterator[tuple[str, str]]:
-    from cmslap.ops.dispatch import BACKENDS
-
     for backend in BACKENDS:
         kernels = f"ready: {', '.join(backend.forward)}" + (f" ({backend.only_forced})" if backend.only_forced else "")
         yield f"backend {backend.name}", f"no: {backend.missing}" if backend.missing else kernels

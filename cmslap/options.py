@@ -5,20 +5,21 @@ from __future__ import annotations
 import argparse
 import math
 import re
+from pathlib import Path
 
 DEFAULT_SCALE = 4
-PRECISIONS = {  # as --precision and training's `precision` name them -> PyTorch's name
-    "float32": "float32",
-    "bfloat16": "bfloat16",
-    "bf16": "bfloat16",
-    "float16": "float16",
-    "fp16": "float16",
-}
+DEFAULT_MODEL = "cms-lapsrn-d5r2"
+# As --precision and training's `precision` name them -> PyTorch's name.
+PRECISIONS = {"float32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16", "float16": "float16", "fp16": "float16"}
 
 
-def add_model_option(parser: argparse.ArgumentParser, **options: object) -> None:
-    options = {"metavar": "NAME|PATH", "help": "shipped network or checkpoint file", **options}
-    parser.add_argument("-m", "-n", "--model", **options)
+def add_model_option(parser: argparse.ArgumentParser, note: str = "", **options: object) -> None:
+    """Which network; the help ends in ``note``."""
+    shipped = sorted(path.stem for path in (Path(__file__).parent / "weights").glob("*.safetensors"))
+    parser.add_argument(
+        "-m", "-n", "--model", metavar="NAME|PATH",
+        help=f"{', '.join(shipped)}, or a checkpoint file (default {DEFAULT_MODEL}){note}", **options,
+    )  # fmt: skip
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
@@ -28,12 +29,10 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
         help="cpu (or -1), cuda, or the number of a GPU (default: the GPU if any)",
     )  # fmt: skip
     parser.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default="float32",
+        "--precision", choices=PRECISIONS, default="float32",
         help="of the features; shorter is faster, and refused where the device has no such arithmetic: on a CPU, bf16 "
         "takes AVX512-BF16 (default %(default)s)",
-    )
+    )  # fmt: skip
 
 
 def add_codec_options(parser: argparse.ArgumentParser) -> None:
@@ -48,9 +47,7 @@ def add_codec_options(parser: argparse.ArgumentParser) -> None:
 
 
 def crf(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and int(text) <= 63):
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 63, got {text!r}")
-    return int(text)
+    return _whole(text, 63, "a whole number from 0 to 63")
 
 
 def device(text: str) -> str:
@@ -91,6 +88,10 @@ def bitrate(text: str) -> int:
 
 
 def tile(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) < 10):
-        raise argparse.ArgumentTypeError(f"must be a number of pixels, 0 or more, got {text!r}")
+    return _whole(text, 10**9, "a number of pixels, 0 or more")
+
+
+def _whole(text: str, most: int, accepted: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 11 and int(text) <= most):
+        raise argparse.ArgumentTypeError(f"must be {accepted}, got {text!r}")
     return int(text)

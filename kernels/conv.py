@@ -68,6 +68,76 @@ def _pixels(corner, row, column, top, left, height, width, cin, CIN: tl.constexp
     return tl.trans(load_pixels(corner, row, column, top, left, height, width, cin, CIN))
 
 
+@triton.jit
+def _products(
+    corner,  # pointer to the tile's first pixel of the input, which has number ``top``, ``left`` there
+    y,  # [P] rows where the windows of the upper pixels begin, from the corner
+    x,  # [P] their columns
+    top,
+    left,
+    height,
+    width,
+    weight,
+    cout,  # [Cout]
+    CIN: tl.constexpr,
+    COUT: tl.constexpr,
+    STRIDE: tl.constexpr,
+    FLIPPED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    K: tl.constexpr,
+):
+    """[Cout, P] sums over the window and all input channels: of the upper pixels of the pairs, and of the lower."""
+    K_BLOCKS: tl.constexpr = (CIN + K - 1) // K
+    upper = tl.zeros([cout.shape[0], y.shape[0]], tl.float32)
+    lower = tl.zeros([cout.shape[0], y.shape[0]], tl.float32)
+    for step in range(3 * K_BLOCKS):
+        tap = step // K_BLOCKS  # of the window's top row
+        cin = step % K_BLOCKS * K + tl.arange(0, K)
+        w0 = _matrix(weight, tap, cout, cin, COUT, CIN, FLIPPED)  # [Cout, K]
+        w1 = _matrix(weight, tap + 3, cout, cin, COUT, CIN, FLIPPED)
+        w2 = _matrix(weight, tap + 6, cout, cin, COUT, CIN, FLIPPED)
+        x0 = _pixels(corner, y, x + tap, top, left, height, width, cin, CIN)  # [K, P]
+        x1 = _pixels(corner, y + 1, x + tap, top, left, height, width, cin, CIN)
+        x2 = _pixels(corner, y + 2, x + tap, top, left, height, width, cin, CIN)
+        x3 = _pixels(corner, y + 3, x + tap, top, left, height, width, cin, CIN)
+        upper = multiply(w0, x0, upper, PRECISION)
+        upper = multiply(w1, x1, upper, PRECISION)
+        upper = multiply(w2, x2, upper, PRECISION)
+        if STRIDE == 1:
+            lower = multiply(w0, x1, lower, PRECISION)
+            lower = multiply(w1, x2, lower, PRECISION)
+            lower = multiply(w2, x3, lower, PRECISION)
+        else:
+            x4 = _pixels(corner, y + 4, x + tap, top, left, height, width, cin, CIN)
+            lower = multiply(w0, x2, lower, PRECISION)
+            lower = multiply(w1, x3, lower, PRECISION)
+            lower = multiply(w2, x4, lower, PRECISION)
+    return upper, lower
+
+
+@triton.jit
+def _finish(value, inside, corner, offset, cout, half, slope, out, bias, skip, saved, total, sums, COUT: tl.constexpr):
+    """The epilogue: what becomes of the products ``value`` [P, Cout] of half a tile, and where it goes."""
+    mask = inside[:, None] & (cout < COUT)[None, :]
+    if bias is not None:
+        value += tl.load(bias + cout, mask=cout < COUT, other=0.0).to(tl.float32)[None, :]
+    if saved is None:
+        if skip is not None:
+            value += tl.load(skip + corner + offset, mask=mask, other=0.0).to(tl.float32)
+        value = tl.where(value > 0, value, value * slope)
+    else:
+        sign = tl.load(saved + corner + offset, mask=mask, other=0.0).to(tl.float32)  # see derivative.py
+        value = tl.where(sign > 0, value, value * slope)
+    if sums is not None:
+        of_half = tl.sum(tl.where(inside[:, None], value, 0.0), axis=0)
+        tl.store(sums + half * COUT + cout, of_half, mask=cout < COUT)
+    if total is not None:
+        skipped = tl.load(skip + corner + offset, mask=mask, other=0.0).to(tl.float32)
+        tl.store(total + corner + offset, (value + skipped).to(total.dtype.element_ty), mask=mask)
+    if out is not None:
+        tl.store(out + corner + offset, value.to(out.dtype.element_ty), mask=mask)
+
+
 @CONFIGURATIONS.tuned("bucket", "CIN", "COUT", "STRIDE", "PRECISION", partial="sums")
 @triton.jit(do_not_specialize=["bucket", "height_in", "width_in", "height", "width"])
 def conv_kernel(
@@ -97,65 +167,26 @@ def conv_kernel(
     TILE_W: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    K: tl.constexpr = MAX_BLOCK_K if MAX_BLOCK_K < BLOCK_K else BLOCK_K
-    K_BLOCKS: tl.constexpr = (CIN + K - 1) // K
     tile = tl.program_id(0)
     image, top, left = tile_origin(tile, height, width, 2 * TILE_H, TILE_W)
     pixel = tl.arange(0, TILE_H * TILE_W)
     row, column = pixel // TILE_W * 2, pixel % TILE_W  # of the upper pixels of the pairs, from the tile's corner
     cout = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
 
-    y, x = row * STRIDE - PAD, column * STRIDE - PAD
-    top_in, left_in = top * STRIDE, left * STRIDE
+    K: tl.constexpr = MAX_BLOCK_K if MAX_BLOCK_K < BLOCK_K else BLOCK_K
+    y, x, top_in, left_in = row * STRIDE - PAD, column * STRIDE - PAD, top * STRIDE, left * STRIDE
     corner_in = source + ((image * height_in + top_in) * width_in + left_in) * CIN
-    upper = tl.zeros([BLOCK_M, TILE_H * TILE_W], tl.float32)
-    lower = tl.zeros([BLOCK_M, TILE_H * TILE_W], tl.float32)
-    for step in range(3 * K_BLOCKS):
-        tap = step // K_BLOCKS  # of the window's top row
-        cin = step % K_BLOCKS * K + tl.arange(0, K)
-        w0 = _matrix(weight, tap, cout, cin, COUT, CIN, FLIPPED)  # [Cout, K]
-        w1 = _matrix(weight, tap + 3, cout, cin, COUT, CIN, FLIPPED)
-        w2 = _matrix(weight, tap + 6, cout, cin, COUT, CIN, FLIPPED)
-        x0 = _pixels(corner_in, y, x + tap, top_in, left_in, height_in, width_in, cin, CIN)  # [K, P]
-        x1 = _pixels(corner_in, y + 1, x + tap, top_in, left_in, height_in, width_in, cin, CIN)
-        x2 = _pixels(corner_in, y + 2, x + tap, top_in, left_in, height_in, width_in, cin, CIN)
-        x3 = _pixels(corner_in, y + 3, x + tap, top_in, left_in, height_in, width_in, cin, CIN)
-        upper = multiply(w0, x0, upper, PRECISION)
-        upper = multiply(w1, x1, upper, PRECISION)
-        upper = multiply(w2, x2, upper, PRECISION)
-        if STRIDE == 1:
-            lower = multiply(w0, x1, lower, PRECISION)
-            lower = multiply(w1, x2, lower, PRECISION)
-            lower = multiply(w2, x3, lower, PRECISION)
-        else:
-            x4 = _pixels(corner_in, y + 4, x + tap, top_in, left_in, height_in, width_in, cin, CIN)
-            lower = multiply(w0, x2, lower, PRECISION)
-            lower = multiply(w1, x3, lower, PRECISION)
-            lower = multiply(w2, x4, lower, PRECISION)
+    upper, lower = _products(
+        corner_in, y, x, top_in, left_in, height_in, width_in, weight, cout, CIN, COUT, STRIDE, FLIPPED, PRECISION, K
+    )
 
     corner = ((image * height + top) * width + left) * COUT
     for below in tl.static_range(2):
         value = tl.trans(lower if below else upper)  # [P, Cout]
         inside = (row + below + top < height) & (column + left < width)
-        mask = inside[:, None] & (cout < COUT)[None, :]
         offset = ((row + below) * width + column)[:, None] * COUT + cout[None, :]  # from the tile's corner
-        if bias is not None:
-            value += tl.load(bias + cout, mask=cout < COUT, other=0.0).to(tl.float32)[None, :]
-        if saved is None:
-            if skip is not None:
-                value += tl.load(skip + corner + offset, mask=mask, other=0.0).to(tl.float32)
-            value = tl.where(value > 0, value, value * slope)
-        else:
-            sign = tl.load(saved + corner + offset, mask=mask, other=0.0).to(tl.float32)  # see derivative.py
-            value = tl.where(sign > 0, value, value * slope)
-        if sums is not None:
-            of_half = tl.sum(tl.where(inside[:, None], value, 0.0), axis=0)
-            tl.store(sums + (2 * tile + below) * COUT + cout, of_half, mask=cout < COUT)
-        if total is not None:
-            skipped = tl.load(skip + corner + offset, mask=mask, other=0.0).to(tl.float32)
-            tl.store(total + corner + offset, (value + skipped).to(total.dtype.element_ty), mask=mask)
-        if out is not None:
-            tl.store(out + corner + offset, value.to(out.dtype.element_ty), mask=mask)
+        half = 2 * tile + below
+        _finish(value, inside, corner, offset, cout, half, slope, out, bias, skip, saved, total, sums, COUT)
 
 
 def launch_conv(

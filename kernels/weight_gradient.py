@@ -46,6 +46,44 @@ CONFIGURATIONS = Configurations(
 )
 
 
+@triton.jit
+def _add_products(
+    taps,  # three [Cout, Cin] sums: one for each row of the window, of one of its columns
+    upper,  # [Cout, P] pixels of left
+    lower,  # those below
+    corner,  # pointer to what the window's centre reads of right for the tile's first pixel
+    y,  # [P] rows where the windows of the upper pixels begin, from the corner
+    x,
+    top,
+    across,
+    height,
+    width,
+    cin,
+    CIN: tl.constexpr,
+    STRIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """``taps`` with the products of a tile."""
+    top_tap, centre_tap, bottom_tap = taps
+    x0 = load_pixels(corner, y, x, top, across, height, width, cin, CIN)  # [P, Cin]
+    x1 = load_pixels(corner, y + 1, x, top, across, height, width, cin, CIN)
+    x2 = load_pixels(corner, y + 2, x, top, across, height, width, cin, CIN)
+    x3 = load_pixels(corner, y + 3, x, top, across, height, width, cin, CIN)
+    top_tap = multiply(upper, x0, top_tap, PRECISION)
+    centre_tap = multiply(upper, x1, centre_tap, PRECISION)
+    bottom_tap = multiply(upper, x2, bottom_tap, PRECISION)
+    if STRIDE == 1:
+        top_tap = multiply(lower, x1, top_tap, PRECISION)
+        centre_tap = multiply(lower, x2, centre_tap, PRECISION)
+        bottom_tap = multiply(lower, x3, bottom_tap, PRECISION)
+    else:
+        x4 = load_pixels(corner, y + 4, x, top, across, height, width, cin, CIN)
+        top_tap = multiply(lower, x2, top_tap, PRECISION)
+        centre_tap = multiply(lower, x3, centre_tap, PRECISION)
+        bottom_tap = multiply(lower, x4, bottom_tap, PRECISION)
+    return top_tap, centre_tap, bottom_tap
+
+
 @CONFIGURATIONS.tuned("bucket", "CIN", "COUT", "STRIDE", "PRECISION")
 @triton.jit(do_not_specialize=["images", "height", "width", "height_right", "width_right", "bucket"])
 def weight_gradient_kernel(
@@ -77,9 +115,8 @@ def weight_gradient_kernel(
     y, x = row * STRIDE - PAD, column * STRIDE - PAD + window_column
 
     first = conv.to(tl.int64) * images
-    top_tap = tl.zeros([BLOCK_COUT, BLOCK_CIN], tl.float32)
-    centre_tap = tl.zeros([BLOCK_COUT, BLOCK_CIN], tl.float32)
-    bottom_tap = tl.zeros([BLOCK_COUT, BLOCK_CIN], tl.float32)
+    zero = tl.zeros([BLOCK_COUT, BLOCK_CIN], tl.float32)
+    taps = zero, zero, zero
     tiles = images * tl.cdiv(height, 2 * TILE_H) * tl.cdiv(width, TILE_W)
     for tile in range(share, tiles, tl.num_programs(0)):
         image, top, across = tile_origin(tile, height, width, 2 * TILE_H, TILE_W)
@@ -89,29 +126,16 @@ def weight_gradient_kernel(
         lower = tl.trans(load_pixels(corner, row + 1, column, top, across, height, width, cout, COUT))
         top, across = top * STRIDE, across * STRIDE
         corner = right + ((image * height_right + top) * width_right + across) * CIN
-        x0 = load_pixels(corner, y, x, top, across, height_right, width_right, cin, CIN)  # [P, Cin]
-        x1 = load_pixels(corner, y + 1, x, top, across, height_right, width_right, cin, CIN)
-        x2 = load_pixels(corner, y + 2, x, top, across, height_right, width_right, cin, CIN)
-        x3 = load_pixels(corner, y + 3, x, top, across, height_right, width_right, cin, CIN)
-        top_tap = multiply(upper, x0, top_tap, PRECISION)
-        centre_tap = multiply(upper, x1, centre_tap, PRECISION)
-        bottom_tap = multiply(upper, x2, bottom_tap, PRECISION)
-        if STRIDE == 1:
-            top_tap = multiply(lower, x1, top_tap, PRECISION)
-            centre_tap = multiply(lower, x2, centre_tap, PRECISION)
-            bottom_tap = multiply(lower, x3, bottom_tap, PRECISION)
-        else:
-            x4 = load_pixels(corner, y + 4, x, top, across, height_right, width_right, cin, CIN)
-            top_tap = multiply(lower, x2, top_tap, PRECISION)
-            centre_tap = multiply(lower, x3, centre_tap, PRECISION)
-            bottom_tap = multiply(lower, x4, bottom_tap, PRECISION)
+        taps = _add_products(
+            taps, upper, lower, corner, y, x, top, across, height_right, width_right, cin, CIN, STRIDE, PRECISION
+        )
 
     mask = (cout < COUT)[:, None] & (cin < CIN)[None, :]
     matrix = (conv * tl.num_programs(0) + share).to(tl.int64) * 9 + window_column
     shares += matrix * COUT * CIN + cout[:, None] * CIN + cin[None, :]
-    tl.store(shares, top_tap, mask=mask)
-    tl.store(shares + 3 * COUT * CIN, centre_tap, mask=mask)
-    tl.store(shares + 6 * COUT * CIN, bottom_tap, mask=mask)
+    tl.store(shares, taps[0], mask=mask)
+    tl.store(shares + 3 * COUT * CIN, taps[1], mask=mask)
+    tl.store(shares + 6 * COUT * CIN, taps[2], mask=mask)
 
 
 def share_count(left_shape: tuple[int, ...], right_channels: int, device: torch.device) -> int:

@@ -14,6 +14,8 @@ import torch
 # A compile cache of this run's own: one that other PyTorch installations share can hold what this one cannot load.
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="cmslap-tests-")
 atexit.register(shutil.rmtree, os.environ["TORCHINDUCTOR_CACHE_DIR"], ignore_errors=True)
+# What is compiled for a single small kernel: no trials of vector instruction sets, and no headers for many kernels.
+os.environ |= {"TORCHINDUCTOR_VEC_ISA_OK": "0", "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0"}
 
 torch.set_num_threads(1)  # tests are many small calls: a second thread costs more than it gives
 

@@ -21,7 +21,7 @@ from cmslap.files import replacing
 from cmslap.training import config as configuration
 from cmslap.training import directory, distributed, loop
 from cmslap.training.config import Config
-from cmslap.training.data import TrainingImages, split
+from cmslap.training.data import TrainingImages
 from cmslap.training.trainer import Trainer
 
 VARIANTS = {
@@ -54,7 +54,7 @@ def step(config: Config) -> Callable[[], object]:
     workers = distributed.start(config.device)
     trainer = Trainer(config, workers)
     shares = TrainingImages(config.data, config.patch, trainer.model, workers.device).batch(
-        0, config.seed, split(config.batch, config.scales)
+        0, config.seed, config.counts
     )
     return lambda: float(trainer.learn(0, shares).sum())  # reading the loss waits for the device
 

@@ -27,7 +27,7 @@ from cmslap.provenance import provenance
 from cmslap.training import config as configuration
 from cmslap.training import distributed
 from cmslap.training.config import Config
-from cmslap.training.data import ScaleBatch, TrainingImages, split
+from cmslap.training.data import ScaleBatch, TrainingImages
 from cmslap.training.record import published
 from cmslap.training.trainer import Trainer
 from cmslap.training.validation import ValidationSets
@@ -141,7 +141,7 @@ def train(config: Config, network: type[MASRN], trainer: type[Trainer]) -> tuple
     table = configuration.to_dict(config)
     config = configuration.from_dict(table | {"model": config.model | {"name": network.__name__}})
     workers = distributed.start(config.device)
-    trained, counts = trainer(config, workers), split(config.batch, config.scales)
+    trained, counts = trainer(config, workers), config.counts
     images = TrainingImages(config.data, config.patch, trained.model, workers.device, announce=False)
     losses = []
     for step in trange(config.steps, desc=network.__name__, unit="step"):

@@ -66,7 +66,7 @@ def is_wrong(row: dict) -> bool:
     """Whether it failed, or is a kernel with too large an error, or none."""
     if "kernel" not in row:
         return "failed" in row
-    return row["error"] is None or row["error"] > TOLERANCE
+    return row["error"] is None or not row["error"] <= TOLERANCE  # no number, or a NaN
 
 
 def line(row: dict) -> str:

@@ -39,6 +39,8 @@ def drive(arguments: Sequence[str]) -> int:
     driver.PYTHON = (sys.executable, "-m", "bench.gpu.rehearsal", "step")
     driver.facts = lambda: {"torch": "0", "device": "a rehearsal", "capability": [9, 0]}
     hanging = {"probe triton": 5.0, "hopper": 5.0} if FAULTY in os.environ else {}
+    if FAULTY in os.environ:
+        driver.OPERATIONS = driver.OPERATIONS[:3]  # more would show nothing else
     steps = driver.steps
     driver.steps = lambda *given: [  # a busy machine may take its time, and what hangs shall not
         driver.replace(step, limit=hanging.get(step.name, 10 * step.limit)) for step in steps(*given)
@@ -65,9 +67,9 @@ def build(arguments: Sequence[str], faulty: bool) -> int:
 
 
 def hopper(arguments: Sequence[str], faulty: bool) -> int:
-    """Faulty: the first variant is wrong, and the second hangs."""
+    """Faulty: the first variant's values are no numbers, and the second hangs."""
     file = Path(arguments[arguments.index("--json") + 1])
-    file.write_text(json.dumps({"first": [TRUE, AGREES | {"error": 0.7 if faulty else 1e-3}]}))
+    file.write_text(json.dumps({"first": [TRUE, AGREES | {"error": None if faulty else 1e-3}]}))
     if faulty:
         time.sleep(HANGING)
     file.write_text(json.dumps({"first": [TRUE, AGREES], "second": [TRUE, AGREES]}))
@@ -179,19 +181,13 @@ def all_well(out: Path, *options: str) -> None:
     assert run.returncode == 0, said
     assert all(outcome.startswith("ok") for outcome in outcomes(out).values()), outcomes(out)
     assert summary["hopper"] == "right"
-    assert {record["commit"] for record in summary["records"].values()} <= {"abc", *commits()}
+    assert all(record["commit"] for record in summary["records"].values())
     if not options:
         assert all(bar["value"] is not None for bar in summary["bars"]), summary["bars"]
     row = next(iter(summary["records"].values()))["results"][0]
     assert row["failed"] == {}, row
     assert row["timings"]["cmslap cuda"]["backends"], row
     check_files(out)
-
-
-def commits() -> set[str]:
-    from cmslap.provenance import provenance
-
-    return {provenance()["commit"]}
 
 
 def check_files(out: Path) -> None:
@@ -242,7 +238,7 @@ def all_wrong(out: Path) -> None:
         assert result["timings"].keys() == {"cmslap cuda", "eager"}, result
     assert "its process was ended" in first["failed"]["cmslap triton"], first
     assert "not ready within" in first["failed"]["eager NCHW"], first
-    assert "had to be ended 2 times" in third["failed"]["eager NCHW"], third
+    assert "its process was ended, start 2 of 2" in third["failed"]["eager NCHW"], third
     assert "its process was ended" in said, said  # the reason stands in the table
     check_files(out)
 

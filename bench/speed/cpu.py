@@ -38,6 +38,7 @@ class Sizes:
     operation: int = 128
     block: int = 64  # of the recursive operations
     image: int = 128
+    enlarged: int = 256  # what the networks read that enlarge by bicubic first
     step: tuple[int, int] = (4, 32)  # batch and side, a laptop's training
     reference_step: tuple[int, int] = (64, 16)  # the reference code's: HR patches of 128 at 8x
     photograph: tuple[int, int] = (1920, 1080)
@@ -86,8 +87,9 @@ def cases(effort: str, sizes: Sizes = Sizes()) -> dict[str, Case]:
     for name in THIRD_PARTY if thorough else THIRD_PARTY[:1]:
         found[f"accelerate-{name}"] = Case(partial(third_party, name, False), image, accelerated)
         found[f"accelerate-{name}+backward"] = Case(partial(third_party, name, True), image, accelerated)
+    enlarged = replace(image, side=sizes.enlarged)
     for name in ("VDSR", "AsymVDSR", "MASRN"):
-        found[f"sister-{name}"] = Case(partial(sister, name, 2), replace(image, side=256), [*ours, EAGER, *compiled])
+        found[f"sister-{name}"] = Case(partial(sister, name, 2), enlarged, [*ours, EAGER, *compiled])
     found["folder"] = Case(partial(end_to_end.folder, sizes.folder), Setting(), [*ours, EAGER])
     found["first-result"] = Case(end_to_end.first_result, Setting(), end_to_end.starters(DEVICE, effort == "full"))
     return found | _operations(sizes, compiled)

@@ -22,7 +22,7 @@ import torch
 from bench.speed.baselines import Baseline, backends_of
 from bench.speed.timing import clock_of, reason, seconds_of
 from bench.speed.work import Build, Setting
-from cmslap.inference.memory import available_memory
+from cmslap.inference.tiling import available_memory
 from cmslap.precision import PrecisionError
 
 _RESERVE = 2**29  # bytes of the free memory that a worker leaves to the others
@@ -128,7 +128,7 @@ class Workers:
 
     def of(self, name: str) -> Worker:
         if self._workers[name].ended:
-            raise WorkerError(f"left out: its process had to be ended {MOST_STARTS} times")
+            raise WorkerError(f"left out: its process was ended, start {self._starts[name]} of {MOST_STARTS}")
         return self._workers[name]
 
     def release(self) -> None:
@@ -171,7 +171,8 @@ def _serve(pipe: Connection, threads: int, benchmark: bool) -> None:
         try:
             answer = None, getattr(served, question)(*arguments)
         except (ImportError, PrecisionError) as error:
-            answer = type(error).__name__, (str(error), False)
+            kind = "ImportError" if isinstance(error, ImportError) else "PrecisionError"
+            answer = kind, (str(error), False)
         except Exception as error:
             text = reason(error)
             answer = "MemoryError" if text == "out of memory" else "WorkerError", (text, served.broken())

@@ -22,10 +22,7 @@ examples:
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
-        "export",
-        help="write a network as ONNX or torch.export program",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
+        "export", help="write a network as ONNX or torch.export program", description=_DESCRIPTION, epilog=_EXAMPLES
     )
     parser.add_argument("model", metavar="NAME|PATH", help="shipped network or checkpoint file")
     parser.add_argument("output", metavar="OUT", type=Path, help="the file to write: .onnx or .pt2")

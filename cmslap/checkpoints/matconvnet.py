@@ -68,24 +68,26 @@ def _shapes(convolutions: Mapping[str, tuple[int, ...]], upsamplings: Iterable[s
 
 
 def _convolution(
-    parameters: Mapping[str, Tensor], name: str, inputs: int, outputs: int
-) -> tuple[Tensor, Tensor]:  # [out, in, 3, 3], [out]
-    """Kernel and bias in PyTorch's layout."""
-    kernel = parameters[f"{name}_f"].reshape(3, 3, inputs, outputs)
-    return kernel.permute(3, 2, 0, 1).contiguous(), parameters[f"{name}_b"].reshape(outputs)
+    parameters: Mapping[str, Tensor], theirs: str, ours: str, inputs: int, outputs: int
+) -> dict[str, Tensor]:  # [out, in, 3, 3], [out]
+    """Kernel and bias in PyTorch's layout, their names beginning with ``ours``."""
+    kernel = parameters[f"{theirs}_f"].reshape(3, 3, inputs, outputs).permute(3, 2, 0, 1).contiguous()
+    return {f"{ours}weight": kernel, f"{ours}bias": parameters[f"{theirs}_b"].reshape(outputs)}
+
+
+def _block(parameters: Mapping[str, Tensor], theirs: Iterable[str], ours: str, channels: int) -> dict[str, Tensor]:
+    """Convolutions between features, [D C, C, 3, 3] and [D, C]."""
+    parts = [_convolution(parameters, name, "", channels, channels) for name in theirs]
+    kernels, biases = zip(*(part.values() for part in parts), strict=True)
+    return {f"{ours}weight": torch.cat(kernels), f"{ours}bias": torch.stack(biases)}
 
 
 def _level(parameters: Mapping[str, Tensor], theirs: str, ours: str, channels: int) -> dict[str, Tensor]:
     """Upsampling and residual head of a level under our names; the prefixes are empty where all levels share them."""
-    kernel, bias = _convolution(parameters, f"{theirs}upconv", channels, channels)
-    residual_kernel, residual_bias = _convolution(parameters, f"{theirs}residual_conv", channels, 1)
-    return {
-        f"{ours}upsample_weight": kernel,  # [in, out, 3, 3], as a transposed convolution takes it
-        f"{ours}upsample_bias": bias,
-        f"{ours}conv_res.weight": residual_kernel,
-        f"{ours}conv_res.bias": residual_bias,
-        f"{ours}image_weight": parameters[f"{theirs}img_up_f"].reshape(1, 1, 4, 4),
-    }
+    # The upsampling's is [in, out, 3, 3], as a transposed convolution takes it.
+    upsampling = _convolution(parameters, f"{theirs}upconv", f"{ours}upsample_", channels, channels)
+    residual = _convolution(parameters, f"{theirs}residual_conv", f"{ours}conv_res.", channels, 1)
+    return upsampling | residual | {f"{ours}image_weight": parameters[f"{theirs}img_up_f"].reshape(1, 1, 4, 4)}
 
 
 def _channels(parameters: Mapping[str, Tensor]) -> int:
@@ -129,10 +131,8 @@ def _ms_lapsrn(parameters: Mapping[str, Tensor], layers: Mapping[str, dict]) -> 
     _check_activations(layers)
     scales = [int(m[1]) for m in (re.match(r"x(\d+)SR_", name) for name in layers) if m]
     config = {"scale": max(scales), "depth": depth, "recursions": _recursions(layers), "channels": channels}
-    tensors = _level(parameters, "", "", channels)
-    tensors["conv_in.weight"], tensors["conv_in.bias"] = _convolution(parameters, "input_conv", 1, channels)
-    kernels, biases = zip(*(_convolution(parameters, name, channels, channels) for name in block), strict=True)
-    tensors["embedding_weight"], tensors["embedding_bias"] = torch.cat(kernels), torch.stack(biases)
+    tensors = _convolution(parameters, "input_conv", "conv_in.", 1, channels)
+    tensors |= _block(parameters, block, "embedding_", channels) | _level(parameters, "", "", channels)
     return Weights("MSLapSRN", config, tensors)
 
 
@@ -146,14 +146,12 @@ def _lapsrn(parameters: Mapping[str, Tensor], layers: Mapping[str, dict]) -> Wei
         convolutions[f"level{level}_residual_conv"] = (3, 3, channels, 1)
     check_tensors(parameters, _shapes(convolutions, [f"level{n}_img_up_f" for n in levels]), "MatConvNet LapSRN")
     _check_activations(layers)
-    tensors = {}
-    tensors["conv_in.weight"], tensors["conv_in.bias"] = _convolution(parameters, "input_conv", 1, channels)
+    tensors = _convolution(parameters, "input_conv", "conv_in.", 1, channels)
     for index, level in enumerate(levels):
         tensors |= _level(parameters, f"level{level}_", f"levels.{index}.", channels)
         for d in range(depth):
-            convolution = _convolution(parameters, f"level{level}_conv{d + 1}", channels, channels)
-            name = f"levels.{index}.convs.{d}"
-            tensors[f"{name}.weight"], tensors[f"{name}.bias"] = convolution
+            ours = f"levels.{index}.convs.{d}."
+            tensors |= _convolution(parameters, f"level{level}_conv{d + 1}", ours, channels, channels)
     return Weights("LapSRN", {"scale": 2 ** len(levels), "depth": depth, "channels": channels}, tensors)
 
 
@@ -171,9 +169,7 @@ def _vdsr(model: Mapping[str, Any]) -> Weights:
     middle = dict.fromkeys(names[1:-1], (3, 3, channels, channels))
     convolutions = {"input_conv": (3, 3, 1, channels), **middle, "output_conv": (3, 3, channels, 1)}
     check_tensors(parameters, _shapes(convolutions, []), "VDSR")
-    tensors = {}
-    tensors["conv_in.weight"], tensors["conv_in.bias"] = _convolution(parameters, "input_conv", 1, channels)
-    tensors["conv_out.weight"], tensors["conv_out.bias"] = _convolution(parameters, "output_conv", channels, 1)
-    kernels, biases = zip(*(_convolution(parameters, name, channels, channels) for name in middle), strict=True)
-    tensors["middle_weight"], tensors["middle_bias"] = torch.cat(kernels), torch.stack(biases)
+    tensors = _convolution(parameters, "input_conv", "conv_in.", 1, channels)
+    tensors |= _convolution(parameters, "output_conv", "conv_out.", channels, 1)
+    tensors |= _block(parameters, middle, "middle_", channels)
     return Weights("VDSR", {"depth": depth, "channels": channels}, tensors)

@@ -83,12 +83,9 @@ class Weights:
         for name, value in self.config.items():
             if isinstance(value, bool) or not isinstance(value, int):
                 raise CheckpointError(f"config {name} must be an integer, got {value!r:.60}")
-            most = _MOST_RECURSIONS if name in self._network().not_in_weights else elements
+            most = _MOST_RECURSIONS if name in NETWORKS[self.architecture].not_in_weights else elements
             if value > most:
                 raise CheckpointError(f"config {name}={value} is absurd for {elements:,} weights; at most {most:,}")
-
-    def _network(self) -> type[Network]:
-        return NETWORKS[self.architecture]
 
 
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], kind: str) -> None:

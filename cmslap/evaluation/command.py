@@ -28,7 +28,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "-s", "--scale", action="append", type=int, metavar="N", help="repeatable (default: 2, 4 and 8)"
     )
-    options.add_model_option(parser, default="cms-lapsrn", help="shipped network or a file (default: %(default)s)")
+    options.add_model_option(parser, default=options.DEFAULT_MODEL)
     options.add_device_options(parser)
     parser.add_argument("--json", type=Path, metavar="OUT", help="write every image's figures and where they come from")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_WINDOW, _SIGMA = 11, 1.5  # SSIM's Gaussian window
+WINDOW, _SIGMA = 11, 1.5  # SSIM's Gaussian window
 _C1, _C2 = 0.01**2, 0.03**2  # (K·L)² with L = 1
 
 
@@ -40,8 +40,8 @@ def ssim(
     11×11 Gaussian window with σ = 1.5, K = 0.01 and 0.03, over the positions where the window lies inside.
     """
     x, y = _inner(x, y, border)
-    if min(x.shape[-2:]) < _WINDOW:
-        raise ValueError(f"ssim needs {_WINDOW}x{_WINDOW} pixels inside the border, got {x.shape[-2]}x{x.shape[-1]}")
+    if min(x.shape[-2:]) < WINDOW:
+        raise ValueError(f"ssim needs {WINDOW}x{WINDOW} pixels inside the border, got {x.shape[-2]}x{x.shape[-1]}")
     mean_x, mean_y, xx, yy, xy = _blur(torch.stack([x, y, x * x, y * y, x * y]))
     variance_x, variance_y, covariance = xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y
     luminance = (2 * mean_x * mean_y + _C1) / (mean_x**2 + mean_y**2 + _C1)
@@ -51,11 +51,11 @@ def ssim(
 
 def _blur(x: Tensor) -> Tensor:  # [..., H, W] -> [..., H - 10, W - 10]
     """Gaussian means where the window lies inside; shifted sums, since double convolutions are slow on a CPU."""
-    offset = torch.arange(_WINDOW, dtype=torch.float64) - _WINDOW // 2
+    offset = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
     taps = torch.exp(-offset.square() / (2 * _SIGMA**2))
     taps = (taps / taps.sum()).tolist()
     for dim in (-2, -1):
-        length = x.shape[dim] - _WINDOW + 1
+        length = x.shape[dim] - WINDOW + 1
         blurred = x.narrow(dim, 0, length) * taps[0]
         for shift, tap in enumerate(taps[1:], start=1):
             blurred.add_(x.narrow(dim, shift, length), alpha=tap)

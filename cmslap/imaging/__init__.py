@@ -1,6 +1,6 @@
 """Images: files, modes, colour, MATLAB-compatible resizing. Of ours it needs only ``errors`` and ``files``."""
 
-from cmslap.imaging.colour import join_colour, rgb_to_ycbcr, split_colour, ycbcr_to_rgb
+from cmslap.imaging.colour import join_colour, luma, rgb_to_ycbcr, split_colour, spread_colour, ycbcr_to_rgb
 from cmslap.imaging.files import (
     READABLE,
     WRITABLE,
@@ -26,10 +26,12 @@ __all__ = [
     "imresize_rows",
     "interpolable",
     "join_colour",
+    "luma",
     "read_image",
     "read_planes",
     "rgb_to_ycbcr",
     "split_colour",
+    "spread_colour",
     "to_8_bits",
     "write_image",
     "ycbcr_to_rgb",

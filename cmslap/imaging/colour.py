@@ -7,15 +7,11 @@ at 128/255. Super-resolution papers run their networks on this Y and measure PSN
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _MATRIX = torch.tensor(
-    [
-        [65.481, 128.553, 24.966],
-        [-37.797, -74.203, 112.0],
-        [112.0, -93.786, -18.214],
-    ],
-    dtype=torch.float64,
+    [[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]], dtype=torch.float64
 ).div(255)
 _OFFSET = torch.tensor([16.0, 128.0, 128.0], dtype=torch.float64).div(255)
 _INVERSE = torch.linalg.inv(_MATRIX)
@@ -44,6 +40,11 @@ def ycbcr_to_rgb(ycbcr: Tensor) -> Tensor:  # [..., 3, H, W] -> [..., 3, H, W]
     return _mix(_INVERSE, ycbcr - _OFFSET.to(ycbcr)[:, None, None])
 
 
+def luma(image: Tensor) -> Tensor:  # [1 or 3, H, W], grey or RGB -> [1, H, W]
+    """Y of a colour image; a grey one as it is."""
+    return image if len(image) == 1 else rgb_to_ycbcr(image)[:1]
+
+
 def split_colour(
     image: Tensor,  # [1 or 3, H, W] in [0, 1], grey or RGB
     channels: int,
@@ -69,3 +70,25 @@ def join_colour(
     if len(seen) == colours:
         return seen
     return (rgb_to_ycbcr(seen)[:1] - _OFFSET[0].item()) / _MATRIX[0].sum().item()
+
+
+def spread_colour(
+    colour: Tensor,  # [C, H, W]
+    alpha: Tensor,  # [1, H, W]
+) -> Tensor:  # [C, H, W]
+    """``colour`` with that of the visible neighbourhood where ``alpha`` is 0.
+
+    Files store any colour there, mostly black, which interpolation would drag into the visible edge as a dark fringe.
+    Pull-push: halve the image, weighted by alpha, until no hole is left, then fill holes from the coarser images.
+    """
+    return _fill(colour * alpha, alpha, colour) if (alpha > 0).any() else colour
+
+
+def _fill(weighted: Tensor, weight: Tensor, colour: Tensor) -> Tensor:
+    if (weight > 0).all():
+        return colour
+    halved, half_weight = (F.avg_pool2d(x[None], 2, ceil_mode=True)[0] for x in (weighted, weight))
+    half_colour = halved / half_weight.clamp(min=torch.finfo(weight.dtype).tiny)
+    coarse = _fill(halved, half_weight, half_colour)
+    smooth = F.interpolate(coarse[None], scale_factor=2, mode="bilinear", align_corners=False)[0]
+    return torch.where(weight > 0, colour, smooth[:, : weight.shape[-2], : weight.shape[-1]])

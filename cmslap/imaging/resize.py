@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 _BAND = 16  # output samples a matrix product; measured best on CPUs from 8 to 64
+_BAND_OF_ROWS = 128  # the same for columns of a few rows, whose products are so small that each call counts
 
 
 def _cubic(x: Tensor) -> Tensor:
@@ -44,9 +45,15 @@ def _taps(length: int, out_length: int, scale: float) -> tuple[Tensor, Tensor]:
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # the cached matrices must serve autograd too, whoever asks for them first
 def _bands(
-    length: int, out_length: int, scale: float, made: tuple[int, int], dtype: torch.dtype, device: torch.device
+    length: int,
+    out_length: int,
+    scale: float,
+    made: tuple[int, int],
+    band: int,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> list[tuple[int, Tensor]]:
-    """The resampling matrix in bands of _BAND output samples: first source sample, [band, source samples] weights.
+    """The resampling matrix in bands of so many output samples: first source sample, [band, source samples] weights.
 
     The whole matrix is [out_length, length], of which output samples ``made`` are asked for, and nearly empty; a band
     touches only neighbouring source samples, so the products below stay small and dense: several times faster than
@@ -54,7 +61,7 @@ def _bands(
     """
     index, weight = (taps[:, slice(*made)] for taps in _taps(length, out_length, scale))
     bands = []
-    for rows, weights in zip(index.T.split(_BAND), weight.T.split(_BAND), strict=True):
+    for rows, weights in zip(index.T.split(band), weight.T.split(band), strict=True):
         first, last = int(rows.min()), int(rows.max())
         matrix = torch.zeros(len(rows), last - first + 1, dtype=torch.float64)
         matrix.scatter_add_(1, rows - first, weights)  # mirrored taps fall on the same sample
@@ -68,8 +75,9 @@ def _resize_dim(
     out_length: int,
     scale: float,
     made: tuple[int, int],
+    band: int = _BAND,
 ) -> Tensor:
-    bands = _bands(x.shape[dim], out_length, scale, made, x.dtype, x.device)
+    bands = _bands(x.shape[dim], out_length, scale, made, band, x.dtype, x.device)
     return torch.cat([_band_of(x, dim, first, matrix) for first, matrix in bands], dim)
 
 
@@ -107,9 +115,10 @@ def imresize(
         length = x.shape[dim]
         target = math.ceil(length * scale) if size is None else size[dim]
         factor = target / length if scale is None else float(scale)
-        targets.append((dim, target, factor, rows if rows and dim == -2 else (0, target)))
-    if rows is None:
-        targets.sort(key=lambda target: target[2])  # MATLAB: smallest factor first
+        targets.append((dim, target, factor, (0, target)))
+    if rows is not None:
+        return _resize_dim(_resize_dim(x, *targets[0][:3], rows), *targets[1], _BAND_OF_ROWS)
+    targets.sort(key=lambda target: target[2])  # MATLAB: smallest factor first
     for target in targets:
         x = _resize_dim(x, *target)
     return x
@@ -125,7 +134,7 @@ def imresize_rows(
     for part in parts:
         part = _resize_dim(part, -1, size[1], size[1] / part.shape[-1], (0, size[1]))
         waiting = part if waiting is None else torch.cat([waiting, part], -2)
-        bands = _bands(height, size[0], size[0] / height, (0, size[0]), part.dtype, part.device)[made:]
+        bands = _bands(height, size[0], size[0] / height, (0, size[0]), _BAND, part.dtype, part.device)[made:]
         bottom = top + waiting.shape[-2]
         ready = list(takewhile(lambda band, bottom=bottom: band[0] + band[1].shape[1] <= bottom, bands))
         if ready:

@@ -9,28 +9,19 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
 from tqdm import tqdm
 
-from cmslap.errors import UserError, out_of_memory
+from cmslap import imaging
+from cmslap.errors import UserError, in_one_line
 from cmslap.files import check_output
-from cmslap.imaging import (
-    READABLE,
-    WRITABLE,
-    ImageError,
-    ImageWarning,
-    check_writable,
-    find_images,
-    fitting,
-    read_image,
-    write_image,
-)
-from cmslap.inference.plan import Planner, UpscaleError
+from cmslap.inference.compare import beside_bicubic
+from cmslap.inference.page import Comparison, write_page
+from cmslap.inference.plan import Planner
 from cmslap.inference.upscaling import run as upscale
+from cmslap.options import DEFAULT_MODEL
 
 _STDIN, _STDOUT = Path("/dev/stdin"), Path("/dev/stdout")
 
@@ -60,17 +51,16 @@ def run(args: argparse.Namespace) -> int:
     failures, comparisons = 0, []
     for job in tqdm(jobs, unit="image", disable=len(jobs) == 1 or None):
         try:
-            image, result, seconds = _upscale_file(job, planner, args)
-            if args.compare is not None:
-                comparisons.append(_compared(job, image, result, seconds, args.model))
-        except (UserError, OSError, MemoryError, RuntimeError) as error:
-            message = f"{job.source}: {out_of_memory(error)}" if out_of_memory(error) else str(error)
-            if not (isinstance(error, UserError | OSError) or out_of_memory(error)):
+            comparisons += _upscale_file(job, planner, args)
+        except Exception as error:
+            reason = in_one_line(error, job.source, job.destination)
+            if reason is None:
                 raise
             failures += 1
-            _say(f"error: {message}")
+            _say(f"error: {reason}")
     if comparisons:
-        _write_page(comparisons, args, planner)
+        write_page(comparisons, args.compare, next(planner.network.parameters()).device, args.precision)
+        print(f"{args.compare}: a page with sliders", file=sys.stderr if args.output == "-" else sys.stdout)
     if failures or len(jobs) != 1:
         summary = f"{len(jobs) - failures} of {len(jobs)} images written to {args.output}, {failures} failed"
         print(summary, file=sys.stderr if args.output == "-" else sys.stdout)
@@ -88,19 +78,17 @@ def pair(inputs: list[str], output: str, recursive: bool = False, form: str | No
     is_stream = out == _STDOUT or (out.exists() and not out.is_dir() and not out.is_file())
     is_folder = not is_stream and (out.is_dir() or output.endswith(("/", os.sep)) or not out.suffix)
     suffix = f".{form}" if form else None
-    if one_image and not is_folder:
-        jobs = [Job(found[0][0], out, suffix or _stream_suffix(out) if is_stream else _agreed(out, suffix))]
-    elif is_stream or out.is_file() or (not is_folder and out.suffix.lower() in WRITABLE):
+    if one_image and is_stream:
+        jobs = [Job(found[0][0], out, suffix or (out.suffix if out.suffix.lower() in imaging.WRITABLE else ".png"))]
+    elif one_image and not is_folder:
+        jobs = [Job(found[0][0], out, _agreed(out, suffix))]
+    elif is_stream or out.is_file() or (not is_folder and out.suffix.lower() in imaging.WRITABLE):
         raise CommandError(f"-o {output} is a file; several images, or those of a folder, need a folder")
     else:
         names = [_output_name(below, suffix) for _, below in found]
         jobs = [Job(source, out / name, name.suffix) for (source, _), name in zip(found, names, strict=True)]
     _check_clashes(jobs)
     return jobs
-
-
-def _stream_suffix(out: Path) -> str:
-    return out.suffix if out.suffix.lower() in WRITABLE else ".png"
 
 
 def _agreed(out: Path, suffix: str | None) -> str:
@@ -117,7 +105,7 @@ def _find(name: str, recursive: bool, out: Path) -> Iterator[tuple[Path, Path]]:
     if name == "-":
         yield _STDIN, Path("stdin")
     elif path.is_dir():
-        for file in find_images(path, recursive):
+        for file in imaging.find_images(path, recursive):
             if not (recursive and _lies_in(file, out, path)):
                 yield file, file.relative_to(path)
     elif path.exists():
@@ -138,8 +126,8 @@ def _lies_in(file: Path, out: Path, folder: Path) -> bool:
 
 def _output_name(name: Path, suffix: str | None) -> Path:
     if suffix is None:
-        suffix = name.suffix if name.suffix.lower() in WRITABLE else ".png"
-    return name.with_suffix(suffix) if name.suffix.lower() in READABLE else Path(f"{name}{suffix}")
+        suffix = name.suffix if name.suffix.lower() in imaging.WRITABLE else ".png"
+    return name.with_suffix(suffix) if name.suffix.lower() in imaging.READABLE else Path(f"{name}{suffix}")
 
 
 def _check_clashes(jobs: list[Job]) -> None:
@@ -153,58 +141,34 @@ def _check_clashes(jobs: list[Job]) -> None:
         taken[destination] = source
 
 
-def _upscale_file(job: Job, planner: Planner, args: argparse.Namespace) -> tuple[Image.Image, Image.Image, float]:
-    """Write one result; what was read, the result and the seconds between."""
+def _upscale_file(job: Job, planner: Planner, args: argparse.Namespace) -> list[Comparison]:
+    """Write one result; with ``--compare`` what the page shows of it."""
     if job.destination == _STDOUT and (sys.stdout.isatty() or sys.stdout.name == os.devnull):
         state = "a terminal" if sys.stdout.isatty() else "closed"
-        raise CommandError(f"standard output is {state}; redirect it to a file or a program")
+        raise CommandError(f"{_STDOUT}: standard output is {state}; redirect it to a file or a program")
     check_output(job.destination, args.overwrite)
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ImageWarning)
-        image = read_image(job.source, unlimited=args.huge)
+        warnings.simplefilter("always", imaging.ImageWarning)
+        image = imaging.read_image(job.source, unlimited=args.huge)
         start = time.perf_counter()
-        with _naming(job.source):
-            plan = planner.plan(image)
+        plan = planner.plan(image)
     for warning in caught:
         _say(f"warning: {job.source}: {warning.message}")
     if not args.convert:
-        check_writable(job.destination, plan.image.mode, plan.target[::-1], job.suffix)
-    with _naming(job.source):
-        result = upscale(plan, progress=True)
+        imaging.check_writable(job.destination, plan.image.mode, plan.target[::-1], job.suffix)
+    result = upscale(plan, progress=True)
     seconds = time.perf_counter() - start
     if args.convert:
-        result = fitting(result, job.suffix)
-    write_image(result, job.destination, job.suffix)
+        result = imaging.fitting(result, job.suffix)
+    imaging.write_image(result, job.destination, job.suffix)
     if args.verbose:
         _say(
             f"{job.source} {image.width}x{image.height} -> {job.destination} {result.width}x{result.height}, "
             f"{seconds:.2f} s, {len(plan.tiles)} tiles"
         )
-    return image, result, seconds
-
-
-def _compared(job: Job, image: Image.Image, result: Image.Image, seconds: float, model: str | None) -> object:
-    """What the page of ``--compare`` shows of one image."""
-    from cmslap.inference.compare import beside_bicubic
-
-    with _naming(job.source):
-        return beside_bicubic(job.source.name, image, Path(model or "cms-lapsrn").stem, result, seconds)
-
-
-def _write_page(comparisons: list[object], args: argparse.Namespace, planner: Planner) -> None:
-    from cmslap.inference.page import write_page
-
-    write_page(comparisons, args.compare, next(planner.network.parameters()).device, args.precision)
-    print(f"{args.compare}: a page with sliders", file=sys.stderr if args.output == "-" else sys.stdout)
-
-
-@contextmanager
-def _naming(source: Path) -> Iterator[None]:
-    """What is wrong with an image, with its name."""
-    try:
-        yield
-    except (ImageError, UpscaleError) as error:
-        raise CommandError(f"{source}: {error}") from error
+    if args.compare is None:
+        return []
+    return [beside_bicubic(job.source.name, image, Path(args.model or DEFAULT_MODEL).stem, result, seconds)]
 
 
 def _say(message: str) -> None:

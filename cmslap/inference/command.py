@@ -31,20 +31,17 @@ examples:
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
-        "upscale",
-        help="enlarge images and videos",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
+        "upscale", help="enlarge images and videos", description=_DESCRIPTION, epilog=_EXAMPLES
     )
-    parser.add_argument("inputs", nargs="*", metavar="IN", help="image, folder, pattern, or - for standard input")
-    parser.add_argument("-i", "--input", action="extend", nargs="+", default=[], metavar="IN", help="the same")
-    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="image or folder to write, - for stdout")
+    parser.add_argument("inputs", nargs="*", metavar="IN", help="image, video, folder, pattern, or - for stdin")
+    parser.add_argument("-i", "--input", action="extend", nargs="+", default=[], metavar="IN", help="as IN without it")
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="file or folder to write, - for stdout")
     _add_size_options(parser)
     options.add_model_option(parser)
     parser.add_argument(
         "-t", "--tile", type=options.tile, metavar="N",
-        help="run N input pixels a side at a time, 0 for all (default: divide where the network would take over half "
-        "of the free memory or, on a CPU, 1 GiB; but for 1 GiB's sake not into tiles that would mostly repeat work)",
+        help="run N input pixels a side at a time, 0 for all (default: as many as fit into half of the free memory "
+        "and, on a CPU, about 1 GiB)",
     )  # fmt: skip
     parser.add_argument(
         "-x", "--ensemble", action="store_true", help="average over eight flips and rotations; 8x the time"
@@ -82,12 +79,8 @@ def _add_writing_options(parser: argparse.ArgumentParser) -> None:
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace images that exist")
     existing.add_argument("--skip-existing", action="store_true", help="leave images out that have a result already")
-    parser.add_argument(
-        "--compare",
-        type=Path,
-        metavar="PAGE.html",
-        help="also write a page with sliders between bicubic and the results",
-    )
+    page = "also write a page with sliders between bicubic and the results"
+    parser.add_argument("--compare", type=Path, metavar="PAGE.html", help=page)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -2,31 +2,70 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import io
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageChops
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from cmslap.errors import UserError
+from cmslap.checkpoints.checkpoint import load_model
+from cmslap.devices import find_device
+from cmslap.errors import UserError, in_one_line
 from cmslap.evaluation.evaluate import Quality, quality
-from cmslap.imaging import imresize, interpolable, to_8_bits
-from cmslap.inference.page import Comparison, Version
+from cmslap.evaluation.metrics import WINDOW
+from cmslap.imaging import find_images, imresize, interpolable, read_image, to_8_bits
+from cmslap.inference.page import Comparison, Version, write_page
 from cmslap.inference.upscaling import upscale
+from cmslap.options import DEFAULT_MODEL
+from cmslap.precision import inference_autocast
 
 LARGEST = 64 * 2**20  # pixels of a result; a page of larger ones would fit no browser
-_SMALLEST_MEASURED = 11  # pixels a side that SSIM's window needs inside the border
 _WEBP_SIDE = 16383  # pixels
 _CELL = 32  # pixels a side, in which the versions' differences are summed
 
 
 class ComparisonError(UserError, ValueError):
     """An image that cannot be shown beside its enlargements."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the page that ``cmslap compare`` is asked for, without the images that cannot be shown."""
+    if args.original and args.scale != int(args.scale):
+        raise ComparisonError(f"--original takes a whole --scale, got {args.scale:g}")
+    device = find_device(args.device)
+    models = _load(args.model or [DEFAULT_MODEL], device)
+    inference_autocast(args.precision, device)  # refuse once, not once an image
+    sources = [file for name in args.inputs for file in (find_images(name) if Path(name).is_dir() else [Path(name)])]
+    options = {"scale": args.scale, "precision": args.precision, "progress": True}
+    comparisons = []
+    for source in tqdm(sources, unit="image", disable=len(sources) == 1 or None):
+        try:
+            image, original = read_image(source), None
+            if args.original:
+                image, original = shrink(image, int(args.scale))
+            comparisons.append(compare(image, source.name, models, original=original, **options))
+        except (UserError, OSError) as error:
+            tqdm.write(f"cmslap compare: error: {in_one_line(error, source)}", file=sys.stderr)
+    if comparisons:
+        write_page(comparisons, args.output, device, args.precision)
+        print(f"{args.output}: a page of {len(comparisons)} of {len(sources)} images")
+    return 0 if len(comparisons) == len(sources) else 1
+
+
+def _load(names: list[str], device: torch.device) -> dict[str, nn.Module]:
+    """The networks by the names a page calls them: files without their folder, unless two would be called the same."""
+    short = [Path(name).stem if Path(name).suffix else name for name in names]
+    shown = short if len(set(short)) == len(set(names)) else names
+    return {label: load_model(name, device=device) for label, name in zip(shown, names, strict=True)}
 
 
 def shrink(original: Image.Image, scale: int) -> tuple[Image.Image, Image.Image]:
@@ -131,7 +170,7 @@ def _quality(result: Image.Image, original: Image.Image | None, source: tuple[in
     if original is None:
         return None
     border = original.width // source[0]
-    if min(original.size) < _SMALLEST_MEASURED + 2 * border:
+    if min(original.size) < WINDOW + 2 * border:
         return None
     mode = "L" if original.mode in ("L", "LA") else "RGB"
     return quality(_planes(result.convert(mode)), _planes(original.convert(mode)), border)

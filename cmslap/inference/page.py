@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib import resources
+from statistics import fmean
 from string import Template
 
 import torch
@@ -41,34 +42,6 @@ class Comparison:
     point: tuple[float, float]  # where to look first, as fractions of width and height
 
 
-_PICTURE = Template("""\
-<section class="picture" data-x="$x" data-y="$y" style="--ratio: $width / $height; --natural: ${width}px">
-  <header><h2>$name</h2><p>$source → $width × $height pixels</p></header>
-  <div class="stage" hidden>
-    <img-comparison-slider role="slider" tabindex="0" aria-label="Divider between two versions of $name"
-      aria-valuemin="0" aria-valuemax="100" aria-valuenow="50">
-      <img slot="first" alt="" width="$width" height="$height">
-      <img slot="second" alt="" width="$width" height="$height">
-    </img-comparison-slider>
-    <div class="lens"></div>
-    <label class="side left"><span class="hidden">Left of the divider</span>
-      <select data-slot="first">$left</select></label>
-    <label class="side right"><span class="hidden">Right of the divider</span>
-      <select data-slot="second">$right</select></label>
-  </div>
-  <div class="views" tabindex="0" role="group"
-    aria-label="Magnified views of $name; arrow keys move them, plus and minus change the magnification">
-$views
-  </div>
-</section>""")
-
-_VIEW = Template("""\
-    <figure>
-      <div class="view"><img alt="$picture, $name" width="$width" height="$height" src="$image"></div>
-      <figcaption><b>$name</b>$facts</figcaption>
-    </figure>""")
-
-
 def render(comparisons: Sequence[Comparison], title: str, note: str) -> str:
     """The page, as HTML. ``note`` says at its foot how the images were made."""
     folder = resources.files("cmslap.inference")
@@ -97,35 +70,44 @@ def write_page(
 
 
 def _picture(comparison: Comparison) -> str:
-    names = [version.name for version in comparison.versions]
-    width, height = comparison.size
-    return _PICTURE.substitute(
-        name=escape(comparison.name),
-        source="{} × {}".format(*comparison.source),
-        width=width,
-        height=height,
-        x=f"{comparison.point[0]:.4f}",
-        y=f"{comparison.point[1]:.4f}",
-        left=_options(names, 0),
-        right=_options(names, min(1, len(names) - 1)),
-        views="\n".join(_view(comparison, version) for version in comparison.versions),
-    )
+    name, (width, height) = escape(comparison.name), comparison.size
+    source, (x, y) = "{} × {}".format(*comparison.source), comparison.point
+    return f"""\
+<section class="picture" data-x="{x:.4f}" data-y="{y:.4f}" style="--ratio: {width} / {height}; --natural: {width}px">
+  <header><h2>{name}</h2><p>{source} → {width} × {height} pixels</p></header>
+  <div class="stage" hidden>
+    <img-comparison-slider role="slider" tabindex="0" aria-label="Divider between two versions of {name}"
+      aria-valuemin="0" aria-valuemax="100" aria-valuenow="50">
+      <img slot="first" alt="" width="{width}" height="{height}">
+      <img slot="second" alt="" width="{width}" height="{height}">
+    </img-comparison-slider>
+    <div class="lens"></div>
+    <label class="side left"><span class="hidden">Left of the divider</span>
+      <select data-slot="first">{_options(comparison.versions, 0)}</select></label>
+    <label class="side right"><span class="hidden">Right of the divider</span>
+      <select data-slot="second">{_options(comparison.versions, 1)}</select></label>
+  </div>
+  <div class="views" tabindex="0" role="group"
+    aria-label="Magnified views of {name}; arrow keys move them, plus and minus change the magnification">
+{"".join(_view(comparison, version) for version in comparison.versions)}  </div>
+</section>"""
 
 
-def _options(names: Sequence[str], chosen: int) -> str:
-    marks = [" selected" if index == chosen else "" for index in range(len(names))]
-    return "".join(f"<option{mark}>{escape(name)}</option>" for name, mark in zip(names, marks, strict=True))
+def _options(versions: Sequence[Version], chosen: int) -> str:
+    marks = [" selected" if index == min(chosen, len(versions) - 1) else "" for index in range(len(versions))]
+    pairs = zip(marks, versions, strict=True)
+    return "".join(f"<option{mark}>{escape(version.name)}</option>" for mark, version in pairs)
 
 
 def _view(comparison: Comparison, version: Version) -> str:
-    return _VIEW.substitute(
-        picture=escape(comparison.name),
-        name=escape(version.name),
-        width=comparison.size[0],
-        height=comparison.size[1],
-        image=version.image,
-        facts=_facts(version, comparison.versions[0]),
-    )
+    (width, height), name = comparison.size, escape(version.name)
+    alt = f"{escape(comparison.name)}, {name}"
+    return f"""\
+    <figure>
+      <div class="view"><img alt="{alt}" width="{width}" height="{height}" src="{version.image}"></div>
+      <figcaption><b>{name}</b>{_facts(version, comparison.versions[0])}</figcaption>
+    </figure>
+"""
 
 
 def _facts(version: Version, bicubic: Version) -> str:
@@ -149,12 +131,10 @@ def _summary(comparisons: Sequence[Comparison]) -> str:
     for versions in zip(*(c.versions for c in measured), strict=True):
         if versions[0].quality is None:
             continue
-        psnr = sum(version.quality.psnr for version in versions) / len(versions)
-        ssim = sum(version.quality.ssim for version in versions) / len(versions)
-        seconds = sum(version.seconds for version in versions)
+        psnr, ssim = map(fmean, zip(*(version.quality for version in versions), strict=True))
         rows.append(
             f'<tr><th scope="row">{escape(versions[0].name)}</th><td>{_decibel(psnr)}</td><td>{ssim:.4f}</td>'
-            f"<td>{duration(seconds)}</td></tr>"
+            f"<td>{duration(sum(version.seconds for version in versions))}</td></tr>"
         )
     return (
         f"  <table><caption>Mean over {len(measured)} images, beside their originals</caption>\n"

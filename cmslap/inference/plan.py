@@ -15,8 +15,7 @@ from torch import nn
 from cmslap.checkpoints.checkpoint import load_model
 from cmslap.errors import UserError
 from cmslap.imaging import interpolable
-from cmslap.inference.memory import pixels_at_once
-from cmslap.inference.tiling import Tile, fitting_tile, tiles
+from cmslap.inference.tiling import Tile, divide
 from cmslap.models import Network
 from cmslap.options import DEFAULT_SCALE
 from cmslap.precision import inference_autocast
@@ -88,19 +87,6 @@ class Planner:
             wanted, given = f"{wanted_width}x{wanted_height}", f"{width}x{height}"
             raise UpscaleError(f"size must be larger than the image's {given} in one side, got {wanted}")
         return wanted_height, wanted_width
-
-
-def divide(
-    network: Network,
-    factor: int,
-    size: tuple[int, int],  # height, width
-    tile: int | None = None,
-) -> list[Tile]:
-    """The tiles the network runs in, at most ``tile`` low-resolution pixels a side: 0 is one, None as memory has it."""
-    halo = network.receptive_field_radius(factor)
-    if tile is None:
-        tile = fitting_tile(*size, halo, pixels_at_once(network, factor, halo))
-    return tiles(*size, tile, halo)
 
 
 def _check_scale(scale: float | None, size: tuple[int, int] | None) -> float | None:

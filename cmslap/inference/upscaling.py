@@ -13,13 +13,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cmslap.errors import out_of_memory
-from cmslap.imaging import imresize, imresize_rows, join_colour, split_colour
+from cmslap.imaging import imresize, imresize_rows, join_colour, split_colour, spread_colour
 from cmslap.inference.forward import super_resolve_rows
-from cmslap.inference.memory import available_memory, working_memory
 from cmslap.inference.plan import Plan, Planner, UpscaleError
-from cmslap.inference.transparency import spread_colour
+from cmslap.inference.tiling import available_memory, working_memory
 
-_ROWS = 64  # of the result that are joined, converted and rounded at a time
+_ROWS = 128  # of the result that are joined, converted and rounded at a time
 
 
 def upscale(
@@ -156,13 +155,13 @@ def _enlarge(array: np.ndarray, plan: Plan, progress: bool) -> np.ndarray:
     if plan.target != (plan.factor * seen.shape[1], plan.factor * seen.shape[2]):
         parts = imresize_rows(parts, plan.factor * seen.shape[1], plan.target)
     result = np.empty((*plan.target, *array.shape[2:]), array.dtype)
-    top = 0
+    smooth, top = torch.cat([chroma, alpha]), 0
     for part in parts:
         for larger in part.split(_ROWS, dim=-2):
             bottom = top + larger.shape[-2]
-            bicubic = [imresize(planes, size=plan.target, rows=(top, bottom)) for planes in (chroma, alpha)]
-            colour = join_colour(larger, bicubic[0], colours)
-            _store(torch.cat([colour, bicubic[1]]), result[top:bottom])
+            bicubic = imresize(smooth, size=plan.target, rows=(top, bottom))
+            colour = join_colour(larger, bicubic[: len(chroma)], colours)
+            _store(torch.cat([colour, bicubic[len(chroma) :]]), result[top:bottom])
             top = bottom
         del part, larger  # before the next row of tiles takes memory
     return result

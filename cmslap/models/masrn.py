@@ -155,7 +155,8 @@ class MASRN(Network):
         return -first + 2 + 4 * sum(size // 2 for size in SIZES)
 
     def largest_map(self, scale: int) -> int:
-        return self.channels * max(scale * scale, len(SIZES) + 1)
+        refine = len(REFINE_SIZES) * REFINE_CHANNELS * scale * scale
+        return max(refine, self.channels * max(scale * scale, len(SIZES) + 1))
 
     @classmethod
     def config_of(cls, tensors: Mapping[str, Tensor]) -> dict[str, int] | None:

@@ -117,6 +117,7 @@ class Config:
     model: dict[str, Any]  # name, and the arguments of that network's constructor except scale
     data: DataConfig
     scales: list[int] = field(default_factory=lambda: [2, 4, 8])
+    shares: list[int] = field(default_factory=list)  # of a batch's images, for each of scales; none: equal ones
     seed: int = 0
     init: str = ""  # weights to start from: a file, or the name of shipped ones
     device: str = "auto"  # cuda where there is one; or cpu, cuda, cuda:1, ...
@@ -143,6 +144,9 @@ class Config:
             distinct = len(set(scales)) == len(scales) > 0
             _require(served and distinct, name, scales, f"distinct {network.scales_in_words}")
         _require(self.batch >= len(self.scales), "batch", self.batch, f"at least one image a scale: {len(self.scales)}")
+        fitting = sum(self.shares) == self.batch and min(self.shares) > 0 and len(self.shares) == len(self.scales)
+        expected = f"for each of {self.scales} a number of images, in all the batch of {self.batch}"
+        _require(not self.shares or fitting, "shares", self.shares, expected)
         top, unit = max(self.scales), math.lcm(*self.scales)
         which = "the largest scale" if unit == top else "every scale"
         _require(self.patch % unit == 0, "patch", self.patch, f"a multiple of {which}, {unit}")
@@ -157,6 +161,15 @@ class Config:
         levels = len(self.build_model().output_scales(top))
         given = self.loss.level_weights
         _require(len(given) in (0, levels), "loss.level_weights", given, f"one weight for each of {levels} levels")
+
+    @property
+    def counts(self) -> dict[int, int]:
+        """Images a step of each scale: ``shares``, or equal ones, what is left over going to the largest scales."""
+        if self.shares:
+            return dict(zip(self.scales, self.shares, strict=True))
+        share, rest = divmod(self.batch, len(self.scales))
+        ordered = sorted(self.scales, reverse=True)
+        return {scale: share + (ordered.index(scale) < rest) for scale in self.scales}
 
     @property
     def validation_scales(self) -> list[int]:
@@ -255,11 +268,11 @@ def to_dict(config: Config) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(table: dict[str, Any], prefix: str = "", dot: str = ".") -> dict[str, Any]:
     """Nested tables as one with dotted keys, as they are typed on the command line."""
     pairs: dict[str, Any] = {}
     for key, value in table.items():
-        pairs |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        pairs |= flat(value, f"{prefix}{key}{dot}", dot) if isinstance(value, dict) else {prefix + key: value}
     return pairs
 
 

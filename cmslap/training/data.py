@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import sys
 import zlib
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -23,9 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cmslap.errors import UserError
-from cmslap.imaging.colour import rgb_to_ycbcr
-from cmslap.imaging.files import find_images, read_planes
-from cmslap.imaging.resize import imresize
+from cmslap.imaging import find_images, imresize, read_planes, split_colour
 from cmslap.models import Network
 from cmslap.training.config import DataConfig
 
@@ -37,18 +34,8 @@ class DataError(UserError, ValueError):
     """A folder or image that training cannot use."""
 
 
-def read_luma(path: Path) -> Tensor:  # [1, H, W] float64 in [0, 1]
-    """Y of a colour image (ITU-R BT.601, studio range); a gray one as it is stored. Raises as ``read_planes``."""
-    return luma(read_planes(path))
-
-
-def luma(planes: Tensor) -> Tensor:  # [1 or 3, H, W], grey or RGB -> [1, H, W]
-    return planes if len(planes) == 1 else rgb_to_ycbcr(planes)[:1]
-
-
 def _stored(path: Path, channels: int) -> Tensor:  # [channels, H, W] int16
-    image = read_luma(path) if channels == 1 else read_planes(path).expand(channels, -1, -1)
-    return (image * UNIT).round().to(torch.int16)
+    return (split_colour(read_planes(path), channels)[0] * UNIT).round().to(torch.int16)
 
 
 def _sent(array: np.ndarray, device: torch.device) -> Tensor:
@@ -125,14 +112,7 @@ class TrainingImages:
         index = torch.arange(side, device=self.device)
         return self.pixels[first + plane_step * channel + row_step * index[:, None] + column_step * index]
 
-    def batch(
-        self,
-        step: int,
-        seed: int,
-        counts: dict[int, int],
-        rank: int = 0,
-        world: int = 1,
-    ) -> list[ScaleBatch]:
+    def batch(self, step: int, seed: int, counts: dict[int, int], rank: int = 0, world: int = 1) -> list[ScaleBatch]:
         """The images of a step: ``counts[s]`` images for each scale s, of which process ``rank`` gets its share.
 
         All images of one scale share the step's draw of the resize factor, so that every operation takes them
@@ -168,10 +148,3 @@ class TrainingImages:
 
 def _shorter(image: Tensor) -> int:
     return min(image.shape[1:])
-
-
-def split(batch: int, scales: Sequence[int]) -> dict[int, int]:
-    """Images a step of each scale: equal shares, what is left over going to the largest scales."""
-    share, rest = divmod(batch, len(scales))
-    ordered = sorted(scales, reverse=True)
-    return {scale: share + (ordered.index(scale) < rest) for scale in scales}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import platform
 import sys
@@ -13,11 +14,6 @@ from tqdm import tqdm
 
 from cmslap.errors import UserError
 from cmslap.training.checkpoint import LAST, PREVIOUS
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 LOCK, LOG = ".lock", "log.jsonl"
 
@@ -73,8 +69,6 @@ def claimed(out: Path) -> Iterator[None]:
 def _lock(descriptor: int, out: Path) -> bool:
     """Whether the file is now locked by this process; where there are no locks, a warning takes their place."""
     try:
-        if fcntl is None:
-            raise OSError("this system has none")
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False

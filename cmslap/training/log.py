@@ -10,6 +10,7 @@ from typing import Any
 
 from cmslap.errors import UserError
 from cmslap.files import replacing
+from cmslap.training.config import flat
 
 
 class MissingExtraError(UserError, ImportError):
@@ -42,8 +43,9 @@ class Log:
         except OSError as error:  # a full disk's names no file
             raise OSError(error.errno, error.strerror, str(self.path)) from error
         if self.events:
-            for name, value in _scalars(entry):
-                self.events.add_scalar(name, value, entry["step"])
+            for name, value in flat(entry, dot="/").items():
+                if name != "step":
+                    self.events.add_scalar(name, value, entry["step"])
 
     def read(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
@@ -75,14 +77,3 @@ def _tensorboard(folder: Path, after: int) -> Any:  # noqa: ANN401 - a SummaryWr
     except ImportError as error:
         raise MissingExtraError("tensorboard = true: it is not installed; pip install cmslap[tensorboard]") from error
     return SummaryWriter(folder, purge_step=after + 1)
-
-
-def _scalars(entry: dict[str, Any]) -> list[tuple[str, float]]:
-    """Name and value of each number of a log line, a table's as ``table/key``."""
-    scalars = []
-    for key, value in entry.items():
-        if isinstance(value, dict):
-            scalars += [(f"{key}/{name}", number) for name, number in value.items()]
-        elif key != "step":
-            scalars.append((key, value))
-    return scalars

@@ -15,10 +15,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cmslap import ops
+from cmslap.provenance import provenance
 from cmslap.training import checkpoint, curves, directory, distributed, record
 from cmslap.training.clock import DataClock
 from cmslap.training.config import Config, to_dict
-from cmslap.training.data import TrainingImages, split
+from cmslap.training.data import TrainingImages
 from cmslap.training.directory import RunError
 from cmslap.training.distributed import Workers
 from cmslap.training.log import Log
@@ -27,6 +28,7 @@ from cmslap.training.trainer import Trainer
 from cmslap.training.validation import ValidationSets
 
 CURVES_EVERY = 30  # seconds: drawing takes a good part of one
+COUNTED = ("step", "best", "seconds", "losses", "summed", "first_losses")  # what of a run a checkpoint takes along
 
 
 class Run:
@@ -39,7 +41,7 @@ class Run:
     def __init__(self, config: Config, workers: Workers, resume: bool) -> None:
         self.config, self.workers, self.device = config, workers, workers.device
         self.out = Path(config.out)
-        self.counts = split(config.batch, config.scales)
+        self.counts = config.counts
         self.step = 0
         self.best = -math.inf  # mean validation PSNR of best.safetensors
         self.seconds, self.counted_until = 0.0, time.perf_counter()  # of the run, over all its resumed parts
@@ -55,7 +57,7 @@ class Run:
         folders = config.validation.data if workers.first else []
         self.validation = ValidationSets(folders, config.validation_scales, self.trainer.model)
         self.init_sha256 = record.init_digest(config)
-        self.origins = [record.origin(workers)]
+        self.origins = [{**provenance(self.device), "processes": workers.world}]  # of the run's parts
         self.resumed: list[dict[str, Any]] = []  # with which settings changed, and after which step
         if resume:
             self._resume()
@@ -79,7 +81,7 @@ class Run:
         if state["pictures"] != self.images.fingerprint:
             self._say("resuming with other training images than before")
         self.trainer.load(state)
-        for name in ("step", "best", "seconds", "losses", "summed", "first_losses"):
+        for name in COUNTED:
             setattr(self, name, state[name])
         self.origins = [origin for origin in state.get("origins", []) if origin not in self.origins] + self.origins
         self.resumed = [*state.get("resumed", []), *([{"step": self.step, "changes": changes}] if changes else [])]
@@ -156,15 +158,12 @@ class Run:
         if self.workers.first and now - self.shown > 1:  # reading the loss waits for the GPU, so not every step
             self.shown = now
             rate = self.timed_steps * self.config.batch / (now - self.timed_from)
-            loss, lr = self._loss(self._scale_losses()), self.trainer.lr(self.step - 1)
+            loss, lr = mean_loss(self._scale_losses(), self.counts), self.trainer.lr(self.step - 1)
             bar.set_postfix_str(f"loss {loss:.5f}, lr {lr:.2e}, {rate:.1f} images/s", refresh=False)
 
     def _scale_losses(self) -> Tensor:  # [number of scales], on the CPU
         """Each scale's mean loss since the last log line."""
         return self.losses.cpu() / max(1, self.summed)
-
-    def _loss(self, scale_losses: Tensor) -> float:
-        return mean_loss(scale_losses, self.counts)
 
     def _log(self) -> None:
         self._check_finite()
@@ -172,7 +171,7 @@ class Run:
         seconds = time.perf_counter() - self.timed_from
         entry = {
             "step": self.step,
-            "loss": self._loss(scale_losses),
+            "loss": mean_loss(scale_losses, self.counts),
             "losses": {f"{scale}x": loss for scale, loss in zip(self.counts, scale_losses.tolist(), strict=True)},
             "lr": self.trainer.lr(self.step - 1),
             "images_per_second": round(self.timed_steps * self.config.batch / seconds, 2),
@@ -220,18 +219,8 @@ class Run:
         if not self.workers.first:
             return
         now, entries = time.perf_counter(), self.log.read()
-        first = [self._loss(losses) for losses in self.first_losses[: self.step].cpu()]
-        made = record.build(
-            self.config,
-            self.init_sha256,
-            self.origins,
-            self.resumed,
-            len(self.images),
-            self.step,
-            self.seconds,
-            first,
-            entries,
-        )
+        first = [mean_loss(losses, self.counts) for losses in self.first_losses[: self.step].cpu()]
+        made = record.build(self._state(), self.init_sha256, len(self.images), first, entries)
         checkpoint.write(self.out / "record.json", (json.dumps(made, indent=1) + "\n").encode())
         if curves.available() and (ending or now - self.drawn > CURVES_EVERY):
             with checkpoint.writing(self.out / "curves.png"):
@@ -239,18 +228,8 @@ class Run:
             self.drawn = now
 
     def _state(self) -> dict[str, Any]:
-        return {
-            "step": self.step,
-            "best": self.best,
-            "seconds": self.seconds,
-            "losses": self.losses,
-            "summed": self.summed,
-            "first_losses": self.first_losses,
-            "config": to_dict(self.config),
-            "pictures": self.images.fingerprint,
-            "origins": self.origins,
-            "resumed": self.resumed,
-        }
+        about = {"config": to_dict(self.config), "pictures": self.images.fingerprint}
+        return {name: getattr(self, name) for name in (*COUNTED, "origins", "resumed")} | about
 
     def _say(self, text: str) -> None:
         if self.workers.first:

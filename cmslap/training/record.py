@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cmslap.checkpoints.checkpoint import find_weights
-from cmslap.provenance import provenance
-from cmslap.training.config import Config, flat, to_dict
-from cmslap.training.distributed import Workers
+from cmslap.training.config import Config, flat
 
 CURVE_POINTS = 500
 FIRST = 200  # steps whose every loss is kept, to be compared with a rerun's
@@ -41,39 +39,26 @@ def init_digest(config: Config) -> str | None:
     return hashlib.sha256(find_weights(config.init).read_bytes()).hexdigest() if config.init else None
 
 
-def origin(workers: Workers) -> dict[str, Any]:
-    """Code, versions and machine that a run, or one resumed part of it, is computed with."""
-    return {**provenance(workers.device), "processes": workers.world}
-
-
 def build(
-    config: Config,
-    init_sha256: str | None,
-    origins: list[dict[str, Any]],
-    resumed: list[dict[str, Any]],
-    images: int,
-    step: int,
-    seconds: float,
-    first_losses: list[float],
-    log: list[dict[str, Any]],
+    state: dict[str, Any], init_sha256: str | None, images: int, first_losses: list[float], log: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """The record of a run after ``step`` steps in ``seconds``.
+    """The record of a run in the ``state`` that its checkpoint has.
 
-    ``origins`` are those of the run's parts where they differ, the latest last; ``resumed`` says after which step which
-    settings of ``config`` were changed; ``images`` is how many images it
-    trains on, ``first_losses`` are the losses of its first steps one by one, ``log`` are its lines.
+    Its ``origins`` are those of the run's parts where they differ, the latest last; ``resumed`` says after which step
+    which settings were changed. ``images`` is how many images the run trains on, ``first_losses`` are the losses of
+    its first steps one by one, ``log`` are its lines.
     """
     training = [entry for entry in log if "loss" in entry]
     speeds = [entry["images_per_second"] for entry in training]
     return {
-        **origins[-1],
-        "earlier": origins[:-1],
-        "config": published(to_dict(config)),
-        "resumed": resumed,  # with other settings: [{"step": after which, "changes": {key: [before, from then on]}}]
+        **state["origins"][-1],
+        "earlier": state["origins"][:-1],
+        "config": published(state["config"]),
+        "resumed": state["resumed"],  # [{"step": after which, "changes": {key: [before, from then on]}}]
         "init_sha256": init_sha256,
         "images": images,
-        "step": step,
-        "seconds": round(seconds, 1),  # with decoding, validating and saving
+        "step": state["step"],
+        "seconds": round(state["seconds"], 1),  # with decoding, validating and saving
         "images_per_second": statistics.median(speeds) if speeds else None,  # of the training steps alone
         "first_losses": first_losses,
         "loss": [{key: entry[key] for key in ("step", "loss", "lr")} for entry in _thin(training)],

@@ -10,7 +10,7 @@ from tqdm import trange
 from cmslap.errors import UserError
 from cmslap.training import distributed
 from cmslap.training.config import Config
-from cmslap.training.data import TrainingImages, split
+from cmslap.training.data import TrainingImages
 from cmslap.training.loop import mean_loss
 from cmslap.training.record import init_digest
 from cmslap.training.trainer import Trainer
@@ -53,7 +53,7 @@ def losses(config: Config, steps: int) -> list[float]:
     """The losses of a run's first steps, in one process."""
     workers = distributed.start(config.device)
     try:
-        trainer, counts = Trainer(config, workers), split(config.batch, config.scales)
+        trainer, counts = Trainer(config, workers), config.counts
         images = TrainingImages(config.data, config.patch, trainer.model, workers.device)
         values = []
         for step in trange(steps, desc="rerunning", unit="step"):

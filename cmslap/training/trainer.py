@@ -17,7 +17,6 @@ from cmslap.training.config import Config
 from cmslap.training.data import ScaleBatch
 from cmslap.training.distributed import Workers
 from cmslap.training.losses import pyramid_loss
-from cmslap.training.schedule import factor
 
 
 @contextlib.contextmanager
@@ -58,7 +57,7 @@ class Trainer:
 
     def lr(self, step: int) -> float:
         """Learning rate of a step, the first being 0."""
-        return self.config.optimizer.lr * factor(self.config.schedule, step, self.config.steps)
+        return self.config.optimizer.lr * optimizers.factor(self.config.schedule, step, self.config.steps)
 
     def learn(self, step: int, batches: list[ScaleBatch], *also_summed: Tensor) -> Tensor:  # [number of scales]
         """Update the weights with a step's images; each scale's mean loss, in the order of ``config.scales``.

@@ -12,18 +12,16 @@ from torch import Tensor
 
 from cmslap.evaluation.evaluate import enlarge
 from cmslap.evaluation.metrics import psnr
-from cmslap.imaging.files import find_images, read_planes
-from cmslap.imaging.resize import imresize
+from cmslap.imaging import find_images, imresize, luma, read_planes
 from cmslap.models import Network
-from cmslap.training.data import DataError, luma, read_luma
+from cmslap.training.data import DataError
 
 
 class ValidationSets:
     """The folders of the configuration, read once and named after their last component."""
 
     def __init__(self, folders: list[str], scales: list[int], network: Network) -> None:
-        self.scales = scales
-        self.read = read_luma if network.image_channels == 1 else read_planes
+        self.scales, self.of_luma = scales, network.image_channels == 1
         self.images = {}
         for folder in folders:
             name = Path(folder).name
@@ -32,7 +30,7 @@ class ValidationSets:
             self.images[name] = [self._read(path) for path in find_images(folder, recursive=True)]
 
     def _read(self, path: Path) -> Tensor:  # [1 or 3, H, W] float64
-        image = self.read(path)
+        image = luma(read_planes(path)) if self.of_luma else read_planes(path)
         height, width = image.shape[1:]
         least = 3 * max(self.scales)  # a scale's border on both sides, and something between
         if min(height, width) < least:

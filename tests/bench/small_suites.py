@@ -7,6 +7,7 @@ CPU_SIZES = cpu.Sizes(
     operation=8,
     block=4,
     image=4,
+    enlarged=8,
     step=(1, 4),
     reference_step=(1, 2),
     photograph=(8, 6),

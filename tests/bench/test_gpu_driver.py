@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -90,6 +91,7 @@ def test_other_devices_have_no_kernels_of_their_own(session):
         ([{"descriptor": {}}, {"kernel": "conv", "error": 1e-3}], True),
         ([{"kernel": "conv", "error": 0.5}], False),
         ([{"kernel": "conv", "error": float("nan")}], False),
+        ([{"kernel": "conv", "error": None}], False),
         ([{"kernel": "conv", "error": 1e-3}, {"failed": -11}], False),
         ([], False),
     ],
@@ -125,6 +127,46 @@ def test_a_step_that_is_stopped_ends_with_all_that_it_started(session, tmp_path)
     while (Path("/proc") / (tmp_path / "pid").read_text() / "exe").exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Seems to have a Hopper GPU; runs one step, the statement it is given."""
+    monkeypatch.setattr(driver, "facts", lambda: {"torch": "0", "device": "x", "capability": [9, 0]})
+
+    def run(statement, *options):
+        monkeypatch.setattr(driver, "steps", lambda *_: [Step("probe triton", ("-c", statement), 60, 0)])
+        return driver.main([*map(str, options), "--commit", "abc"])
+
+    return run
+
+
+def test_tritons_compiled_kernels_are_brought_home_and_along(machine, monkeypatch, tmp_path):
+    compiled = "import os, pathlib; file = pathlib.Path(os.environ['TRITON_CACHE_DIR'], 'key', 'conv.cubin'); "
+    write, read = compiled + "file.parent.mkdir(parents=True); file.write_text('code')", compiled + "file.read_text()"
+    assert machine(read, "--out", tmp_path / "none") == 1
+    assert machine(write, "--out", tmp_path / "first") == 0
+    again = "--resume", tmp_path / "first" / "summary.json", "--steps", "probe triton"
+    assert machine(read, "--out", tmp_path / "second", *again) == 0
+    monkeypatch.setattr(driver, "LARGEST", 10)  # bytes
+    assert machine(read, "--out", tmp_path / "second", *again) == 0
+    assert sorted(path.name for path in (tmp_path / "second").iterdir()) == ["logs.tar.gz", "summary.json"]
+
+
+def test_an_installation_is_not_needed(monkeypatch, tmp_path):
+    """In a checkout alone the kernels are where an installation puts them."""
+    for package in ("cmslap", "kernels"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("*.so", "kernels", "weights"))
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')  # which sees no installation
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(driver, "ROOT", tmp_path)
+    driver.link_kernels()
+    driver.link_kernels()
+    ask = [python, "-c", "import cmslap.kernels; print(cmslap.kernels.__file__)"]
+    found = subprocess.run(ask, cwd=tmp_path, capture_output=True, text=True).stdout
+    assert found.strip() == str(tmp_path / "cmslap" / "kernels" / "__init__.py")
 
 
 def test_unknown_steps(monkeypatch, tmp_path, capsys):

@@ -39,7 +39,7 @@ def _allocate(count, piece):
 
 
 def _missing(piece):
-    raise ImportError("No module named 'baseline'")
+    raise ModuleNotFoundError("No module named 'baseline'")
 
 
 def _end(piece):
@@ -95,7 +95,7 @@ def test_a_process_serves_all_cases_and_is_started_once_more():
         assert 0 < call.seconds(2) < 60
         workers.release()
     workers.start(["dying"])
-    with pytest.raises(WorkerError, match="had to be ended 2 times"):
+    with pytest.raises(WorkerError, match="start 2 of 2"):
         workers.of("dying")
 
 

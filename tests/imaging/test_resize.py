@@ -138,7 +138,7 @@ def test_integers_and_empty_images_are_refused():
         imresize(torch.rand(0, 4), 2)
 
 
-@pytest.mark.parametrize("size", [(37, 50), (121, 29), (7, 5)])
+@pytest.mark.parametrize("size", [(37, 290), (121, 29), (7, 5)])
 def test_some_rows_are_those_of_the_whole(size):
     x = torch.rand(2, 23, 31, dtype=torch.float64)
     whole = imresize(x, size=size)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from cmslap.inference import super_resolve
-from cmslap.inference.plan import divide
+from cmslap.inference.tiling import divide
 
 torch.set_num_threads(1)  # the tensors here are tiny: more threads only wait for each other
 

@@ -5,9 +5,8 @@ import sys
 import pytest
 import torch
 
-import cmslap
 from cmslap import ops
-from cmslap.inference.memory import available_memory
+from cmslap.inference.tiling import available_memory
 from cmslap.ops import extension
 
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -15,26 +14,27 @@ SIDES = (64, 192)  # the difference between the two leaves out what does not dep
 PREPARE = """
 import torch, cmslap
 from pathlib import Path
-from cmslap.inference import memory, plan, super_resolve
+from cmslap.inference import super_resolve, tiling
 def peak():  # of this process alone, where getrusage may count its parent's
     status = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 torch.set_num_threads(1)
-model = cmslap.CMSLapSRN(depth=1, recursions=1, shared_conv=1)
+model = cmslap.{}
 torch.nn.init.normal_(model.conv_in.weight, std=0.1)
-def enlarge(y, tile=None):
-    return super_resolve(model, y[None], 4, plan.divide(model, 4, y.shape, tile))
+def enlarge(y, tile=None, scale=4):
+    y = y.expand(model.image_channels, -1, -1)
+    return super_resolve(model, y, scale, tiling.divide(model, scale, y.shape[1:], tile))
 """
 COMPARE_SIDES = f"""
 peaks = []
 for side in {SIDES}:
-    enlarge(torch.rand(side, side), tile=0)
+    enlarge(torch.rand(side, side), 0, model.scales[1])
     peaks.append(peak())
 print(peaks[1] - peaks[0])
 """
 CAP = 2**25
 WITH_A_CAP = f"""
-memory.WORKING_MEMORY = {CAP}
+tiling.WORKING_MEMORY = {CAP}
 tiles = []
 model.register_forward_hook(lambda *arguments: tiles.append(peak()))
 y = torch.rand(256, 256)
@@ -49,21 +49,33 @@ print(after - before)
 """
 
 
-def measure(code, backend=""):
+SMALL = "CMSLapSRN(depth=1, recursions=1, shared_conv=1)"  # but in its width
+
+
+def measure(code, network=SMALL, backend=""):
     """What ``code`` prints in a process of its own."""
-    command = [sys.executable, "-c", PREPARE + code]
+    command = [sys.executable, "-c", PREPARE.format(network) + code]
     environment = {**os.environ, "CMSLAP_BACKEND": backend}
     return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout)
 
 
 @needs_proc
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_estimate_is_near_and_not_below_the_measured_peak(backend):
+@pytest.mark.parametrize(
+    ("network", "backend"),
+    [
+        *((SMALL, backend) for backend in ("cpu", "reference")),
+        *(("VDSR(depth=3)", backend) for backend in ("cpu", "reference")),
+        ("MASRN(channels=8)", "cpu"),  # the refine block's maps are the widest
+    ],
+)
+def test_estimate_is_near_and_not_below_the_measured_peak(network, backend):
     if backend == "cpu" and extension.MISSING is not None:
         pytest.skip(extension.MISSING)
+    model = eval(f"cmslap.{network}")
     with ops.use_backend(backend):
-        estimate = (SIDES[1] ** 2 - SIDES[0] ** 2) * cmslap.CMSLapSRN().bytes_per_pixel(4)
-    assert 0.4 * estimate < measure(COMPARE_SIDES, backend) < 1.1 * estimate
+        estimate = (SIDES[1] ** 2 - SIDES[0] ** 2) * model.bytes_per_pixel(model.scales[1])
+    peak = measure(COMPARE_SIDES, network, "" if backend == "cpu" else backend)
+    assert 0.3 * estimate < peak < 1.1 * estimate
 
 
 @needs_proc

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 import cmslap
 from cmslap.checkpoints.checkpoint import save_model
@@ -18,10 +18,16 @@ from cmslap.cli import main
 
 
 @pytest.fixture
-def checkpoint(tmp_path):
+def checkpoint(tmp_path, request):
+    """A network of luma, or where the test asks for it one of RGB."""
+    rgb = getattr(request, "param", "luma") == "RGB"
+    model = cmslap.MASRN(channels=1) if rgb else cmslap.CMSLapSRN(depth=1, recursions=1, channels=2, shared_conv=1)
     path = tmp_path / "models" / "tiny.safetensors"
-    save_model(cmslap.CMSLapSRN(depth=1, recursions=1, channels=2, shared_conv=1), path)
+    save_model(model, path)
     return path
+
+
+luma_and_rgb = pytest.mark.parametrize("checkpoint", ["luma", "RGB"], indirect=True)
 
 
 @pytest.fixture
@@ -79,13 +85,40 @@ def test_scale_and_size(upscale, arguments, expected):
     assert size("out.png") == expected
 
 
-def test_the_command_and_the_function_give_the_same_image(upscale, checkpoint):
+@luma_and_rgb
+@pytest.mark.parametrize("scale", [2, 3])
+def test_the_command_and_the_function_give_the_same_image(upscale, checkpoint, scale):
     with Image.open(make_image("in.png", "RGBA")) as image:
-        expected = cmslap.upscale(image, 2, checkpoint, tile=4, ensemble=True)
-    assert upscale("in.png", "-o", "out.png", "-s", 2, "-t", 4, "--ensemble")[0] == 0
+        expected = cmslap.upscale(image, scale, checkpoint, tile=4, ensemble=True)
+    assert upscale("in.png", "-o", "out.png", "-s", scale, "-t", 4, "--ensemble")[0] == 0
     with Image.open("out.png") as image:
         assert image.mode == "RGBA"
         assert image.tobytes() == expected.tobytes()
+
+
+@luma_and_rgb
+def test_a_photograph_is_turned_upright_and_keeps_what_it_says(upscale, checkpoint):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "camera"  # lies on its side
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    make_image("in.jpg", exif=exif.tobytes(), icc_profile=profile, dpi=(300, 300))
+    assert upscale("in.jpg", "-o", "out.jpg", "-s", 3) == (0, "")
+    with Image.open("out.jpg") as image:
+        assert image.size == (21, 27)
+        assert (image.getexif().get(0x0112, 1), image.getexif()[0x010F]) == (1, "camera")
+        assert (image.info["icc_profile"], image.info["dpi"]) == (profile, (300, 300))
+
+
+@luma_and_rgb
+@pytest.mark.parametrize("mode", ["1", "P", "LA", "I;16"])
+def test_any_png_comes_back_as_what_can_hold_its_enlargement(upscale, checkpoint, mode):
+    image = Image.new(mode, (9, 7), 1)
+    if mode == "P":
+        image.putpalette([0, 0, 0, 250, 10, 10])
+    image.save("in.png")
+    assert upscale("in.png", "-o", "out.png", "-s", 3) == (0, "")
+    with Image.open("out.png") as image:
+        assert (image.mode, image.size) == ({"1": "L", "P": "RGB"}.get(mode, mode), (27, 21))
 
 
 def test_bfloat16(upscale, bfloat16):

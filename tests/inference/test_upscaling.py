@@ -6,13 +6,27 @@ from PIL import Image
 import cmslap
 from cmslap.devices import DeviceError
 from cmslap.imaging import imresize, rgb_to_ycbcr, ycbcr_to_rgb
-from cmslap.inference import UpscaleError, memory, upscaling
+from cmslap.inference import UpscaleError, tiling, upscaling
+from cmslap.models import NETWORKS
+
+SMALL = {
+    "CMSLapSRN": {"depth": 2, "recursions": 1, "channels": 4, "shared_conv": 1},
+    "VDSR": {"depth": 4, "channels": 4},
+    "AsymVDSR": {"depth": 4, "channels": 4},
+    "MASRN": {"channels": 2},
+    "RLRDSR": {"scale": 3, "recursions": 1, "channels": 4, "growth": 4},
+}
+every_network = pytest.mark.parametrize("model", SMALL, indirect=True)
 
 
 @pytest.fixture
-def model():
-    model = cmslap.CMSLapSRN(depth=2, recursions=1, channels=4, shared_conv=1)
-    torch.nn.init.normal_(model.conv_in.weight, std=0.1)
+def model(request):
+    """A network that changes what it is given: the first one, or those the test asks for."""
+    name = getattr(request, "param", "CMSLapSRN")
+    model = NETWORKS[name](**SMALL[name])
+    for key, parameter in model.named_parameters():
+        if key.endswith(("conv_in.weight", "conv_out.weight", "tail.weight")):  # most of which start near zero
+            torch.nn.init.normal_(parameter, std=0.1)
     return model
 
 
@@ -29,12 +43,24 @@ def smooth_image(mode, size=(16, 12)):
     return Image.fromarray(ramp).convert(mode)
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+@every_network
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "I;16"])
 def test_pillow_modes_are_kept(model, mode):
     image = smooth_image(mode)
     image.info = {"dpi": (72, 72), "exif": b"Exif\0\0"}
-    result = cmslap.upscale(image, 2, model)
-    assert (result.mode, result.size, result.info) == (mode, (32, 24), image.info)
+    result = cmslap.upscale(image, 3, model)
+    assert (result.mode, result.size, result.info) == (mode, (48, 36), image.info)
+    if mode.endswith("A"):
+        alpha = imresize(torch.from_numpy(np.array(image.getchannel("A"))) / 255, 3).clamp(0, 1) * 255
+        assert np.array_equal(result.getchannel("A"), alpha.round().numpy())
+
+
+@every_network
+def test_16_bits_are_more_than_8(model):
+    """Whatever the network: two images that differ by less than an 8-bit step differ in the result."""
+    ramp = np.linspace(20_000, 20_400, 16 * 12).astype(np.uint16).reshape(12, 16)
+    results = [cmslap.upscale(image, 3, model).astype(int) for image in (ramp, ramp + np.uint16(100))]
+    assert np.abs(results[1] - results[0]).mean() > 1
 
 
 def test_luma_goes_through_the_network_and_chroma_is_bicubic(model):
@@ -136,13 +162,15 @@ def test_tiles_and_ensemble_reach_the_network(arguments):
     np.testing.assert_allclose(cmslap.upscale(image, 2, Bilinear(), **arguments), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("scale", [2, 1.6])
-@pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_an_image_is_made_of_rows_without_a_seam(model, scale, channels, monkeypatch):
+@every_network
+@pytest.mark.parametrize("scale", [3, 1.6])
+@pytest.mark.parametrize(("channels", "ensemble"), [(1, False), (2, False), (3, True), (4, False)])
+def test_an_image_is_made_of_rows_without_a_seam(model, scale, channels, ensemble, monkeypatch):
     image = np.random.rand(41, 30, channels).astype(np.float32)
-    whole = cmslap.upscale(image, scale, model, tile=0)
+    whole = cmslap.upscale(image, scale, model, tile=0, ensemble=ensemble)
     monkeypatch.setattr(upscaling, "_ROWS", 5)
-    np.testing.assert_allclose(cmslap.upscale(image, scale, model, tile=9), whole, atol=1e-5)
+    parts = cmslap.upscale(image, scale, model, tile=16, ensemble=ensemble)
+    np.testing.assert_allclose(parts, whole, atol=1e-5)
 
 
 def test_tiles_are_chosen_when_memory_is_short(model, monkeypatch):
@@ -151,7 +179,7 @@ def test_tiles_are_chosen_when_memory_is_short(model, monkeypatch):
     image = np.random.rand(80, 90)
     whole = cmslap.upscale(image, 2, model)
     assert seen == [(80, 90)]
-    monkeypatch.setattr(memory, "available_memory", lambda device: 2 * 60 * 60 * model.bytes_per_pixel(2))
+    monkeypatch.setattr(tiling, "available_memory", lambda device: 2 * 60 * 60 * model.bytes_per_pixel(2))
     np.testing.assert_allclose(cmslap.upscale(image, 2, model), whole, atol=1e-5)
     assert len(seen) > 2
     assert max(height * width for height, width in seen[1:]) <= 60 * 60

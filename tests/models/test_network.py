@@ -10,7 +10,7 @@ import cmslap
 from cmslap.checkpoints.checkpoint import CheckpointError
 from cmslap.evaluation.evaluate import BenchmarkError, evaluate, quality
 from cmslap.imaging import imresize, rgb_to_ycbcr
-from cmslap.inference import UpscaleError, memory
+from cmslap.inference import UpscaleError, tiling
 from cmslap.models import NETWORKS, Network
 from cmslap.training.config import ConfigError, from_dict
 
@@ -88,7 +88,7 @@ def test_tiles_change_nothing(network, arguments):
 def test_memory_divides_it_as_it_says(network, monkeypatch):
     seen = []
     network.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0].shape[-2:]))
-    monkeypatch.setattr(memory, "available_memory", lambda device: 2 * 40 * 40 * network.bytes_per_pixel(2))
+    monkeypatch.setattr(tiling, "available_memory", lambda device: 2 * 40 * 40 * network.bytes_per_pixel(2))
     cmslap.upscale(np.random.rand(80, 90, 3), 2, network)
     assert len(seen) > 2
     assert max(height * width for height, width in seen) <= 40 * 40

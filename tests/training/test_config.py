@@ -44,6 +44,12 @@ def test_round_trip(table):
     assert from_dict(json.loads(json.dumps(to_dict(made)))) == made
 
 
+def test_counts_are_the_shares_or_equal_with_the_rest_to_the_largest_scales(file):
+    assert load(file, ["scales=[2, 4, 8]", "batch=16", "patch=32"]).counts == {2: 5, 4: 5, 8: 6}
+    assert load(file, ["scales=[8, 2, 4]", "batch=17", "patch=32"]).counts == {8: 6, 2: 5, 4: 6}
+    assert load(file, ["scales=[8, 2, 4]", "batch=9", "patch=32", "shares=[6, 1, 2]"]).counts == {8: 6, 2: 1, 4: 2}
+
+
 def test_model_is_built_for_the_largest_scale(file):
     model = load(file, ["validation.scales=[8]"]).build_model()
     assert isinstance(model, MSLapSRN)
@@ -71,6 +77,8 @@ def test_model_is_built_for_the_largest_scale(file):
         ("scales=[]", r"scales = \[\]: expected distinct powers of two"),
         ("patch=18", r"patch = 18: expected a multiple of the largest scale, 4"),
         ("batch=1", r"batch = 1: expected at least one image a scale: 2"),
+        ("shares=[1]", r"shares = \[1\]: expected for each of \[2, 4\] a number of images, in all the batch of \d+"),
+        ("shares=[1, 0]", r"shares = \[1, 0\]: expected for each of \[2, 4\] a number of images"),
         ("steps=0", r"steps = 0: expected an integer of at least 1"),
         ("model.name=LapSRM", r"model.name = 'LapSRM': expected one of .*; did you mean 'LapSRN'\?"),
         ("model.channels=-1", r"model: channels must be an integer of at least 1, got -1"),

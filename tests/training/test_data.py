@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 
 from cmslap import MASRN, CMSLapSRN
-from cmslap.imaging import ImageError, find_images, read_planes
+from cmslap.imaging import ImageError, find_images, luma, read_planes
 from cmslap.imaging.resize import imresize
 from cmslap.training.config import DataConfig
-from cmslap.training.data import UNIT, DataError, TrainingImages, read_luma, split
+from cmslap.training.data import UNIT, DataError, TrainingImages
 
 CPU = torch.device("cpu")
 LUMA, RGB = CMSLapSRN(depth=1, channels=1, shared_conv=1), MASRN(channels=1)
@@ -65,6 +65,10 @@ def test_a_network_without_levels_has_one_target_and_any_scale(images):
         (high,) = batch.targets
         assert high.shape == (batch.count, 3, 12, 12)
         torch.testing.assert_close(batch.low, imresize(high, scale=1 / batch.scale), rtol=0, atol=1e-6)
+
+
+def read_luma(path):
+    return luma(read_planes(path))
 
 
 @pytest.mark.parametrize("rotate", [False, True])
@@ -135,8 +139,3 @@ def test_folders_that_cannot_be(tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(ImageError, match="no images in this folder"):
         TrainingImages(DataConfig([str(tmp_path)]), 64, LUMA, CPU)
-
-
-def test_split_gives_the_rest_to_the_largest_scales():
-    assert split(16, [2, 4, 8]) == {2: 5, 4: 5, 8: 6}
-    assert split(17, [8, 2, 4]) == {8: 6, 2: 5, 4: 6}

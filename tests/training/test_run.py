@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import errno
+import fcntl
 import functools
 import json
 import os
@@ -27,7 +28,7 @@ from cmslap.checkpoints.checkpoint import load_model, save_model
 from cmslap.devices import DeviceError
 from cmslap.ops import dispatch, extension
 from cmslap.provenance import provenance
-from cmslap.training import checkpoint, loop, record
+from cmslap.training import checkpoint, loop
 from cmslap.training.checkpoint import CheckpointError
 from cmslap.training.config import from_dict
 from cmslap.training.data import TrainingImages
@@ -135,12 +136,12 @@ def test_best_is_the_export_of_the_best_validation(configure, validation, monkey
 
 def test_validation_is_psnr_of_the_averaged_weights_without_the_border(configure, validation, tmp_path):
     from cmslap.evaluation.metrics import psnr
+    from cmslap.imaging import luma, read_planes
     from cmslap.imaging.resize import imresize
-    from cmslap.training.data import read_luma
 
     config = configure(validation={**validation, "scales": [4]})
     train(config)
-    high = read_luma(tmp_path / "holdout" / "a.png")
+    high = luma(read_planes(tmp_path / "holdout" / "a.png"))
     with torch.no_grad():
         model = load_model(Path(config.out) / "last.safetensors")
         output = model(imresize(high, scale=1 / 4).float()[None], 4)[-1][0].double().clamp(0, 1)
@@ -253,7 +254,7 @@ def test_init_starts_from_given_weights(configure, tmp_path):
 
 def test_kill_and_resume_is_bitwise_the_uninterrupted_run(configure, table, validation, environment, tmp_path):
     """Twice killed with SIGKILL at a random moment, then resumed to the end."""
-    settings = {"steps": 150, "checkpoint_every": 4, "log_every": 1, "validation": {**validation, "every": 40}}
+    settings = {"steps": 70, "checkpoint_every": 4, "log_every": 1, "validation": {**validation, "every": 40}}
     whole = configure(**settings)
     train(whole)
 
@@ -266,7 +267,7 @@ def test_kill_and_resume_is_bitwise_the_uninterrupted_run(configure, table, vali
     )
     log = tmp_path / "killed" / "log.jsonl"
     for part, resume in enumerate([[], ["resume"]]):
-        wanted = int(np.random.randint(10, 60)) + 60 * part  # lines of 154
+        wanted = int(np.random.randint(5, 20)) + 20 * part  # lines of 72
         command = [sys.executable, "-c", code, str(tmp_path / "killed.json"), *resume]
         process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
@@ -327,7 +328,7 @@ def test_resume_needs_a_run_of_the_same_network(configure, table):
 def test_record_names_every_origin_of_a_run(configure, monkeypatch):
     for part, commit in enumerate(["one", "two", "two"]):
         config = configure(steps=4 + 4 * part)
-        monkeypatch.setattr(record, "provenance", lambda device, commit=commit: {"commit": commit})
+        monkeypatch.setattr(loop, "provenance", lambda device, commit=commit: {"commit": commit})
         train(config, resume=part > 0)
     made = json.loads((Path(config.out) / "record.json").read_text())
     assert (made["commit"], made["step"], made["processes"]) == ("two", 12, 1)
@@ -456,7 +457,14 @@ def test_one_run_at_a_time_has_a_directory(configure, monkeypatch, resume):
 
 
 def test_a_file_system_without_locks_is_warned_of(configure, monkeypatch, capsys):
-    monkeypatch.setattr(loop.directory, "fcntl", None)
+    flock = fcntl.flock
+
+    def without_waiting(descriptor, operation):
+        if operation & fcntl.LOCK_NB:
+            raise OSError(errno.ENOLCK, "No locks available")
+        return flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", without_waiting)
     assert train(configure()) == 0
     assert "warning: no file locks in " in capsys.readouterr().err
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from cmslap.training.config import ScheduleConfig
-from cmslap.training.schedule import factor
+from cmslap.training.optimizers import factor
 
 STEPS = 101
 

@@ -4,13 +4,15 @@ import pytest
 from small_suites import CEILINGS
 
 from bench.speed import end_to_end, load, work
+from cmslap.compiler import backend
 
 
 @pytest.fixture
 def small(monkeypatch):
-    """Two inputs a case, and small images; the machine's load is not asked for."""
+    """Two inputs a case, and small images; the machine's load is not asked for, and nothing compiled as C++."""
     monkeypatch.setattr(load, "others", lambda: None)
     monkeypatch.setattr(work, "CACHES", 1)
+    monkeypatch.setattr(backend, "_has_compiler", lambda device: False)
     monkeypatch.setattr(end_to_end, "SMALLEST", 4)
     monkeypatch.setattr(end_to_end, "LARGEST", 6)
     monkeypatch.setattr(end_to_end, "FIRST_SIDE", 4)

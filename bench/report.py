@@ -41,6 +41,7 @@ RECIPES = ABLATION.with_name("recipes.json")
 TIME_TO_PSNR = ABLATION.with_name("time-to-psnr.json")
 VIDEO = RESULTS / "video" / "sequence.json"
 VIDEO_OWN_SIZE = RESULTS / "video" / "own-size.json"
+VIDEO_RATES = RESULTS / "video" / "rates.json"
 VIDEO_NNCODEC = RESULTS / "video" / "nncodec.json"
 MASRN = ABLATION.with_name("masrn.json")
 ASYMMETRIC = ABLATION.with_name("asymmetric.json")
@@ -286,6 +287,16 @@ def _video_gains(record: dict[str, Any], result: dict[str, Any]) -> list[str]:
     ]
 
 
+def video_rates() -> str:
+    """Bjøntegaard differences of each curve over bit rates to HEVC at full size."""
+    record = json.loads(VIDEO_RATES.read_text())
+    lines = ["| against HEVC at full size | λ | BD-PSNR, dB | BD-rate |", "|---" * 4 + "|"]
+    for row in record["bjontegaard"]:
+        rate = "no PSNR in common" if row["bd_rate"] is None else f"{row['bd_rate']:+.0f} %"
+        lines.append(f"| {row['curve']} | {row['lambda']} | {row['bd_psnr']:+.2f} | {rate} |")
+    return "\n".join(lines)
+
+
 def video_nncodec() -> str:
     """Bits and PSNR of a video's weights in .cmsw, with fewer centroids, and by nncodec."""
     record = json.loads(VIDEO_NNCODEC.read_text())
@@ -477,6 +488,7 @@ BLOCKS = {
     "video": video,
     "video-gains": video_gains,
     "video-own-size": video_own_size,
+    "video-rates": video_rates,
     "video-nncodec": video_nncodec,
     "evaluation": evaluation,
     "sisters": sisters,
@@ -520,6 +532,9 @@ def main() -> int:
             draw(folder, DOCS)
         for path in sorted(HISTORIES.glob("*.json")):
             history.draw(json.loads(path.read_text()), published(), DOCS / f"training-{path.stem}.png")
+        from cmslap.video.report import draw as draw_video  # needs PyAV
+
+        draw_video(json.loads(VIDEO_RATES.read_text())["results"], DOCS / "video-rates.png")
     pages = README, CARD, BENCHMARKS, VIDEO_PAGE, MASRN_PAGE
     stale = [path for path in pages if render(path) != path.read_text()]
     if args.check:

@@ -40,6 +40,9 @@ ABLATION = RESULTS / "training" / "ablation.json"
 RECIPES = ABLATION.with_name("recipes.json")
 TIME_TO_PSNR = ABLATION.with_name("time-to-psnr.json")
 VIDEO = RESULTS / "video" / "sequence.json"
+VIDEO_OWN_SIZE = RESULTS / "video" / "own-size.json"
+VIDEO_RATES = RESULTS / "video" / "rates.json"
+VIDEO_NNCODEC = RESULTS / "video" / "nncodec.json"
 MASRN = ABLATION.with_name("masrn.json")
 ASYMMETRIC = ABLATION.with_name("asymmetric.json")
 HEAD_AND_BUTTERFLY = ("img_004", "img_003")  # names of Set5's images
@@ -236,7 +239,16 @@ def time_to_psnr() -> str:
 
 def video() -> str:
     """Content-adaptive video on a sequence of clips: the paper's table for each bit rate, and what it shows."""
-    record = json.loads(VIDEO.read_text())
+    return _video(VIDEO)
+
+
+def video_own_size() -> str:
+    """The same on clips that were not shrunk."""
+    return _video(VIDEO_OWN_SIZE)
+
+
+def _video(path: Path) -> str:
+    record = json.loads(path.read_text())
     return "\n\n".join(
         "\n".join([*_video_table(result), "", *_video_gains(record, result)]) for result in record["rates"].values()
     )
@@ -268,11 +280,34 @@ def _video_gains(record: dict[str, Any], result: dict[str, Any]) -> list[str]:
         f"OS-model gains {gains['os_gain_where_free']:+.2f} dB with the price, {gains['free_gain']:+.2f} dB without.",
         f"At equal rate, {result['total_bpp']:.4f} bpp in all, HEVC at full size has {fmean(rival):.2f} dB and the",
         f"OS-model {shown:.2f} dB. {len(table)} scenes of 32 frames of {width}×{height} from",
-        f"{len(record['clips'])} clips, each cropped and shrunk to that; small video at",
-        f"{settings['bitrate'] / 1000:.0f} kbit/s;",
+        f"{len(record['clips'])} clips, each cropped{'' if record.get('own_size') else ' and shrunk'} to that; small",
+        f"video at {settings['bitrate'] / 1000:.0f} kbit/s;",
         f"{settings['minutes']:g} minutes of a core to train on all, {60 * result['scene_minutes']:.0f} seconds on a",
         f"scene; {record['device']}, commit `{record['commit']}`.",
     ]
+
+
+def video_rates() -> str:
+    """Bjøntegaard differences of each curve over bit rates to HEVC at full size."""
+    record = json.loads(VIDEO_RATES.read_text())
+    lines = ["| against HEVC at full size | λ | BD-PSNR, dB | BD-rate |", "|---" * 4 + "|"]
+    for row in record["bjontegaard"]:
+        rate = "no PSNR in common" if row["bd_rate"] is None else f"{row['bd_rate']:+.0f} %"
+        lines.append(f"| {row['curve']} | {row['lambda']} | {row['bd_psnr']:+.2f} | {rate} |")
+    return "\n".join(lines)
+
+
+def video_nncodec() -> str:
+    """Bits and PSNR of a video's weights in .cmsw, with fewer centroids, and by nncodec."""
+    record = json.loads(VIDEO_NNCODEC.read_text())
+    rows = [("`.cmsw`, 1000 and 300 centroids", record["cmsw"])]
+    rows += [("`.cmsw`, {} and {}".format(*entry["centroids"]), entry) for entry in record["fewer"]]
+    rows += [(f"nncodec, qp {entry['qp']}", entry) for entry in record["nncodec"]]
+    lines = ["| coded by | AS-model, kbit | PSNR | OS-model's difference, kbit | PSNR |", "|---" * 5 + "|"]
+    for name, row in rows:
+        bits = [f"{row[f'{way}_bits'] / 1000:.1f} | {row[f'{way}_psnr']:.3f}" for way in ("as", "os")]
+        lines.append(f"| {name} | {' | '.join(bits)} |")
+    return "\n".join(lines)
 
 
 def _training(record: dict[str, Any]) -> str:
@@ -452,6 +487,9 @@ _VIDEO_CELLS = (("psnr", ".2f"), ("bpp", ".4f"))
 BLOCKS = {
     "video": video,
     "video-gains": video_gains,
+    "video-own-size": video_own_size,
+    "video-rates": video_rates,
+    "video-nncodec": video_nncodec,
     "evaluation": evaluation,
     "sisters": sisters,
     "masrn": masrn,
@@ -494,6 +532,9 @@ def main() -> int:
             draw(folder, DOCS)
         for path in sorted(HISTORIES.glob("*.json")):
             history.draw(json.loads(path.read_text()), published(), DOCS / f"training-{path.stem}.png")
+        from cmslap.video.report import draw as draw_video  # needs PyAV
+
+        draw_video(json.loads(VIDEO_RATES.read_text())["results"], DOCS / "video-rates.png")
     pages = README, CARD, BENCHMARKS, VIDEO_PAGE, MASRN_PAGE
     stale = [path for path in pages if render(path) != path.read_text()]
     if args.check:

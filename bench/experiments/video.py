@@ -3,8 +3,8 @@
     python -m bench.experiments.video FOLDER --bitrate 120k --work /tmp/video --out video.json
 
 Makes a sequence of scenes of 32 frames from the clips in FOLDER, each cropped to the shape of ``--size`` and shrunk
-to it; encodes it as ``cmslap video encode`` does, trains every fourth scene also without the price on what differs
-(λ = 0), and measures. Writes JSON. A run that was stopped goes on.
+to it (or cropped to it: ``--own-size``); encodes it as ``cmslap video encode`` does, trains every fourth scene also
+without the price on what differs (λ = 0), and measures. Writes JSON. A run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import dataclasses
 import itertools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -43,12 +43,12 @@ RATE = 24
 FREE_EVERY = 4  # scenes; those that are trained without the price, too
 
 
-def sequence(clips: list[Path], scenes: int, size: tuple[int, int], path: Path) -> None:
+def sequence(clips: list[Path], scenes: int, size: tuple[int, int], own_size: bool, path: Path) -> None:
     """Write ``scenes`` scenes, evenly spread over the clips and each clip's length, without loss."""
     width, height = size
     like = Properties(width, height, "yuv420p", Fraction(RATE), Fraction(1, RATE), None, (1, 1, 1, 1), None, 0)
     share = -(-scenes // len(clips))
-    frames = itertools.chain.from_iterable(excerpts(clip, share, size) for clip in clips)
+    frames = itertools.chain.from_iterable(excerpts(clip, share, size, own_size) for clip in clips)
     timed = (Frame(frame.planes, frame.format, pts, 1) for pts, frame in enumerate(frames))
     part = path.with_suffix(".nut")
     write_part(itertools.islice(timed, scenes * SCENE), part, Encoding("h264", quality=0), like)
@@ -57,35 +57,33 @@ def sequence(clips: list[Path], scenes: int, size: tuple[int, int], path: Path) 
     part.unlink()
 
 
-def excerpts(clip: Path, count: int, size: tuple[int, int]) -> Iterator[Frame]:
-    """``count`` times 32 successive frames of a clip, cropped to the shape of ``size`` and shrunk to it."""
+def excerpts(clip: Path, count: int, size: tuple[int, int], own_size: bool) -> Iterator[Frame]:
+    """``count`` times 32 successive frames of a clip, cropped to ``size``, or to its shape and shrunk to it."""
     with VideoReader(clip) as reader:
         length = reader.properties.frames
         starts = ((np.arange(count) + 0.5) / count * (length - SCENE)).astype(int)
         wanted = set((starts[:, None] + np.arange(SCENE)).ravel().tolist())
         for number, frame in enumerate(reader.frames()):
             if number in wanted:
-                yield shrunk(frame, size)
+                yield shrunk(frame, size, own_size)
 
 
-def shrunk(frame: Frame, size: tuple[int, int]) -> Frame:
+def shrunk(frame: Frame, size: tuple[int, int], own_size: bool) -> Frame:
     width, height = size
+    if own_size and (height > frame.luma.shape[0] or width > frame.luma.shape[1]):
+        raise SystemExit(f"a clip of {frame.luma.shape[1]}x{frame.luma.shape[0]} pixels has no {width}x{height}")
     small = chroma_size(frame.format, height, width)
-    planes = [
-        bicubic(middle(plane, width / height), target, frame.white)
-        for plane, target in zip(frame.planes, [(height, width), small, small], strict=True)
-    ]
+    planes = []
+    for plane, target in zip(frame.planes, [(height, width), small, small], strict=True):
+        factor = 1 if own_size else min(side / part for side, part in zip(plane.shape, target, strict=True))
+        planes.append(bicubic(middle(plane, [round(factor * part) for part in target]), target, frame.white))
     return frame.with_planes(planes)
 
 
-def middle(plane: np.ndarray, shape: float) -> np.ndarray:
-    """The largest part in the middle whose width is ``shape`` times its height."""
-    height, width = (
-        min(plane.shape[0], round(plane.shape[1] / shape)),
-        min(plane.shape[1], round(plane.shape[0] * shape)),
-    )
-    top, left = (plane.shape[0] - height) // 2, (plane.shape[1] - width) // 2
-    return plane[top : top + height, left : left + width]
+def middle(plane: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """``size``, height and width, from the middle of a plane."""
+    top, left = ((side - wanted) // 2 for side, wanted in zip(plane.shape, size, strict=True))
+    return plane[top : top + size[0], left : left + size[1]]
 
 
 def measure(encoder: Encoder, scene_minutes: float) -> dict[str, Any]:
@@ -141,6 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="of clips")
     parser.add_argument("--size", type=options.size, default=(384, 216), help="of the sequence (default 384x216)")
+    parser.add_argument("--own-size", action="store_true", help="crop the clips to the size, and do not shrink them")
     parser.add_argument("--scenes", type=int, default=12, help="of 32 frames (default %(default)s)")
     parser.add_argument(
         "--bitrate", type=bitrate, action="append", required=True, help="of the small video; repeatable"
@@ -153,10 +152,11 @@ def main() -> None:
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     clips = sorted(path for path in args.folder.iterdir() if path.suffix in SUFFIXES)
-    original = args.work / f"sequence-{args.size[0]}x{args.size[1]}.mkv"
+    original = args.work / f"sequence-{args.size[0]}x{args.size[1]}{'-own' * args.own_size}.mkv"
     if not original.exists():
-        sequence(clips, args.scenes, args.size, original)
-    record = {**provenance(), "clips": [clip.name for clip in clips], "size": args.size, "rates": {}}
+        sequence(clips, args.scenes, args.size, args.own_size, original)
+    record = {**provenance(), "clips": [clip.name for clip in clips], "size": args.size, "own_size": args.own_size}
+    record["rates"] = {}
     for rate in args.bitrate:
         work = args.work / f"{original.stem}-{rate}"
         settings = Settings(rate, args.budget, args.price)

@@ -24,6 +24,7 @@ from cmslap.compiler.patterns import (
 )
 from cmslap.compiler.report import Fused, Skipped
 from cmslap.compiler.rewriting import Match, Rewriting
+from cmslap.compiler.slopes import prelu
 
 
 def fuse(graph: fx.Graph, needs_grad: bool, names: Mapping[str, str]) -> tuple[list[Fused], list[Skipped]]:
@@ -40,6 +41,8 @@ def fuse(graph: fx.Graph, needs_grad: bool, names: Mapping[str, str]) -> tuple[l
     rows += [_fuse(work, match) for match in matches if id(match) not in done]
     if rows:
         _reuse_memory(work)
+        for node in graph.find_nodes(op="call_function", target=aten.prelu.default):
+            node.target = prelu if value(node).device.type == "cpu" else node.target
         layout.spread(graph)
     graph.eliminate_dead_code()
     return rows, left

@@ -91,7 +91,8 @@ class _Kernels(Library):
         head, tail = (call.head_weight, call.head_bias), (call.tail_weight, call.tail_bias)
         *block, recursions, negative_slope = self.dense_block(call)
         parameters = *map(floats, head), *block, *map(floats, tail)
-        self.operators.dense_network(self.map(call.image), *parameters, recursions, negative_slope, out)
+        bfloat16 = self.dtype(call.pointwise1) == torch.bfloat16
+        self.operators.dense_network(self.map(call.image), *parameters, recursions, negative_slope, bfloat16, out)
         return out
 
 

@@ -4,7 +4,8 @@
     difference, SHA-256 of all that. Little-endian.
 
 The header tells the network and its configuration, the video's fingerprint and full size, the frame each scene begins
-with, and the bytes of each part. ``cmslap.video.coding`` makes the parts. Nothing in the file is executed.
+with, the price λ the scenes' weights were trained with, and the bytes of each part. ``cmslap.video.coding`` makes the
+parts. Nothing in the file is executed.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class AdaptedWeights:
     size: tuple[int, int]  # width, height of the large video
     scenes: list[int]  # frame each begins with, the first 0
     parts: list[bytes]  # weights of the video; difference of each scene
+    price: float | None = None  # λ, where the file tells it
 
     @property
     def bits(self) -> tuple[int, list[int]]:
@@ -94,7 +96,7 @@ def pack(weights: AdaptedWeights) -> bytes:
     """The bytes of the file."""
     header = {
         "network": weights.architecture, "config": weights.config, "video": weights.video, "size": list(weights.size),
-        "scenes": weights.scenes, "bytes": [len(part) for part in weights.parts],
+        "scenes": weights.scenes, "lambda": weights.price, "bytes": [len(part) for part in weights.parts],
     }  # fmt: skip
     text = json.dumps(header, separators=(",", ":")).encode()
     data = _START.pack(b"CMSW", VERSION, len(text)) + text + b"".join(weights.parts)
@@ -138,8 +140,9 @@ def unpack(data: bytes) -> AdaptedWeights:
         raise CmswError("its parts do not add up to its length")
     parts = [body[begin:end] for begin, end in itertools.pairwise(ends)]
     return AdaptedWeights(
-        header["network"], header["config"], header["video"], tuple(header["size"]), header["scenes"], parts
-    )
+        header["network"], header["config"], header["video"], tuple(header["size"]), header["scenes"], parts,
+        header.get("lambda"),
+    )  # fmt: skip
 
 
 def _check(header: object) -> dict:
@@ -155,6 +158,8 @@ def _check(header: object) -> dict:
     ascending = all(first < second for first, second in itertools.pairwise(scenes))
     if len(size) != 2 or min(size) < 1 or len(sizes) != 1 + len(scenes) or scenes[:1] != [0] or not ascending:
         raise CmswError("its scenes or its size are not a video's")
+    if not isinstance(header.get("lambda"), float | int | None):
+        raise CmswError("its λ is no number")
     if max(header["config"].values(), default=0) > 4096:
         raise CmswError("its network's configuration is absurd")
     return header

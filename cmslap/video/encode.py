@@ -179,7 +179,7 @@ def encode(source: Path, out: Path, settings: Settings) -> cmsw.AdaptedWeights:
         with VideoReader(source) as reader:
             size = reader.properties.width, reader.properties.height
         config = RLRDSR(SCALE, settings.recursions).config()
-        weights = cmsw.AdaptedWeights("RLRDSR", config, fingerprint(encoder.small), size, starts, parts)
+        weights = cmsw.AdaptedWeights("RLRDSR", config, fingerprint(encoder.small), size, starts, parts, settings.price)
         with replacing(out) as temporary:
             shutil.copyfile(encoder.small, temporary)
         cmsw.write(weights, out.with_suffix(".cmsw"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import warnings
@@ -16,6 +17,7 @@ from cmslap.video.reading import VideoReader
 from cmslap.video.writing import packets
 
 WAYS = {"bicubic": "bicubic", "as": "AS-model", "os": "OS-model"}
+RIVAL = "HEVC at full size"
 _FEWEST_POINTS = 4  # of a curve, for BD-rate
 Row = dict[str, float]
 
@@ -25,11 +27,14 @@ def report(original: Path, smalls: Sequence[Path], with_rival: bool, record: Pat
     results = [evaluate(original, small, with_rival) for small in smalls]
     for result in results:
         print(f"\n{result['small']}\n{text(result)}")
-    rates = bd_rates(results)
-    for name, percent in rates.items():
-        print(f"BD-rate of {name} against HEVC at full size: {percent:+.1f} %")
+    differences = bjontegaard_of(results)
+    for found in differences:
+        print(
+            f"{found['curve']} against {RIVAL}, λ = {found['lambda']}: "
+            f"BD-rate {found['bd_rate']:+.1f} %, BD-PSNR {found['bd_psnr']:+.2f} dB"
+        )
     if record is not None:
-        data = {**provenance(), "original": original.name, "results": results, "bd_rate": rates}
+        data = {**provenance(), "original": original.name, "results": results, "bjontegaard": differences}
         with replacing(record) as temporary:
             temporary.write_text(json.dumps(finite(data), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     if plot is not None:
@@ -40,7 +45,13 @@ def evaluate(original: Path, small: Path, with_rival: bool) -> dict:
     """The table of one small video and its means; the rival's rate and PSNR."""
     weights = load_beside(small)
     rows = table(original, small, weights)
-    result = {"small": small.name, "table": rows, "mean": means(rows), "weights_bits": weights.bits[0]}
+    result = {
+        "small": small.name,
+        "lambda": weights.price,
+        "table": rows,
+        "mean": means(rows),
+        "weights_bits": weights.bits[0],
+    }
     if with_rival:
         video_bits = 8 * sum(packet.size for packet in packets([small]))
         bits, psnr = rival(original, video_bits + weights.bits[0] + sum(weights.bits[1]), weights.scenes)
@@ -64,26 +75,45 @@ def text(result: dict) -> str:
         lines.append(f"{name:8}" + "".join(f"{row[f'{way}_psnr']:12.2f} {row[f'{way}_bpp']:8.5f}" for way in WAYS))
     if "rival" in result:
         rival_of = result["rival"]
-        lines.append(f"HEVC at full size: {rival_of['mean_psnr']:.2f} dB at {rival_of['bpp']:.5f} bpp")
+        lines.append(f"{RIVAL}: {rival_of['mean_psnr']:.2f} dB at {rival_of['bpp']:.5f} bpp")
     return "\n".join(lines)
 
 
-def bd_rates(results: Sequence[dict]) -> dict[str, float]:
-    """Mean difference in rate at equal PSNR to HEVC at full size, in percent, where there are points enough."""
-    if len(results) < _FEWEST_POINTS or "rival" not in results[0]:
-        return {}
-    from bjontegaard import bd_rate
+Curve = list[tuple[float, float]]  # bits a pixel and PSNR, at ascending rates
 
-    def curve(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
-        return tuple(map(list, zip(*sorted(points), strict=True)))
 
-    anchor = curve([(result["rival"]["bpp"], result["rival"]["mean_psnr"]) for result in results])
+def curves(results: Sequence[dict]) -> dict[str, Curve]:
+    """A curve each for bicubic, the video's network, the scenes' for each λ, and HEVC at full size."""
     found = {}
-    for way, title in WAYS.items():
-        test = curve([(result["mean"][f"{way}_bpp"], result["mean"][f"{way}_psnr"]) for result in results])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of curves that hardly overlap: the figure is then not a number
-            found[title] = float(bd_rate(*anchor, *test, method="akima", min_overlap=0))
+    several = len({result["lambda"] for result in results}) > 1
+    for result in results:
+        for way, title in WAYS.items():
+            name = f"{title}, λ = {result['lambda']}" if several and way == "os" else title
+            found.setdefault(name, set()).add((result["mean"][f"{way}_bpp"], result["mean"][f"{way}_psnr"]))
+        if "rival" in result:
+            found.setdefault(RIVAL, set()).add((result["rival"]["bpp"], result["rival"]["mean_psnr"]))
+    return {name: sorted(points) for name, points in found.items()}
+
+
+def bjontegaard_of(results: Sequence[dict]) -> list[dict[str, object]]:
+    """Mean differences to HEVC at full size of each curve with points enough: in rate at equal PSNR in percent, and in
+    PSNR at equal rate in dB; not a number where the curves have no such PSNR or rate in common.
+    """
+    from bjontegaard import bd_psnr, bd_rate
+
+    found = []
+    for price in dict.fromkeys(result["lambda"] for result in results):
+        tests = curves([result for result in results if result["lambda"] == price])
+        anchor = tests.pop(RIVAL, [])
+        for name, curve in tests.items():
+            if min(len(anchor), len(curve)) < _FEWEST_POINTS:
+                continue
+            columns = [list(column) for points in (anchor, curve) for column in zip(*points, strict=True)]
+            settings = {"method": "akima", "require_matching_points": False, "min_overlap": 0}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of curves that hardly overlap
+                rate, psnr = float(bd_rate(*columns, **settings)), float(bd_psnr(*columns, **settings))
+            found.append({"curve": name, "lambda": price, "bd_rate": rate, "bd_psnr": psnr})
     return found
 
 
@@ -97,18 +127,12 @@ def finite(value: object) -> object:
 
 
 def draw(results: Sequence[dict], path: Path) -> None:
-    """PSNR against bits a pixel: a curve each for bicubic, the video's network, the scenes' and HEVC at full size."""
+    """PSNR against bits a pixel: :func:`curves`."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    curves = {
-        title: [(result["mean"][f"{way}_bpp"], result["mean"][f"{way}_psnr"]) for result in results]
-        for way, title in WAYS.items()
-    }
-    if "rival" in results[0]:
-        curves["HEVC at full size"] = [(result["rival"]["bpp"], result["rival"]["mean_psnr"]) for result in results]
-    for (title, points), marker in zip(curves.items(), "osD^", strict=False):
-        axes.plot(*zip(*sorted(points), strict=True), marker=marker, label=title)
+    for (title, points), marker in zip(curves(results).items(), itertools.cycle("osD^vP")):
+        axes.plot(*zip(*points, strict=True), marker=marker, label=title)
     axes.set(xlabel="bits a pixel of the large video", ylabel="PSNR of luma, dB; mean over scenes")
     axes.grid(alpha=0.3)
     axes.legend()

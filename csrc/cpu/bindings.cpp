@@ -284,7 +284,7 @@ OPERATOR(dense_recursion_backward,
 void dense_network(const Tensor& image, const Tensor& head_weight, const Tensor& head_bias, const Tensor& depthwise1,
                    const Tensor& pointwise1, const Tensor& bias1, const Tensor& depthwise2, const Tensor& pointwise2,
                    const Tensor& bias2, const Tensor& pointwise3, const Tensor& bias3, const Tensor& tail_weight,
-                   const Tensor& tail_bias, int64_t recursions, double negative_slope, Tensor out) {
+                   const Tensor& tail_bias, int64_t recursions, double negative_slope, bool bfloat16, Tensor out) {
   const DenseNetwork op{dense_recursion_of(recursions, negative_slope, depthwise1, pointwise1, bias1, depthwise2,
                                            pointwise2, bias2, pointwise3, bias3),
                         tail_bias.size(0),
@@ -292,12 +292,13 @@ void dense_network(const Tensor& image, const Tensor& head_weight, const Tensor&
                         array(head_bias),
                         array(tail_weight),
                         array(tail_bias)};
-  kernels().dense_network(op, size_of(image), pixels(image), pixels(out));
+  const auto run = bfloat16 ? bfloat16_kernels()->dense_network : kernels().dense_network;
+  run(op, size_of(image), pixels(image), pixels(out));
 }
 OPERATOR(dense_network,
          "(Tensor image, Tensor head_weight, Tensor head_bias, Tensor depthwise1, Tensor pointwise1, Tensor bias1, "
          "Tensor depthwise2, Tensor pointwise2, Tensor bias2, Tensor pointwise3, Tensor bias3, Tensor tail_weight, "
-         "Tensor tail_bias, int recursions, float negative_slope, Tensor(a!) out) -> ()")
+         "Tensor tail_bias, int recursions, float negative_slope, bool bfloat16, Tensor(a!) out) -> ()")
 
 // Level and residual head in one, without the features between them and without gradients.
 void lapsrn_last_level(const Tensor& u, const Tensor& image, const Tensor& upsample_weight, const Tensor& upsample_bias,

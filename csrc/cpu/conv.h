@@ -114,8 +114,14 @@ void activate(ThreadPool& pool, const Number* in, float slope, int64_t count, Nu
 template <class Number>
 void conv(const Conv& op, Size size, const Number* x, const Number* skip, Number* y) {
   ThreadPool pool;
+  const Activate<Number> activate{op.bias, skip, op.slope};
+  if (op.out == 1)
+    return conv_to_one(pool, x, size, op.in, op.weight, [&](int64_t n, int64_t i, int64_t j, float sum) {
+      const int64_t pixel = (n * size.height + i) * size.width + j;
+      store(y + pixel, activate(broadcast(sum), pixel, 0, Partial{1}), Partial{1});
+    });
   const Convolution<Number> convolution(pool, size, WeightView::plain(op.weight, op.in, op.out));
-  convolution.run(pool, x, Activate<Number>{op.bias, skip, op.slope}, y);
+  convolution.run(pool, x, activate, y);
 }
 
 inline void conv_backward(const Conv& op, Size size, const float* x, const float* y, const float* grad_y, float* grad_x,

@@ -7,6 +7,9 @@
 // a few pixels goes through all of a step's work in registers and L1: depthwise sums are what the pointwise product
 // reads next, and they are never stored elsewhere.
 //
+// Kernels for bfloat16 round what pointwise products multiply, two neighbours in depth an instruction; x, all sums and
+// the depthwise products stay float32.
+//
 // Pixels are records [x, a] or [x, a, b] of floats; each part is padded to 16 channels with zeros, for every
 // instruction set, so that all loops are over whole vectors. Whatever lies outside the image is zero.
 #pragma once
@@ -18,6 +21,20 @@ namespace cmslap::cpu::CMSLAP_ISA {
 constexpr int kPixels = CMSLAP_VECTOR_REGISTERS >= 32 ? 8 : 4;  // a strip: its sums stay in registers
 constexpr int kSums = 2;                                        // vectors of a pixel's sums in registers
 static_assert(DenseRecursion::kPart % kLanes == 0);
+
+#ifdef CMSLAP_BFLOAT16
+using DenseNumber = BFloat16;
+inline BFloat16 rounded(float value) {
+  BFloat16 lanes[kLanes];
+  store(lanes, broadcast(value));
+  return lanes[0];
+}
+#else
+using DenseNumber = float;
+inline float rounded(float value) { return value; }
+#endif
+using DenseFactor = Factor<DenseNumber>;
+constexpr int64_t kDenseDepth = FactorOf<DenseNumber>::kDepth;
 
 // Where channel i of [x, a, b] lies in a record.
 inline int64_t place(const DenseRecursion& op, int64_t i) {
@@ -34,10 +51,11 @@ struct DepthwiseWeight {
   DepthwiseWeight flipped() const { return {middle, -stride}; }
 };
 
-// P as the rows read it: rows [in, out] forward, [out, in] backward.
+// P as the rows read it: [in / kDenseDepth, out] forward, [out, in] backward.
 struct PointwiseWeight {
   int64_t in, out;
-  const float *forward, *backward;
+  const DenseFactor* forward;
+  const float* backward;
 };
 
 // A block's parameters, padded.
@@ -54,9 +72,9 @@ class PackedDenseBlock {
     const int64_t channels = op.channels, growth = op.growth;
     depthwise1 = depthwise(op, channels, x, from.depthwise1);
     depthwise2 = depthwise(op, channels + growth, dense(), from.depthwise2);
-    pointwise1 = pointwise(op, {channels, growth, from.pointwise1, nullptr}, x, a);
-    pointwise2 = pointwise(op, {channels + growth, growth, from.pointwise2, nullptr}, dense(), a);
-    pointwise3 = pointwise(op, {channels + 2 * growth, channels, from.pointwise3, nullptr}, record(), x);
+    pointwise1 = pointwise(op, from.pointwise1, channels, growth, x, a);
+    pointwise2 = pointwise(op, from.pointwise2, channels + growth, growth, dense(), a);
+    pointwise3 = pointwise(op, from.pointwise3, channels + 2 * growth, channels, record(), x);
     bias1 = bias(growth, a, from.bias1);
     bias2 = bias(growth, a, from.bias2);
     bias3 = bias(channels, x, from.bias3);
@@ -80,12 +98,17 @@ class PackedDenseBlock {
       for (int64_t c = 0; c < channels; ++c) to[t * width + place(op, c)] = weight[c * 9 + t];
     return {to + 4 * width, width};
   }
-  PointwiseWeight pointwise(const DenseRecursion& op, const PointwiseWeight& from, int64_t in, int64_t out) {
-    float *forward = take(in * out), *backward = take(in * out);
-    for (int64_t o = 0; o < from.out; ++o)
-      for (int64_t i = 0; i < from.in; ++i)
-        forward[place(op, i) * out + o] = backward[o * in + place(op, i)] = from.forward[o * from.in + i];
-    return {in, out, forward, backward};
+  PointwiseWeight pointwise(const DenseRecursion& op, const float* weight, int64_t inputs, int64_t outputs, int64_t in,
+                            int64_t out) {
+    auto* forward = reinterpret_cast<DenseNumber*>(take(in * out));
+    float* backward = take(in * out);
+    for (int64_t o = 0; o < outputs; ++o)
+      for (int64_t i = 0; i < inputs; ++i) {
+        const int64_t p = place(op, i);
+        backward[o * in + p] = weight[o * inputs + i];
+        forward[(p / kDenseDepth * out + o) * kDenseDepth + p % kDenseDepth] = rounded(weight[o * inputs + i]);
+      }
+    return {in, out, reinterpret_cast<const DenseFactor*>(forward), backward};
   }
   const float* bias(int64_t channels, int64_t width, const float* values) {
     float* to = take(width);
@@ -114,9 +137,9 @@ struct Plane {
 };
 
 // Σ over taps of D · in for kCount pixels of a row, added to `start` where there is one.
-template <int kCount>
+template <int kCount, class Number>
 CMSLAP_INLINE void depthwise_strip(const float* const in[3], int64_t pitch, DepthwiseWeight weight, int64_t channels,
-                                   const float* start, int64_t start_pitch, float* out, int64_t out_pitch) {
+                                   const float* start, int64_t start_pitch, Number* out, int64_t out_pitch) {
   for (int64_t c = 0; c < channels; c += kLanes) {
     Vec sums[kCount];
 #pragma GCC unroll 8
@@ -140,8 +163,12 @@ CMSLAP_INLINE void depthwise_strip(const float* const in[3], int64_t pitch, Dept
 
 // Neighbouring pixels' channels, to be multiplied.
 struct Factors {
-  const float* data;
+  const DenseNumber* data;
   int64_t pitch, channels;
+
+  DenseFactor at(int64_t pixel, int64_t depth) const {
+    return reinterpret_cast<const DenseFactor*>(data + pixel * pitch)[depth];
+  }
 };
 
 // bias + P · [factors] for kCount pixels; store(pixel, channel, sum) takes the sums.
@@ -153,15 +180,15 @@ CMSLAP_INLINE void pointwise_columns(const Factors (&factors)[kFactors], const P
   for (int p = 0; p < kCount; ++p)
 #pragma GCC unroll 2
     for (int v = 0; v < kVecs; ++v) sums[p][v] = load(bias + o + v * kLanes);
-  const float* row = weight.forward + o;
+  const DenseFactor* row = weight.forward + o;
   for (const Factors& part : factors)
-    for (int64_t i = 0; i < part.channels; ++i, row += weight.out) {
-      Vec columns[kVecs];
+    for (int64_t i = 0; i < part.channels / kDenseDepth; ++i, row += weight.out) {
+      decltype(load(row)) columns[kVecs];
 #pragma GCC unroll 2
       for (int v = 0; v < kVecs; ++v) columns[v] = load(row + v * kLanes);
 #pragma GCC unroll 8
       for (int p = 0; p < kCount; ++p) {
-        const Vec factor = broadcast(part.data[p * part.pitch + i]);
+        const auto factor = broadcast(part.at(p, i));
 #pragma GCC unroll 2
         for (int v = 0; v < kVecs; ++v) sums[p][v] = multiply_add(factor, columns[v], sums[p][v]);
       }
@@ -197,40 +224,65 @@ CMSLAP_INLINE void for_strips(int64_t begin, int64_t end, const Body& body) {
   for (int64_t x = begin; x < end; x += kPixels) body(Count<kPixels>{}, min(x, end - kPixels));
 }
 
+// [x, a] of kCount records as pointwise products read it: where it lies, or rounded and in `room`.
+template <int kCount>
+CMSLAP_INLINE Factors dense_factors(const float* records, int64_t pitch, int64_t channels,
+                                    [[maybe_unused]] DenseNumber* room) {
+#ifdef CMSLAP_BFLOAT16
+  for (int64_t c = 0; c < channels; c += kLanes)
+#pragma GCC unroll 8
+    for (int p = 0; p < kCount; ++p) store(room + p * channels + c, load(records + p * pitch + c));
+  return {room, channels, channels};
+#else
+  return {records, pitch, channels};
+#endif
+}
+
 // Scratch floats of the two functions below.
 inline int64_t strip_floats(const PackedDenseBlock& block) { return kPixels * block.record(); }
 
 // a of row y, columns [begin, end), from x around it.
 inline void first_growth_row(const PackedDenseBlock& block, const Plane& plane, int64_t y, int64_t begin, int64_t end,
                              float* scratch) {
+  auto* sums = reinterpret_cast<DenseNumber*>(scratch);
   for_strips(begin, end, [&](auto count, int64_t x) {
     const float* in[3] = {plane.at(y - 1, x), plane.at(y, x), plane.at(y + 1, x)};
-    depthwise_strip<count.value>(in, plane.pitch, block.depthwise1, block.x, nullptr, 0, scratch, block.x);
+    depthwise_strip<count.value>(in, plane.pitch, block.depthwise1, block.x, nullptr, 0, sums, block.x);
     float* a = plane.at(y, x) + block.x;
     pointwise_strip<count.value>(
-        {{scratch, block.x, block.x}}, block.pointwise1, block.bias1,
+        {{sums, block.x, block.x}}, block.pointwise1, block.bias1,
         [&](int p, int64_t c, Vec sum) { store(a + p * plane.pitch + c, leaky_relu(sum, block.slope)); });
   });
 }
 
-// y of row y, columns [begin, end), from x and a around it, to out(x): a pixel of pitch out_pitch. b goes to the
-// records where they have room for it.
+// y of row y, columns [begin, end), from x and a around it, to out(x): a pixel of pitch out_pitch. In float32 b goes to
+// the records where they have room for it.
 template <class Out>
 void second_growth_row(const PackedDenseBlock& block, const Plane& plane, int64_t y, int64_t begin, int64_t end,
                        const Out& out, int64_t out_pitch, float* scratch) {
-  const bool keeps_b = plane.pitch == block.record();
+  auto* sums = reinterpret_cast<DenseNumber*>(scratch);
+  DenseNumber *room = sums + kPixels * block.dense(), *b = room;
+  int64_t b_pitch = block.a;
+#ifdef CMSLAP_BFLOAT16
+  b += kPixels * block.dense();
+#endif
   for_strips(begin, end, [&](auto count, int64_t x) {
     const float* in[3] = {plane.at(y - 1, x), plane.at(y, x), plane.at(y + 1, x)};
-    depthwise_strip<count.value>(in, plane.pitch, block.depthwise2, block.dense(), nullptr, 0, scratch, block.dense());
+    depthwise_strip<count.value>(in, plane.pitch, block.depthwise2, block.dense(), nullptr, 0, sums, block.dense());
     float* record = plane.at(y, x);
-    float* b = keeps_b ? record + block.dense() : scratch + kPixels * block.dense();
-    const int64_t b_pitch = keeps_b ? plane.pitch : block.a;
+#ifndef CMSLAP_BFLOAT16
+    if (plane.pitch == block.record()) {
+      b = record + block.dense();
+      b_pitch = plane.pitch;
+    }
+#endif
     pointwise_strip<count.value>(
-        {{scratch, block.dense(), block.dense()}}, block.pointwise2, block.bias2,
+        {{sums, block.dense(), block.dense()}}, block.pointwise2, block.bias2,
         [&](int p, int64_t c, Vec sum) { store(b + p * b_pitch + c, leaky_relu(sum, block.slope)); });
     float* to = out(x);
     pointwise_strip<count.value>(
-        {{record, plane.pitch, block.dense()}, {b, b_pitch, block.a}}, block.pointwise3, block.bias3,
+        {dense_factors<count.value>(record, plane.pitch, block.dense(), room), {b, b_pitch, block.a}}, block.pointwise3,
+        block.bias3,
         [&](int p, int64_t c, Vec sum) { store(to + p * out_pitch + c, sum + load(record + p * plane.pitch + c)); });
   });
 }

@@ -89,6 +89,30 @@ void direct_conv(ThreadPool& pool, const Number* in, Size size, const PackedWeig
   });
 }
 
+// The same for one output channel: the sums run along the vectors, which would be padding but for one lane.
+// store(n, y, x, sum) takes each.
+template <class Number, class Store>
+void conv_to_one(ThreadPool& pool, const Number* in, Size size, int64_t channels,
+                 const float* weight,  // [1, channels, 3, 3]
+                 const Store& store) {
+  const int64_t pitch = padded(channels);
+  const Buffer taps(9 * pitch);  // [taps, channels]
+  for (int64_t t = 0; t < 9; ++t)
+    for (int64_t c = 0; c < pitch; ++c) taps.data()[t * pitch + c] = c < channels ? weight[c * 9 + t] : 0;
+
+  for_blocks(pool, Segment::count(size), Rows::floats(channels), [&](int64_t s, float* scratch) {
+    const Segment segment(size, s);
+    const Rows rows(scratch, in, size, channels, segment);
+    for (int64_t j = 0; j < segment.width; ++j) {
+      Vec products[3] = {};
+      for (int64_t c = 0; c < pitch; c += kLanes)
+        for (int64_t t = 0; t < 9; ++t)
+          products[t % 3] += load(rows.tap(t) + j * pitch + c) * load(taps.data() + t * pitch + c);
+      store(segment.image, segment.y, segment.x + j, sum(products[0] + products[1] + products[2]));
+    }
+  });
+}
+
 constexpr int64_t kSlices = 16;  // partial sums of a weight gradient: fixed, so that thread counts do not matter
 
 // Adds Σ over pixels of out_gradient [out] ⊗ in [in], shifted by each tap, to weight_gradient [out, in, 3, 3].

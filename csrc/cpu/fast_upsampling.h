@@ -175,7 +175,7 @@ inline void upsampling(ThreadPool& pool, const Upsampling& op, Size size, const 
           const int64_t step = P::kFirstMatrix + m;
           for (int64_t t = next + step * (after - next) / kPhaseMatrices;
                t < next + (step + 1) * (after - next) / kPhaseMatrices; ++t)
-            prefetch<kPhaseSide>(a, size, op.in, grid.coarse(t));
+            prefetch<kPhaseSide, kPhaseSide>(L2{}, a, size, op.in, grid.coarse(t));
         }
         for (int64_t t = 0; t < count; ++t) {
           const Square tile = grid.coarse(first + t);

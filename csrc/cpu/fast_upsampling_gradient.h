@@ -143,7 +143,7 @@ class UpsamplingGradient {
     const int64_t tiles = group.after - group.next;
     for (int64_t t = group.next + step * tiles / kSteps; t < group.next + (step + 1) * tiles / kSteps; ++t) {
       prefetch(window<P>(t, zeros), op_.out);
-      prefetch<kPhaseSide>(a_, size_, op_.in, grid_.coarse(t));
+      prefetch<kPhaseSide, kPhaseSide>(L2{}, a_, size_, op_.in, grid_.coarse(t));
     }
   }
 

@@ -125,15 +125,16 @@ class WinogradWeightGradient {
 
     const int64_t begin = number * grid.tiles() / slices_, tiles = (number + 1) * grid.tiles() / slices_ - begin;
     const int64_t groups = ceil_div(tiles, group);
-    const auto prefetch_pixels = [&](int64_t tile) {
-      prefetch<Scheme::kInputs>(in, size_, in_, Square::new_inputs(grid, tile));
-      prefetch<Scheme::kOutputs>(out_gradient, size_, out_, Square::outputs(grid, tile));
+    const auto prefetch_pixels = [&](auto cache, int64_t tile) {
+      prefetch<Scheme::kWindow, Scheme::kInputs>(cache, in, size_, in_, Square::new_inputs(grid, tile));
+      prefetch<Scheme::kOutputs, Scheme::kOutputs>(cache, out_gradient, size_, out_, Square::outputs(grid, tile));
     };
     for (int64_t g = 0; g < groups; ++g) {
       const int64_t first = begin + g * tiles / groups, next = begin + (g + 1) * tiles / groups, count = next - first;
       const int64_t after = begin + min(g + 2, groups) * tiles / groups;
       for (int64_t t = 0; t < count; ++t) {
-        if (g == 0 && t + kAhead < count) prefetch_pixels(first + t + kAhead);
+        if (g == 0 && t + kAhead < count) prefetch_pixels(L2{}, first + t + kAhead);
+        if (t + 1 < count) prefetch_pixels(L1{}, first + t + 1);
         transform_half<kFirstRow, Scheme::kWindow, Scheme::input>(
             {in + in_part.first, size_, in_, Square::window(grid, first + t), zeros}, in_part.count, inputs, t);
         const Pixels<Scheme::kOutputs> dy(out_gradient + out_part.first, size_, out_, Square::outputs(grid, first + t),
@@ -146,7 +147,7 @@ class WinogradWeightGradient {
              {sums + m * matrix_floats(), padded(in_)}, out_part.count, in_part.count, count, accumulate || g > 0);
         for (int64_t t = next + m * (after - next) / kHalfMatrices; t < next + (m + 1) * (after - next) / kHalfMatrices;
              ++t)
-          prefetch_pixels(t);
+          prefetch_pixels(L2{}, t);
       }
     }
   }

@@ -143,6 +143,8 @@ struct BFloat16Kernels {
   void (*upsampling)(const Upsampling&, Size, const BFloat16* a, BFloat16* f);
   void (*level)(const Embedding&, const Upsampling&, Size, const BFloat16* u, BFloat16* f);
   void (*residual_head)(const ResidualHead&, Size, const BFloat16* f, const float* image, float* out);
+  // Rounds to bfloat16 what the block's pointwise convolutions multiply, and nothing else.
+  void (*dense_network)(const DenseNetwork&, Size, const float* image, float* out);
   void (*last_level)(const Embedding&, const Upsampling&, const ResidualHead&, Size, const BFloat16* u,
                      const float* image, float* out);
 };

@@ -1,4 +1,4 @@
-// I' = K ⋆ᵀ I + (W_res ⋆ f + b_res): one output channel, so the sums run along the vectors.
+// I' = K ⋆ᵀ I + (W_res ⋆ f + b_res).
 #pragma once
 
 #include "conv.h"
@@ -35,24 +35,9 @@ template <class Number>
 void residual_head(const ResidualHead& head, Size size, const Number* f, const float* image, float* out) {
   ThreadPool pool;
   const Size fine = doubled(size);
-  const int64_t channels = head.channels, pitch = padded(channels);
-  const Buffer weight(9 * pitch);  // [taps, channels]
-  for (int64_t t = 0; t < 9; ++t)
-    for (int64_t c = 0; c < pitch; ++c) weight.data()[t * pitch + c] = c < channels ? head.weight[c * 9 + t] : 0;
-
-  for_blocks(pool, Segment::count(fine), Rows::floats(channels), [&](int64_t s, float* scratch) {
-    const Segment segment(fine, s);
-    const Rows rows(scratch, f, fine, channels, segment);
-    for (int64_t j = 0; j < segment.width; ++j) {
-      Vec products[3] = {};
-      for (int64_t c = 0; c < pitch; c += kLanes)
-        for (int64_t t = 0; t < 9; ++t)
-          products[t % 3] += load(rows.tap(t) + j * pitch + c) * load(weight.data() + t * pitch + c);
-      const int64_t x = segment.x + j;
-      out[(segment.image * fine.height + segment.y) * fine.width + x] =
-          upsampled_pixel(head, size, image, segment.image, segment.y, x) +
-          (sum(products[0] + products[1] + products[2]) + head.bias[0]);
-    }
+  conv_to_one(pool, f, fine, head.channels, head.weight, [&](int64_t n, int64_t y, int64_t x, float sum) {
+    out[(n * fine.height + y) * fine.width + x] =
+        upsampled_pixel(head, size, image, n, y, x) + (sum + head.bias[0]);
   });
 }
 

@@ -1,7 +1,9 @@
 // The kernels of one instruction set, as kernels.cpp finds them.
 #pragma once
 
+#ifndef CMSLAP_BFLOAT16
 #include "dense_gradient.h"
+#endif
 #include "dense_network.h"
 #include "last_level.h"
 #include "level.h"
@@ -20,7 +22,7 @@ inline void level(const Embedding& op, const Upsampling& up, Size size, const BF
 }
 
 extern const BFloat16Kernels kKernels;
-const BFloat16Kernels kKernels = {conv, embedding, upsampling, level, residual_head, last_level};
+const BFloat16Kernels kKernels = {conv, embedding, upsampling, level, residual_head, dense_network, last_level};
 #else
 #define CMSLAP_NAME_OF(isa) #isa
 #define CMSLAP_NAME(isa) CMSLAP_NAME_OF(isa)

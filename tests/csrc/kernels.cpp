@@ -304,6 +304,10 @@ void test_dense_network(Size size, int64_t channels, int64_t growth, int64_t rec
         expected[coarse * outputs + o] += tail[(o * channels + c) * 9 + tap] * x[fine * channels + c];
   });
   compare("dense network", out, expected);
+  if (!bfloat16_kernels()) return;
+  out = poison(out.size());
+  bfloat16_kernels()->dense_network(network, size, image.data(), out.data());
+  compare("dense network in bfloat16", out, expected, 2e-2);
 }
 
 using BFloat16s = std::vector<BFloat16>;

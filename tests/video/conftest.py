@@ -12,7 +12,8 @@ pytest.importorskip("constriction", reason="constriction is not installed: pip i
 
 
 def picture(number: int, height: int, width: int) -> np.ndarray:  # [height, width, 3]
-    """A picture of blocks that moves with ``number``."""
+    """A picture of blocks that moves with ``number``, and jumps back after 40."""
+    number %= 40
     random = np.random.default_rng(1)
     blocks = np.kron(random.integers(40, 216, (height // 4 + 20, width // 4 + 20, 3)), np.ones((4, 4, 1)))
     return np.ascontiguousarray(blocks[number : number + height, 2 * number : 2 * number + width]).astype(np.uint8)

@@ -16,7 +16,7 @@ import torch
 import cmslap
 from cmslap import cli
 from cmslap.models import NETWORKS
-from cmslap.video import cmsw
+from cmslap.video import cmsw, report
 from cmslap.video.cmsw import AdaptedWeights
 from cmslap.video.encode import Encoder
 from cmslap.video.reading import VideoReader
@@ -58,6 +58,7 @@ def test_encode_decode_evaluate(here, capfd, sound_of, times_of):
     assert "2 scenes" in out
     assert cmsw.read("small.cmsw") == before["weights"]
     assert before["weights"].size == (98, 70)
+    assert before["weights"].price == 0.003
     assert sound_of("small.mp4") == sound_of("in.mp4")
     with VideoReader("small.mp4") as reader:
         assert (reader.properties.width, reader.properties.height) == (50, 36)  # of 98 × 70 padded to multiples of 4
@@ -108,6 +109,32 @@ def test_psnr_is_of_the_definition(here, capfd):
             errors.append(np.square(image.numpy() - high.luma).mean())
     expected = [10 * np.log10(255**2 / np.mean(errors[first : first + 4])) for first in (0, 4)]
     assert [row["bicubic_psnr"] for row in rows] == pytest.approx(expected, abs=0.02)  # those are of rounded images
+
+
+def result_of(price, bpp, psnr, rival_psnr):
+    """As ``report.evaluate`` gives it, of a video whose three ways differ by 0.1 dB and by nothing in rate."""
+    mean = {f"{way}_bpp": bpp for way in report.WAYS}
+    mean |= {f"{way}_psnr": psnr + 0.1 * number for number, way in enumerate(report.WAYS)}
+    return {"lambda": price, "mean": mean, "rival": {"bpp": bpp, "mean_psnr": rival_psnr}}
+
+
+def test_bjontegaard_differences_are_those_of_known_curves(tmp_path):
+    """A decibel more for each doubling of the rate: a curve 3 dB lower needs eight times the rate."""
+    rates = [0.01 * 2**step for step in range(8)]
+    results = [result_of(0.003, rate, 30 + step, 33 + step) for step, rate in enumerate(rates)]
+    results += [result_of(0.0, rate, 20 + step, 33 + step) for step, rate in enumerate(rates)]
+    found = {(entry["curve"], entry["lambda"]): entry for entry in report.bjontegaard_of(results)}
+    assert len(found) == 6
+    bicubic, scenes, apart = found["bicubic", 0.003], found["OS-model", 0.003], found["bicubic", 0.0]
+    assert (bicubic["bd_rate"], bicubic["bd_psnr"]) == pytest.approx((700, -3))
+    assert (scenes["bd_rate"], scenes["bd_psnr"]) == pytest.approx((100 * (2**2.8 - 1), -2.8))
+    assert (str(apart["bd_rate"]), apart["bd_psnr"]) == ("nan", pytest.approx(-13))  # no PSNR in common
+    assert report.bjontegaard_of(results[:3]) == []  # too few points
+    assert set(report.curves(results)) == {
+        "bicubic", "AS-model", "OS-model, λ = 0.003", "OS-model, λ = 0.0", "HEVC at full size",
+    }  # fmt: skip
+    report.draw(results, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("channels", [1, 3])

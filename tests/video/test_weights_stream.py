@@ -115,6 +115,7 @@ def forged(**changes):
         ({"bytes": [-1, 2, 3, 4]}, "something else"),
         ({"size": [0, 5]}, "size"),
         ({"size": [1.5, 5]}, "something else"),
+        ({"lambda": "much"}, "λ is no number"),
     ],
 )
 def test_a_forged_file_is_refused(changes, message, tmp_path):

@@ -25,9 +25,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         epilog=_EXAMPLES,
     )
     parser.add_argument("--data", action="append", required=True, metavar="DIR", help="a folder of images; repeatable")
-    parser.add_argument(
-        "-s", "--scale", action="append", type=int, metavar="N", help="repeatable (default: 2, 4 and 8)"
-    )
+    served = "repeatable (default: those of 2, 3, 4 and 8 that the network serves)"
+    parser.add_argument("-s", "--scale", action="append", type=int, metavar="N", help=served)
     options.add_model_option(parser, default=options.DEFAULT_MODEL)
     options.add_device_options(parser)
     parser.add_argument("--json", type=Path, metavar="OUT", help="write every image's figures and where they come from")
@@ -47,10 +46,11 @@ def run(args: argparse.Namespace) -> int:
 
     device = find_device(args.device)
     model = load_model(args.model, device=device)
+    scales = args.scale or [scale for scale in (2, 3, 4, 8) if scale in model.scales]
     for folder in args.data:
         find_images(folder)  # before minutes go into the folders before a wrong one
     with inference_autocast(args.precision, device):
-        reports = [evaluate(model, folder, args.scale or [2, 4, 8], progress=True) for folder in args.data]
+        reports = [evaluate(model, folder, scales, progress=True) for folder in args.data]
     print(table(reports))
     if args.json is not None:
         record = to_json(reports, model, args.model, device, args.precision)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cmslap import CMSLapSRN, save_model
+from cmslap import MASRN, CMSLapSRN, save_model
 from cmslap.cli import main
 
 
@@ -42,6 +42,17 @@ def test_table_and_json_say_the_same(weights, images, tmp_path, capsys):
     assert result["images"][2]["bicubic"]["psnr"] is None  # equal images
     assert f"{result['model']['ssim']:.4f}" in table
     assert np.mean([image["model"]["ssim"] for image in result["images"]]) == pytest.approx(result["model"]["ssim"])
+
+
+@pytest.mark.parametrize(
+    ("network", "scales"),
+    [(CMSLapSRN(depth=1, recursions=1, channels=4, shared_conv=1), [2, 4, 8]), (MASRN(channels=8), [2, 3, 4])],
+)
+def test_scales_are_the_networks_own_by_default(network, scales, images, tmp_path):
+    weights, out = tmp_path / "own.safetensors", tmp_path / "figures.json"
+    save_model(network, weights)
+    assert main(["evaluate", "--data", images, "-m", str(weights), "--json", str(out)]) == 0
+    assert [result["scale"] for result in json.loads(out.read_text())["results"]] == scales
 
 
 @pytest.mark.parametrize(

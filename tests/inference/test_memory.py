@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 
+import cmslap
 from cmslap import ops
 from cmslap.inference.tiling import available_memory
 from cmslap.ops import extension
@@ -71,7 +72,7 @@ def measure(code, network=SMALL, backend=""):
 def test_estimate_is_near_and_not_below_the_measured_peak(network, backend):
     if backend == "cpu" and extension.MISSING is not None:
         pytest.skip(extension.MISSING)
-    model = eval(f"cmslap.{network}")
+    model = eval(network, vars(cmslap.models))
     with ops.use_backend(backend):
         estimate = (SIDES[1] ** 2 - SIDES[0] ** 2) * model.bytes_per_pixel(model.scales[1])
     peak = measure(COMPARE_SIDES, network, "" if backend == "cpu" else backend)

@@ -36,8 +36,7 @@ void residual_head(const ResidualHead& head, Size size, const Number* f, const f
   ThreadPool pool;
   const Size fine = doubled(size);
   conv_to_one(pool, f, fine, head.channels, head.weight, [&](int64_t n, int64_t y, int64_t x, float sum) {
-    out[(n * fine.height + y) * fine.width + x] =
-        upsampled_pixel(head, size, image, n, y, x) + (sum + head.bias[0]);
+    out[(n * fine.height + y) * fine.width + x] = upsampled_pixel(head, size, image, n, y, x) + (sum + head.bias[0]);
   });
 }
 

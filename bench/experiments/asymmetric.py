@@ -106,10 +106,8 @@ def main() -> None:
     shared = {key: record[key] for key in ("commit", "torch", "device", "threads", "config", "step")}
     report = {
         **shared,
-        "side": SIDE,
-        "timing_threads": torch.get_num_threads(),
         "networks": rows,
-        "times": times(ROUNDS),
+        "forward": {"side": SIDE, "threads": torch.get_num_threads(), "times": times(ROUNDS)},
     }
     with replacing(args.out) as temporary:
         temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

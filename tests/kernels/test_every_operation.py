@@ -184,9 +184,12 @@ LAYERS = 5  # whose roundings add up
 
 
 def slope_for(place, dtype, depth):
-    """Triton's interpreter is slow for deep blocks, and rounds to 16 bits as no GPU does, so that signs may flip."""
+    """A value near zero may round to the other sign after some layers, which matters the less the nearer to 1 this is.
+
+    Triton's interpreter is slow for deep blocks, and rounds to 16 bits as no GPU does, so that signs flip often.
+    """
     if place.name != "interpreter":
-        return 0.2
+        return 0.2 if dtype == torch.float32 or depth == 1 else 0.8
     if depth > (2 if dtype == torch.float32 else 1):
         pytest.skip("too slow in Triton's interpreter")
     return 0.2 if dtype == torch.float32 else 1.0

@@ -66,12 +66,6 @@ Number* pixels(const OptionalTensor& tensor) {
 }
 float* array(const OptionalTensor& tensor) { return tensor ? array(*tensor) : nullptr; }
 
-// What forward leaves for backward: more memory than all the rest, and fresh.
-float* array_to_fill(const OptionalTensor& saved) {
-  if (saved) prefer_huge_pages(saved->data_ptr(), saved->numel() * sizeof(float));
-  return array(saved);
-}
-
 Size size_of(const Tensor& tensor) { return {tensor.size(0), tensor.size(2), tensor.size(3)}; }
 
 Conv conv_of(const Tensor& weight, const OptionalTensor& bias, double negative_slope) {
@@ -147,7 +141,7 @@ void recursive_embedding(const Tensor& u, const Tensor& weights, const Tensor& b
   const Embedding embedding = embedding_of(weights, biases, recursions, negative_slope, save_mode(saved, recompute));
   if (const auto* kernels = bfloat16_kernels_for(u))
     return kernels->embedding(embedding, size_of(u), pixels<BFloat16>(u), pixels<BFloat16>(out));
-  kernels().embedding(embedding, size_of(u), pixels(u), array_to_fill(saved), pixels(out));
+  kernels().embedding(embedding, size_of(u), pixels(u), array(saved), pixels(out));
 }
 OPERATOR(recursive_embedding,
          "(Tensor u, Tensor weights, Tensor biases, int recursions, float negative_slope, bool recompute, Tensor(a!)? "
@@ -193,7 +187,7 @@ void lapsrn_level(const Tensor& u, const Tensor& upsample_weight, const Tensor& 
   if (const auto* kernels = bfloat16_kernels_for(u))
     return kernels->level(embedding, upsampling, size_of(u), pixels<BFloat16>(u), pixels<BFloat16>(out));
   const Buffer unsaved(embedding.save == Save::kNothing ? u.numel() : 0);
-  float* activations = array_to_fill(saved);
+  float* activations = array(saved);
   float* a = unsaved.data() ? unsaved.data() : activations + embedding.saved_images() * u.numel();
   kernels().level(embedding, upsampling, size_of(u), pixels(u), activations, a, pixels(out));
 }
@@ -259,7 +253,7 @@ void dense_recursion(const Tensor& u, const Tensor& depthwise1, const Tensor& po
                      const Tensor& bias3, int64_t recursions, double negative_slope, OptionalTensor saved, Tensor out) {
   const DenseRecursion op = dense_recursion_of(recursions, negative_slope, depthwise1, pointwise1, bias1, depthwise2,
                                                pointwise2, bias2, pointwise3, bias3);
-  kernels().dense_recursion(op, size_of(u), pixels(u), array_to_fill(saved), pixels(out));
+  kernels().dense_recursion(op, size_of(u), pixels(u), array(saved), pixels(out));
 }
 OPERATOR(dense_recursion,
          "(Tensor u, Tensor depthwise1, Tensor pointwise1, Tensor bias1, Tensor depthwise2, Tensor pointwise2, "

@@ -66,10 +66,8 @@ IdleMemory& idle_memory() {
 }
 
 // Huge pages save most of the address translations, as a tile's rows lie in different pages.
-constexpr int64_t kFewestHugeBytes = 2 * kHugePage;
-
 int64_t alignment_of(int64_t floats) {
-  return floats * static_cast<int64_t>(sizeof(float)) >= kFewestHugeBytes ? kHugePage : kCacheLine;
+  return floats * static_cast<int64_t>(sizeof(float)) >= 2 * kHugePage ? kHugePage : kCacheLine;
 }
 
 int64_t bytes_of(int64_t floats) {
@@ -79,15 +77,6 @@ int64_t bytes_of(int64_t floats) {
 
 }  // namespace
 
-void prefer_huge_pages(void* data, int64_t bytes) {
-#ifdef __linux__
-  constexpr uintptr_t kPage = 4 << 10;
-  if (bytes < kFewestHugeBytes) return;
-  const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
-  madvise(reinterpret_cast<void*>(first), reinterpret_cast<uintptr_t>(data) + bytes - first, MADV_HUGEPAGE);
-#endif
-}
-
 Buffer::Buffer(int64_t floats) : data_(nullptr), size_(floats) {
   if (floats == 0) return;
   const int64_t bytes = bytes_of(floats);
@@ -95,7 +84,9 @@ Buffer::Buffer(int64_t floats) : data_(nullptr), size_(floats) {
   if (data_) return;
   data_ = static_cast<float*>(std::aligned_alloc(alignment_of(floats), bytes));
   if (!data_) throw std::bad_alloc();
-  prefer_huge_pages(data_, bytes);
+#ifdef __linux__
+  if (alignment_of(floats) == kHugePage) madvise(data_, bytes, MADV_HUGEPAGE);
+#endif
 }
 
 Buffer::~Buffer() {

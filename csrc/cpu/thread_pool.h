@@ -21,10 +21,6 @@ class Buffer {
   int64_t size_;
 };
 
-// Asks that fresh memory come in huge pages, where it is large and the system has some: a fault for each 4 KiB takes
-// longer than writing them.
-void prefer_huge_pages(void* data, int64_t bytes);
-
 // The workers of one operation; their scratch memory lasts from one convolution to the next.
 class ThreadPool {
  public:

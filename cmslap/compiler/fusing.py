@@ -106,7 +106,8 @@ def _compose_pairs(work: Rewriting) -> None:
         first, second = (arguments(each) for each in pair)
         image, kernels = first["input"], [value(given["weight"]) for given in (first, second)]
         composed = kernels[0].new_empty(kernels[1].shape[0], kernels[0].shape[1], 3, 3)
-        narrow = kernels[0].shape[0] < min(composed.shape[:2])  # what lies between: the pair multiplies less
+        # What lies between: the pair multiplies less.
+        narrow = kernels[0].shape[0] < max(heuristics.MIN_CHANNELS, min(composed.shape[:2]))
         if narrow or heuristics.objection(value(image), composed, work.needs_grad) is not None:
             continue
         with work.graph.inserting_before(pair[1]):

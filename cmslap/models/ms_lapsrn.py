@@ -96,9 +96,10 @@ class _RecursivePyramid(Pyramid):
         """As :meth:`Network.bytes_per_pixel`.
 
         A last level that is folded into one operation keeps three maps of its input's size: u, which the source skip
-        reads again and again, and one convolution's input and output; in bfloat16 they are half as large.
+        reads again and again, and one convolution's input and output; in bfloat16 they are half as large. A quarter
+        more lies idle between operations.
         """
-        return 3 * self.largest_map(scale) if self._folds_last_level() else super().bytes_per_pixel(scale)
+        return 4 * self.largest_map(scale) if self._folds_last_level() else super().bytes_per_pixel(scale)
 
     @torch.no_grad()
     def _folds_last_level(self) -> bool:

@@ -57,10 +57,10 @@ class Call:
         """Those of ``names`` that are wanted."""
         return [name for name in names if name in self.wanted]
 
-    def new_saved(self, dtype: torch.dtype) -> Tensor | None:
+    def new_saved(self, dtype: torch.dtype, empty: Callable[..., Tensor] = torch.empty) -> Tensor | None:
         """``saved``, as memory for what backward will need; None where it will need nothing."""
         if self.save:
-            self.saved = self.u.new_empty(saved_shape(self), dtype=dtype)
+            self.saved = empty(saved_shape(self), dtype=dtype, device=self.u.device)
         return self.saved
 
     def zeros(self, *names: str) -> dict[str, Tensor]:

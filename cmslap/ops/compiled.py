@@ -7,6 +7,8 @@ in full. Gradients go to them by name: what is ``u`` here is ``grad_u`` there.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -32,6 +34,10 @@ class Library:
         """What the operators take besides: the stream to queue work on, if there is one."""
         raise NotImplementedError
 
+    def empty(self, shape: Sequence[int], **layout: object) -> Tensor:
+        """Memory for a result: what ``torch.empty`` gives for ``dtype``, ``device`` and ``memory_format``."""
+        return torch.empty(shape, **layout)
+
     def map(self, x: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor | None:
         """Features or an image as the kernels read them."""
         return None if x is None else _as(x, dtype).contiguous(memory_format=torch.channels_last)
@@ -40,7 +46,7 @@ class Library:
         """Memory for features or images of ``like``'s batch, ``factor`` times as high and wide."""
         n, _, height, width = like.shape
         shape = n, channels, factor * height, factor * width
-        return torch.empty(shape, dtype=dtype, device=like.device, memory_format=torch.channels_last)
+        return self.empty(shape, dtype=dtype, device=like.device, memory_format=torch.channels_last)
 
     def new_maps(self, call: Call, *names: str) -> dict[str, Tensor]:
         """Memory for the gradients of features."""
@@ -70,7 +76,7 @@ class Library:
 
     def recursive_embedding(self, call: Call) -> Tensor:
         dtype = self.dtype(call.u, call.save)
-        out, saved = self.new_map(call.u, call.u.shape[1], dtype), call.new_saved(dtype)
+        out, saved = self.new_map(call.u, call.u.shape[1], dtype), call.new_saved(dtype, self.empty)
         self.operators.recursive_embedding(self.map(call.u, dtype), *self.block(call), *self.stream(call), saved, out)
         return out
 
@@ -97,7 +103,7 @@ class Library:
 
     def lapsrn_level(self, call: Call) -> Tensor:
         dtype = self.dtype(call.u, call.save)
-        out, saved = self.new_map(call.u, call.u.shape[1], dtype, factor=2), call.new_saved(dtype)
+        out, saved = self.new_map(call.u, call.u.shape[1], dtype, factor=2), call.new_saved(dtype, self.empty)
         inputs = self.map(call.u, dtype), self.weight(call.upsample_weight), floats(call.upsample_bias)
         self.operators.lapsrn_level(*inputs, *self.block(call), *self.stream(call), saved, out)
         return out

@@ -7,7 +7,9 @@ forward pass that saves nothing, where the processor multiplies bfloat16.
 from __future__ import annotations
 
 import functools
+import math
 import os
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from cmslap.ops.extension import MISSING
 from cmslap.ops.operation import OPERATIONS, Arguments, Operation
 
 _kernels = torch.ops.cmslap_cpu
+_SMALLEST_SHARED = 1 << 18  # bytes; the allocator of the system is faster below
 _DENSE_BLOCK = tuple(name for name in OPERATIONS["dense_recursion"].shapes if name != "u")
 
 
@@ -28,6 +31,12 @@ def _unsupported(operation: Operation, arguments: Arguments) -> str | None:
     if activation.dtype == torch.float64:
         return "float32, bfloat16 and float16 only, not float64"
     return None
+
+
+@functools.cache
+def reuses_memory() -> bool:
+    """Whether PyTorch, 2.11 or later, takes memory of ours for its tensors. Needs the extension."""
+    return _kernels.reuses_memory()
 
 
 @functools.cache
@@ -53,6 +62,15 @@ class _Kernels(Library):
         bfloat16 = features.dtype == torch.bfloat16 and not save and multiplies_bfloat16()
         return torch.bfloat16 if bfloat16 else torch.float32
 
+    def empty(self, shape: Sequence[int], *, dtype: torch.dtype, **layout: object) -> Tensor:
+        """Large results share memory with those that are gone: fresh pages can take longer than what fills them."""
+        if math.prod(shape) * dtype.itemsize < _SMALLEST_SHARED or not reuses_memory():
+            return super().empty(shape, dtype=dtype, **layout)
+        channels_last = layout.get("memory_format") == torch.channels_last
+        result = _kernels.empty(shape, channels_last, dtype == torch.bfloat16)
+        fills = torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory
+        return result.fill_(torch.nan) if fills else result
+
     def weight(self, weight: Tensor) -> Tensor:
         return floats(weight)
 
@@ -76,7 +94,7 @@ class _Kernels(Library):
         return *(floats(getattr(call, name)) for name in _DENSE_BLOCK), call.recursions, call.negative_slope
 
     def dense_recursion(self, call: Call) -> Tensor:
-        out, saved = self.new_map(call.u, call.u.shape[1]), call.new_saved(torch.float32)
+        out, saved = self.new_map(call.u, call.u.shape[1]), call.new_saved(torch.float32, self.empty)
         self.operators.dense_recursion(self.map(call.u), *self.dense_block(call), saved, out)
         return out
 

@@ -11,11 +11,20 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <array>
 #include <optional>
 #include <type_traits>
+#include <vector>
 
 #include "kernels.h"
+#include "memory.h"
 #include "thread_pool.h"
+
+// Of PyTorch 2.11 and later, so that it may be missing.
+extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
+    void* data, int64_t dimensions, const int64_t* sizes, const int64_t* strides, int64_t offset, int32_t dtype,
+    int32_t device_type, int32_t device_index, AtenTensorHandle* result, int32_t layout, const uint8_t* metadata,
+    int64_t metadata_size, void (*deleter)(void* data, void* context), void* context);
 
 namespace cmslap::cpu {
 
@@ -109,9 +118,41 @@ const BFloat16Kernels* bfloat16_kernels_for(const Tensor& images) {
   STABLE_TORCH_LIBRARY_FRAGMENT(cmslap_cpu, m) { m.def(#function schema); } \
   STABLE_TORCH_LIBRARY_IMPL(cmslap_cpu, CPU, m) { m.impl(#function, TORCH_BOX(&function)); }
 
-STABLE_TORCH_LIBRARY(cmslap_cpu, m) { m.def("multiplies_bfloat16() -> bool"); }
-STABLE_TORCH_LIBRARY_IMPL(cmslap_cpu, CompositeExplicitAutograd, m) {  // it has no tensor to say it is the CPU's
+bool reuses_memory() { return torch_from_blob != nullptr; }
+
+// A float32 or bfloat16 tensor in memory that others left, not initialised; of four dimensions, or contiguous.
+Tensor empty(std::vector<int64_t> sizes, bool channels_last, bool bfloat16) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t count = 1;
+  for (size_t i = sizes.size(); i-- > 0;) {
+    const size_t dimension = channels_last ? std::array<size_t, 4>{0, 2, 3, 1}[i] : i;
+    strides[dimension] = count;
+    count *= sizes[dimension];
+  }
+  const int64_t bytes = count * (bfloat16 ? sizeof(BFloat16) : sizeof(float));
+  void* data = allocate(bytes);
+  const auto deleter = [](void* memory, void* size) { release(memory, reinterpret_cast<int64_t>(size)); };
+  AtenTensorHandle handle;
+  if (torch_from_blob(data, sizes.size(), sizes.data(), strides.data(), 0,
+                      bfloat16 ? aoti_torch_dtype_bfloat16() : aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(),
+                      -1, &handle, aoti_torch_layout_strided(), nullptr, 0, deleter,
+                      reinterpret_cast<void*>(bytes)) != AOTI_TORCH_SUCCESS) {
+    release(data, bytes);
+    STD_TORCH_CHECK(false, "no tensor of ", bytes, " bytes");
+  }
+  return Tensor(handle);
+}
+
+// These have no tensor to say that they are the CPU's.
+STABLE_TORCH_LIBRARY(cmslap_cpu, m) {
+  m.def("multiplies_bfloat16() -> bool");
+  m.def("reuses_memory() -> bool");
+  m.def("empty(int[] sizes, bool channels_last, bool bfloat16) -> Tensor");
+}
+STABLE_TORCH_LIBRARY_IMPL(cmslap_cpu, CompositeExplicitAutograd, m) {
   m.impl("multiplies_bfloat16", TORCH_BOX(&multiplies_bfloat16));
+  m.impl("reuses_memory", TORCH_BOX(&reuses_memory));
+  m.impl("empty", TORCH_BOX(&empty));
 }
 
 void conv2d_lrelu(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& skip,

@@ -1,25 +1,12 @@
-// Threads and their scratch memory. Compiled once, for any processor.
+// Threads. Compiled once, for any processor.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
+#include "memory.h"
+
 namespace cmslap::cpu {
-
-// Floats on a cache line's boundary, not initialised.
-class Buffer {
- public:
-  explicit Buffer(int64_t floats = 0);
-  ~Buffer();
-  Buffer(Buffer&& other) noexcept;
-  Buffer& operator=(Buffer&& other) noexcept;
-  float* data() const { return data_; }
-  int64_t size() const { return size_; }
-
- private:
-  float* data_;
-  int64_t size_;
-};
 
 // The workers of one operation; their scratch memory lasts from one convolution to the next.
 class ThreadPool {

@@ -149,8 +149,9 @@ def _decibel(psnr: float) -> str:
 
 def duration(seconds: float) -> str:
     """ "35 ms", "2.4 s", "3 min 20 s"."""
-    if seconds < 1:
-        return f"{max(1, round(seconds * 1000))} ms"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    return f"{int(seconds // 60)} min {round(seconds % 60)} s"
+    milliseconds, tenths, whole = (round(seconds * unit) for unit in (1000, 10, 1))
+    if milliseconds < 1000:
+        return f"{max(1, milliseconds)} ms"
+    if tenths < 600:
+        return f"{tenths / 10} s"
+    return f"{whole // 60} min {whole % 60} s"

@@ -16,7 +16,7 @@ from cmslap.cli import main
 from cmslap.evaluation.evaluate import quality
 from cmslap.imaging import imresize
 from cmslap.inference.compare import ComparisonError, compare, resized, shrink
-from cmslap.inference.page import render
+from cmslap.inference.page import duration, render
 
 
 @pytest.fixture
@@ -124,6 +124,14 @@ def test_means_stand_above_several_images(network):
     assert "∞ dB" in render(
         [compare(Image.new("L", (40, 40)), "flat", {}, scale=2, original=Image.new("L", (80, 80)))], "flat", ""
     )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0001, "1 ms"), (0.0346, "35 ms"), (0.9996, "1.0 s"), (59.96, "1 min 0 s"), (179.7, "3 min 0 s")],
+)
+def test_durations_round_before_they_are_divided(seconds, text):
+    assert duration(seconds) == text
 
 
 def test_the_command(tmp_path, checkpoint, capsys, monkeypatch):

@@ -95,7 +95,9 @@ def choose(operation: Operation, arguments: Arguments, needs_grad: bool) -> Back
         if (objection(backend, operation, arguments) or _no_gradient(backend, operation, needs_grad)) is None:
             return backend
     for backend in BACKENDS:
-        if backend.only_forced is None and objection_by_default(backend, operation, arguments, needs_grad) is None:
+        if backend.missing or backend.only_forced:
+            continue
+        if objection_by_default(backend, operation, arguments, needs_grad) is None:
             if backend is REFERENCE and CPU.missing and not torch.compiler.is_compiling():
                 _warn_that_it_is_slow(CPU.missing)
             return backend

@@ -48,7 +48,8 @@ def call(operation: Operation, arguments: Arguments, save: bool, backend: Backen
     elif save:
         result = _Gradient.apply(*inputs, operation.name)
     else:
-        result = _REGISTERED[operation.name].run(inputs)
+        registered = _REGISTERED[operation.name]
+        result = registered.run(*registered.split(inputs))
     return result[0] if operation.saves else result
 
 
@@ -68,8 +69,9 @@ class _Gradient(torch.autograd.Function):
     def forward(ctx: FunctionCtx, *inputs: object) -> Tensor | tuple[Tensor, Tensor]:
         *inputs, ctx.operation = inputs
         registered = _REGISTERED[ctx.operation]
-        output = registered.run(inputs)
-        registered.setup_context(ctx, inputs, output)
+        call, backend = registered.split(inputs)
+        output = registered.run(call, backend)
+        registered.save_for_backward(ctx, call, backend, output)
         return output
 
     @staticmethod
@@ -141,10 +143,9 @@ class _Registered:
 
     def forward(self, *inputs: object) -> Tensor | tuple[Tensor, Tensor]:
         self.check(inputs)
-        return self.run(inputs)
+        return self.run(*self.split(inputs))
 
-    def run(self, inputs: Sequence[object]) -> Tensor | tuple[Tensor, Tensor]:
-        call, backend = self.split(inputs)
+    def run(self, call: Call, backend: Backend) -> Tensor | tuple[Tensor, Tensor]:
         output = backend.forward[self.operation.name](call)
         output = _like(output, call.activation, self.operation.result_dtype(call.arguments))
         if not self.operation.saves:
@@ -159,7 +160,11 @@ class _Registered:
         return output, output.new_empty(backend.saved_shape(call) if call.save else 0)
 
     def setup_context(self, ctx: FunctionCtx, inputs: Sequence[object], output: Tensor | tuple[Tensor, Tensor]) -> None:
-        call, backend = self.split(inputs)
+        self.save_for_backward(ctx, *self.split(inputs), output)
+
+    def save_for_backward(
+        self, ctx: FunctionCtx, call: Call, backend: Backend, output: Tensor | tuple[Tensor, Tensor]
+    ) -> None:
         arguments = call.arguments
         output, saved = output if self.operation.saves else (output, None)
         ctx.set_materialize_grads(False)

@@ -28,6 +28,7 @@ from bench.speed.networks import PlainMSLapSRN
 from bench.speed.table import ceilings_text, seconds_text
 from cmslap.checkpoints.checkpoint import ALIASES
 from cmslap.files import replacing
+from cmslap.inference.page import duration
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -43,6 +44,8 @@ VIDEO = RESULTS / "video" / "sequence.json"
 VIDEO_OWN_SIZE = RESULTS / "video" / "own-size.json"
 VIDEO_RATES = RESULTS / "video" / "rates.json"
 VIDEO_NNCODEC = RESULTS / "video" / "nncodec.json"
+VIDEO_SPEED = RESULTS / "video" / "speed.json"
+VIDEO_STAGES = RESULTS / "video" / "stages.json"
 MASRN = ABLATION.with_name("masrn.json")
 ASYMMETRIC = ABLATION.with_name("asymmetric.json")
 HEAD_AND_BUTTERFLY = ("img_004", "img_003")  # names of Set5's images
@@ -310,6 +313,26 @@ def video_nncodec() -> str:
     return "\n".join(lines)
 
 
+def video_speed() -> str:
+    """A frame's network in float32 and in bfloat16, beside what else runs it."""
+    record = json.loads(VIDEO_SPEED.read_text())
+    return f"{_table(record['results'], share=False)}\n\n{_slower(record['results'])} {_origin_of_speed(record)}"
+
+
+def video_stages() -> str:
+    """How long encode, decode and evaluate of one video take."""
+    record = json.loads(VIDEO_STAGES.read_text())
+    stages, (width, height) = record["stages"], record["size"]
+    taken = ", ".join(f"`{name}` {duration(stage['seconds'])}" for name, stage in stages.items())
+    return (
+        f"{record['frames'] / record['rate']:.1f} seconds of {width}×{height}, small video at "
+        f"{record['bitrate'] / 1000:.0f} kbit/s, `--budget {record['budget_minutes']:g}`: {taken}; "
+        f"{duration(sum(stage['seconds'] for stage in stages.values()))} in all, on {_processor(record)}, commit "
+        f"`{record['commit']}`. No command took more than "
+        f"{max(stage['peak_bytes'] for stage in stages.values()) / 2**20:.0f} MiB of memory."
+    )
+
+
 def _training(record: dict[str, Any]) -> str:
     """A configuration's training, as the end of a sentence."""
     model = record["config"]["model"]
@@ -490,6 +513,8 @@ BLOCKS = {
     "video-own-size": video_own_size,
     "video-rates": video_rates,
     "video-nncodec": video_nncodec,
+    "video-speed": video_speed,
+    "video-stages": video_stages,
     "evaluation": evaluation,
     "sisters": sisters,
     "masrn": masrn,

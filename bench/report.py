@@ -457,7 +457,7 @@ def _origin_of_speed(record: dict[str, Any]) -> str:
     runtimes = "".join(f", {name} {version}" for name, version in record["runtimes"].items())
     text = (
         f"{where}, PyTorch {record['torch']}{runtimes}, medians of up to {record['rounds']} turns, "
-        f"{record['seconds'] / 60:.0f} minutes in all, commit `{record['commit']}`. "
+        f"{duration(record['seconds'])} in all, commit `{record['commit']}`. "
         + f"{ceilings_text(record['ceilings'])} {noise(record['results'])}"
     )
     return text.rstrip()

@@ -190,15 +190,15 @@ def test_tiles_are_chosen_when_memory_is_short(model, monkeypatch):
 @pytest.mark.parametrize(("shape", "planes"), [((), 1), ((2,), 3), ((3,), 3), ((4,), 6)])
 def test_planes_of_an_image_that_are_in_memory_while_the_network_works(model, shape, planes):
     """Luma and chroma once; with alpha, that and chroma in one piece besides."""
-    size, found = 300 * 70, []
+    size, found = 300 * 40, []
 
     def count(*_):
         large = [x for x in gc.get_objects() if type(x) is torch.Tensor and x.numel() >= size]
         found.append(sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in large}.values()))
 
     model.register_forward_hook(count)
-    cmslap.upscale(np.random.rand(300, 70, *shape).astype(np.float32), 2, model, tile=30)
-    assert len(found) == 10 * 3
+    cmslap.upscale(np.random.rand(300, 40, *shape).astype(np.float32), 2, model, tile=20)
+    assert len(found) == 15 * 2
     assert max(found) <= 4 * size * planes
 
 

@@ -63,7 +63,7 @@ class Call:
             self.saved = empty(saved_shape(self), dtype=dtype, device=self.u.device)
         return self.saved
 
-    def zeros(self, *names: str) -> dict[str, Tensor]:
+    def zeros(self, *names: str, empty: Callable[..., Tensor] = torch.empty) -> dict[str, Tensor]:
         """Float32 buffers to add up the gradients of parameters in; a shared weight's two gradients go to one place."""
         buffers: dict[str, Tensor] = {}
         for name in names:
@@ -71,7 +71,7 @@ class Call:
                 buffers[name] = self.shared_part(buffers["weights"])
             else:
                 shape = getattr(self, name).shape
-                buffers[name] = torch.zeros(shape, dtype=torch.float32, device=self.activation.device)
+                buffers[name] = empty(shape, dtype=torch.float32, device=self.activation.device).zero_()
         return buffers
 
 

@@ -38,6 +38,16 @@ class Library:
         """Memory for a result: what ``torch.empty`` gives for ``dtype``, ``device`` and ``memory_format``."""
         return torch.empty(shape, **layout)
 
+    def zeros(self, call: Call, *names: str) -> dict[str, Tensor]:
+        """Buffers to add up the gradients of parameters in."""
+        return call.zeros(*names, empty=self.empty)
+
+    def weight_and_bias(self, call: Call, channels: int) -> dict[str, Tensor]:
+        """Buffers for both gradients, also where there is no bias, or for none: one pass sums both."""
+        if not call.wanting("weight", "bias"):
+            return {}
+        return self.zeros(call, "weight") | {"bias": torch.zeros(channels, device=call.weight.device)}
+
     def map(self, x: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor | None:
         """Features or an image as the kernels read them."""
         return None if x is None else _as(x, dtype).contiguous(memory_format=torch.channels_last)
@@ -68,7 +78,7 @@ class Library:
         gradients = self.new_maps(call, *call.wanting("x"))
         if call.wanting("skip") or self.differentiates_in_place:
             gradients["skip"] = self.new_map(call.x, channels, dtype)
-        gradients |= _weight_and_bias(call, channels)
+        gradients |= self.weight_and_bias(call, channels)
         maps = self.map(call.output, dtype), self.map(call.grad, dtype)
         inputs = self.map(call.x, dtype), self.weight(call.weight), *maps, call.negative_slope
         self.operators.conv2d_lrelu_backward(*inputs, *self.stream(call), **by_name(gradients))
@@ -82,7 +92,7 @@ class Library:
 
     def recursive_embedding_backward(self, call: Call) -> dict[str, Tensor]:
         dtype = self.dtype(call.u, save=True)
-        gradients = self.new_maps(call, "u") | call.zeros("weights", "biases")
+        gradients = self.new_maps(call, "u") | self.zeros(call, "weights", "biases")
         maps = _as(call.saved, dtype), self.map(call.output, dtype), self.map(call.grad, dtype)
         self.operators.recursive_embedding_backward(*self.block(call), *maps, *self.stream(call), **by_name(gradients))
         return gradients
@@ -96,7 +106,7 @@ class Library:
 
     def tied_conv_transpose2d_backward(self, call: Call) -> dict[str, Tensor]:
         dtype = self.dtype(call.a, save=True)
-        gradients = self.new_maps(call, *call.wanting("a")) | _weight_and_bias(call, call.weight.shape[1])
+        gradients = self.new_maps(call, *call.wanting("a")) | self.weight_and_bias(call, call.weight.shape[1])
         inputs = self.map(call.a, dtype), self.weight(call.weight), self.map(call.grad, dtype)
         self.operators.tied_conv_transpose2d_backward(*inputs, *self.stream(call), **by_name(gradients))
         return gradients
@@ -110,7 +120,7 @@ class Library:
 
     def lapsrn_level_backward(self, call: Call) -> dict[str, Tensor]:
         dtype = self.dtype(call.u, save=True)
-        gradients = self.new_maps(call, "u") | call.zeros("weights", "biases", "upsample_weight", "upsample_bias")
+        gradients = self.new_maps(call, "u") | self.zeros(call, "weights", "biases", "upsample_weight", "upsample_bias")
         maps = _as(call.saved, dtype), self.map(call.grad, dtype)
         inputs = self.weight(call.upsample_weight), *self.block(call), *maps
         self.operators.lapsrn_level_backward(*inputs, *self.stream(call), **by_name(gradients))
@@ -138,10 +148,3 @@ def by_name(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
-
-
-def _weight_and_bias(call: Call, channels: int) -> dict[str, Tensor]:
-    """Buffers for both gradients, also where there is no bias, or for none: one pass sums both."""
-    if not call.wanting("weight", "bias"):
-        return {}
-    return call.zeros("weight") | {"bias": torch.zeros(channels, dtype=torch.float32, device=call.weight.device)}

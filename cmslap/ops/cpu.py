@@ -20,7 +20,7 @@ from cmslap.ops.extension import MISSING
 from cmslap.ops.operation import OPERATIONS, Arguments, Operation
 
 _kernels = torch.ops.cmslap_cpu
-_SMALLEST_SHARED = 1 << 18  # bytes; the allocator of the system is faster below
+_SMALLEST_SHARED = 1 << 16  # bytes; the allocator of the system is faster below
 _DENSE_BLOCK = tuple(name for name in OPERATIONS["dense_recursion"].shapes if name != "u")
 
 
@@ -78,7 +78,8 @@ class _Kernels(Library):
         return ()
 
     def residual_head_backward(self, call: Call) -> dict[str, Tensor]:
-        gradients = self.new_maps(call, "f", "image") | call.zeros("residual_weight", "residual_bias", "image_weight")
+        parameters = self.zeros(call, "residual_weight", "residual_bias", "image_weight")
+        gradients = self.new_maps(call, "f", "image") | parameters
         inputs = self.map(call.f), self.map(call.image), floats(call.residual_weight), floats(call.image_weight)
         self.operators.residual_head_backward(*inputs, self.map(call.grad), **by_name(gradients))
         return gradients
@@ -99,7 +100,7 @@ class _Kernels(Library):
         return out
 
     def dense_recursion_backward(self, call: Call) -> dict[str, Tensor]:
-        gradients = self.new_maps(call, "u") | call.zeros(*_DENSE_BLOCK)
+        gradients = self.new_maps(call, "u") | self.zeros(call, *_DENSE_BLOCK)
         maps = floats(call.saved), self.map(call.grad)
         self.operators.dense_recursion_backward(*self.dense_block(call), *maps, **by_name(gradients))
         return gradients

@@ -37,8 +37,8 @@ void* fresh(int64_t bytes) {
 }
 
 // Released memory, for the next who want its size: calls repeat, and the system gives fresh pages, cleared, at a tenth
-// of the rate at which a convolution fills them. With what is in use it is never more than a quarter above the most
-// that was in use at once; what has been idle longest goes first.
+// of the rate at which a convolution fills them. With what is in use it is never more than a quarter, or a few small
+// results, above the most that was in use at once; what has been idle longest goes first.
 class IdleMemory {
  public:
   // For something new; null where there is none of this size.
@@ -76,13 +76,13 @@ class IdleMemory {
   }
 
  private:
-  static constexpr int64_t kMost = 512 << 20;
+  static constexpr int64_t kMost = 512 << 20, kFew = 16 << 20;
   struct Block {
     void* data;
     int64_t bytes;
   };
 
-  int64_t most() const { return most_used_ / 4 * 5; }
+  int64_t most() const { return most_used_ + std::max<int64_t>(most_used_ / 4, kFew); }
   void drop(int64_t most) {
     for (; bytes_ > most && !blocks_.empty(); blocks_.erase(blocks_.begin())) {
       bytes_ -= blocks_.front().bytes;

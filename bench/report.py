@@ -37,6 +37,7 @@ RESULTS = ROOT / "bench" / "results"
 OFFICIAL = RESULTS / "evaluation" / "MSLapSRN_D5R8.json"
 OFFICIAL_BF16 = OFFICIAL.with_name("MSLapSRN_D5R8-bf16.json")
 CPU = RESULTS / "cpu"
+THIRD_PARTY = CPU / "third-party.json"
 ABLATION = RESULTS / "training" / "ablation.json"
 RECIPES = ABLATION.with_name("recipes.json")
 TIME_TO_PSNR = ABLATION.with_name("time-to-psnr.json")
@@ -55,6 +56,7 @@ CARD = WEIGHTS / "README.md"
 BENCHMARKS = DOCS / "benchmarks.md"
 VIDEO_PAGE = DOCS / "video.md"
 MASRN_PAGE = DOCS / "masrn.md"
+COMPILE_PAGE = DOCS / "compile.md"
 SHIPPED = sorted(path.name.removesuffix(".evaluation.json") for path in WEIGHTS.glob("*.evaluation.json"))
 PYRAMIDS = [name for name in SHIPPED if name.startswith("cms-lapsrn")]
 DEFAULT = ALIASES["cms-lapsrn"]
@@ -356,6 +358,13 @@ def accelerate() -> str:
     return f"```\n{report}\n```"
 
 
+def third_party() -> str:
+    """Networks in plain PyTorch by the compiler's backend, beside PyTorch's own."""
+    record = json.loads(THIRD_PARTY.read_text())
+    results = record["results"]
+    return f"{_table(results, share=False)}\n\n{_slower(results)} {_origin_of_speed(record)}"
+
+
 def records(folder: Path) -> dict[str, dict[str, Any]]:
     """The records of a device's results by suite; those of one suite, in several files or steps, become one."""
     found: dict[str, dict[str, Any]] = {}
@@ -522,6 +531,7 @@ BLOCKS = {
     "precision": precision,
     "weights": weights,
     "accelerate": accelerate,
+    "third-party": third_party,
     "ablation": ablation,
     "recipes": recipes,
     "time-to-psnr": time_to_psnr,
@@ -560,7 +570,7 @@ def main() -> int:
         from cmslap.video.report import draw as draw_video  # needs PyAV
 
         draw_video(json.loads(VIDEO_RATES.read_text())["results"], DOCS / "video-rates.png")
-    pages = README, CARD, BENCHMARKS, VIDEO_PAGE, MASRN_PAGE
+    pages = README, CARD, BENCHMARKS, VIDEO_PAGE, MASRN_PAGE, COMPILE_PAGE
     stale = [path for path in pages if render(path) != path.read_text()]
     if args.check:
         print("\n".join(f"{path.name} is out of date: python -m bench.report" for path in stale) or "all up to date")

@@ -28,6 +28,7 @@ from bench.speed.networks import PlainMSLapSRN
 from bench.speed.table import ceilings_text, seconds_text
 from cmslap.checkpoints.checkpoint import ALIASES
 from cmslap.files import replacing
+from cmslap.inference.page import duration
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -36,6 +37,7 @@ RESULTS = ROOT / "bench" / "results"
 OFFICIAL = RESULTS / "evaluation" / "MSLapSRN_D5R8.json"
 OFFICIAL_BF16 = OFFICIAL.with_name("MSLapSRN_D5R8-bf16.json")
 CPU = RESULTS / "cpu"
+THIRD_PARTY = CPU / "third-party.json"
 ABLATION = RESULTS / "training" / "ablation.json"
 RECIPES = ABLATION.with_name("recipes.json")
 TIME_TO_PSNR = ABLATION.with_name("time-to-psnr.json")
@@ -43,6 +45,8 @@ VIDEO = RESULTS / "video" / "sequence.json"
 VIDEO_OWN_SIZE = RESULTS / "video" / "own-size.json"
 VIDEO_RATES = RESULTS / "video" / "rates.json"
 VIDEO_NNCODEC = RESULTS / "video" / "nncodec.json"
+VIDEO_SPEED = RESULTS / "video" / "speed.json"
+VIDEO_STAGES = RESULTS / "video" / "stages.json"
 MASRN = ABLATION.with_name("masrn.json")
 ASYMMETRIC = ABLATION.with_name("asymmetric.json")
 HEAD_AND_BUTTERFLY = ("img_004", "img_003")  # names of Set5's images
@@ -52,6 +56,7 @@ CARD = WEIGHTS / "README.md"
 BENCHMARKS = DOCS / "benchmarks.md"
 VIDEO_PAGE = DOCS / "video.md"
 MASRN_PAGE = DOCS / "masrn.md"
+COMPILE_PAGE = DOCS / "compile.md"
 SHIPPED = sorted(path.name.removesuffix(".evaluation.json") for path in WEIGHTS.glob("*.evaluation.json"))
 PYRAMIDS = [name for name in SHIPPED if name.startswith("cms-lapsrn")]
 DEFAULT = ALIASES["cms-lapsrn"]
@@ -310,6 +315,26 @@ def video_nncodec() -> str:
     return "\n".join(lines)
 
 
+def video_speed() -> str:
+    """A frame's network in float32 and in bfloat16, beside what else runs it."""
+    record = json.loads(VIDEO_SPEED.read_text())
+    return f"{_table(record['results'], share=False)}\n\n{_slower(record['results'])} {_origin_of_speed(record)}"
+
+
+def video_stages() -> str:
+    """How long encode, decode and evaluate of one video take."""
+    record = json.loads(VIDEO_STAGES.read_text())
+    stages, (width, height) = record["stages"], record["size"]
+    taken = ", ".join(f"`{name}` {duration(stage['seconds'])}" for name, stage in stages.items())
+    return (
+        f"{record['frames'] / record['rate']:.1f} seconds of {width}×{height}, small video at "
+        f"{record['bitrate'] / 1000:.0f} kbit/s, `--budget {record['budget_minutes']:g}`: {taken}; "
+        f"{duration(sum(stage['seconds'] for stage in stages.values()))} in all, on {_processor(record)}, commit "
+        f"`{record['commit']}`. No command took more than "
+        f"{max(stage['peak_bytes'] for stage in stages.values()) / 2**20:.0f} MiB of memory."
+    )
+
+
 def _training(record: dict[str, Any]) -> str:
     """A configuration's training, as the end of a sentence."""
     model = record["config"]["model"]
@@ -331,6 +356,13 @@ def accelerate() -> str:
     report = cmslap.accelerate(network)
     network(torch.rand(1, 1, 64, 64))  # recording gradients, which leaves nothing for Inductor to compile
     return f"```\n{report}\n```"
+
+
+def third_party() -> str:
+    """Networks in plain PyTorch by the compiler's backend, beside PyTorch's own."""
+    record = json.loads(THIRD_PARTY.read_text())
+    results = record["results"]
+    return f"{_table(results, share=False)}\n\n{_slower(results)} {_origin_of_speed(record)}"
 
 
 def records(folder: Path) -> dict[str, dict[str, Any]]:
@@ -434,7 +466,7 @@ def _origin_of_speed(record: dict[str, Any]) -> str:
     runtimes = "".join(f", {name} {version}" for name, version in record["runtimes"].items())
     text = (
         f"{where}, PyTorch {record['torch']}{runtimes}, medians of up to {record['rounds']} turns, "
-        f"{record['seconds'] / 60:.0f} minutes in all, commit `{record['commit']}`. "
+        f"{duration(record['seconds'])} in all, commit `{record['commit']}`. "
         + f"{ceilings_text(record['ceilings'])} {noise(record['results'])}"
     )
     return text.rstrip()
@@ -490,6 +522,8 @@ BLOCKS = {
     "video-own-size": video_own_size,
     "video-rates": video_rates,
     "video-nncodec": video_nncodec,
+    "video-speed": video_speed,
+    "video-stages": video_stages,
     "evaluation": evaluation,
     "sisters": sisters,
     "masrn": masrn,
@@ -497,6 +531,7 @@ BLOCKS = {
     "precision": precision,
     "weights": weights,
     "accelerate": accelerate,
+    "third-party": third_party,
     "ablation": ablation,
     "recipes": recipes,
     "time-to-psnr": time_to_psnr,
@@ -535,7 +570,7 @@ def main() -> int:
         from cmslap.video.report import draw as draw_video  # needs PyAV
 
         draw_video(json.loads(VIDEO_RATES.read_text())["results"], DOCS / "video-rates.png")
-    pages = README, CARD, BENCHMARKS, VIDEO_PAGE, MASRN_PAGE
+    pages = README, CARD, BENCHMARKS, VIDEO_PAGE, MASRN_PAGE, COMPILE_PAGE
     stale = [path for path in pages if render(path) != path.read_text()]
     if args.check:
         print("\n".join(f"{path.name} is out of date: python -m bench.report" for path in stale) or "all up to date")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,6 +16,7 @@ from bench.speed.work import (
     OPERATIONS,
     THIRD_PARTY,
     Setting,
+    Work,
     conv_gradient,
     forward,
     operation,
@@ -68,7 +69,7 @@ def cases(effort: str, sizes: Sizes = Sizes()) -> dict[str, Case]:
     tuned = [baselines.compiled("max-autotune")] if effort == "full" else []
     everyone = [*ours, EAGER, EAGER_NCHW, baselines.compiled(), *tuned, *exported]
     found["forward"] = Case(partial(forward, 4), image, everyone, memory=thorough)
-    found["bfloat16-forward"] = _bfloat16_forward(image)
+    found["bfloat16-forward"] = _in_bfloat16(partial(forward, 4), image)
     found["avx2-forward"] = Case(partial(forward, 4), image, _restricted(AVX2), note=", AVX2 only")
     found["training"] = Case(
         partial(training_step, 4, False), step, [*ours, EAGER, EAGER_NCHW, *compiled], memory=thorough
@@ -84,9 +85,9 @@ def cases(effort: str, sizes: Sizes = Sizes()) -> dict[str, Case]:
     if thorough:
         build = partial(end_to_end.enlargement, 2, *sizes.photograph)
         found["photograph"] = Case(build, Setting(), [*ours, EAGER], memory=True)
-    found["video-frame"] = Case(
-        video_frame, Setting(side=sizes.frame), [*ours, EAGER, EAGER_NCHW, *compiled, *exported]
-    )
+    frame = Setting(side=sizes.frame)
+    found["video-frame"] = Case(video_frame, frame, [*ours, EAGER, EAGER_NCHW, *compiled, *exported])
+    found["bfloat16-video-frame"] = _in_bfloat16(video_frame, frame)
     batch, side = sizes.crops
     crops = Setting(batch=batch, side=side)
     found["video-training"] = Case(video_step, crops, [*ours, EAGER, EAGER_NCHW, *compiled])
@@ -120,9 +121,9 @@ def _operations(sizes: Sizes, compiled: list[Baseline]) -> dict[str, Case]:
     return found
 
 
-def _bfloat16_forward(image: Setting) -> Case:
+def _in_bfloat16(build: Callable[[Setting], Work], setting: Setting) -> Case:
     everyone = [baselines.in_precision("bf16"), *baselines.ours(DEVICE, "cmslap float32"), baselines.OPENVINO_BF16]
-    return Case(partial(forward, 4), image, everyone, note=", bfloat16")
+    return Case(build, setting, everyone, note=", bfloat16")
 
 
 def _restricted(environment: Mapping[str, str]) -> list[Baseline]:

@@ -85,6 +85,29 @@ class EDSR(nn.Module):
         return self.tail(res) + self.mean
 
 
+class SRResNet(nn.Module):
+    """Batch normalisation, learned slopes, large kernels at both ends, PixelShuffle."""
+
+    def __init__(self, channels: int = 16, blocks: int = 2) -> None:
+        super().__init__()
+        self.head = nn.Sequential(nn.Conv2d(3, channels, 9, padding=4), nn.PReLU())
+        self.blocks = nn.ModuleList(self.block(channels) for _ in range(blocks))
+        self.body = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
+        self.up = nn.Sequential(nn.Conv2d(channels, 4 * channels, 3, padding=1), nn.PixelShuffle(2), nn.PReLU())
+        self.tail = nn.Conv2d(channels, 3, 9, padding=4)
+
+    @staticmethod
+    def block(channels: int) -> nn.Sequential:
+        first, second = (nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(2))
+        return nn.Sequential(first, nn.BatchNorm2d(channels), nn.PReLU(), second, nn.BatchNorm2d(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = out = self.head(x)
+        for block in self.blocks:
+            out = out + block(out)
+        return self.tail(self.up(features + self.body(out)))
+
+
 class MSRB(nn.Module):
     def __init__(self, n: int) -> None:
         super().__init__()

@@ -352,6 +352,7 @@ _THIRD_PARTY: dict[str, Callable[[int], nn.Module]] = {
     "VDSR": lambda channels: networks.VDSR(depth=18, channels=channels),
     "Asym_VDSR": lambda channels: networks.AsymVDSR(depth=18, channels=channels),
     "EDSR": lambda channels: networks.EDSR(channels, blocks=16),
+    "SRResNet": lambda channels: networks.SRResNet(channels, blocks=16),
     "MSRN": lambda channels: networks.MSRN(channels, blocks=2),
     "DRRN": lambda channels: networks.DRRN(channels, units=9),
     "MS-LapSRN": lambda channels: networks.PlainMSLapSRN(channels, depth=5, recursions=8, levels=1),

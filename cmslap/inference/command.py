@@ -34,7 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "upscale", help="enlarge images and videos", description=_DESCRIPTION, epilog=_EXAMPLES
     )
     parser.add_argument("inputs", nargs="*", metavar="IN", help="image, video, folder, pattern, or - for stdin")
-    parser.add_argument("-i", "--input", action="extend", nargs="+", default=[], metavar="IN", help="as IN without it")
+    parser.add_argument("-i", "--input", action="extend", nargs="+", default=[], metavar="IN", help="IN, as an option")
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="file or folder to write, - for stdout")
     _add_size_options(parser)
     options.add_model_option(parser)

@@ -155,13 +155,15 @@ def _enlarge(array: np.ndarray, plan: Plan, progress: bool) -> np.ndarray:
     if plan.target != (plan.factor * seen.shape[1], plan.factor * seen.shape[2]):
         parts = imresize_rows(parts, plan.factor * seen.shape[1], plan.target)
     result = np.empty((*plan.target, *array.shape[2:]), array.dtype)
-    smooth, top = torch.cat([chroma, alpha]), 0
+    smooth = torch.cat([chroma, alpha]) if len(alpha) else chroma
+    hues, top = len(chroma), 0
+    del chroma, alpha  # which is a part of all the image's planes
     for part in parts:
         for larger in part.split(_ROWS, dim=-2):
             bottom = top + larger.shape[-2]
             bicubic = imresize(smooth, size=plan.target, rows=(top, bottom))
-            colour = join_colour(larger, bicubic[: len(chroma)], colours)
-            _store(torch.cat([colour, bicubic[len(chroma) :]]), result[top:bottom])
+            colour = join_colour(larger, bicubic[:hues], colours)
+            _store(torch.cat([colour, bicubic[hues:]]), result[top:bottom])
             top = bottom
         del part, larger  # before the next row of tiles takes memory
     return result

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bench.speed.networks import DRRN, EDSR, MSRN, VDSR, PlainMSLapSRN
+from bench.speed.networks import DRRN, EDSR, MSRN, VDSR, PlainMSLapSRN, SRResNet
 
 
 class Attention(nn.Module):
@@ -78,6 +78,7 @@ NETWORKS = {
     "edsr": (EDSR, 3),
     "edsr-scaled": (lambda: EDSR(res_scale=0.1), 3),
     "msrn": (MSRN, 3),
+    "srresnet": (SRResNet, 3),
     "ms-lapsrn": (PlainMSLapSRN, 1),
     "cms-lapsrn": (lambda: PlainMSLapSRN(tied=2), 1),
     "drrn": (DRRN, 1),

@@ -1,3 +1,5 @@
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -183,6 +185,21 @@ def test_tiles_are_chosen_when_memory_is_short(model, monkeypatch):
     np.testing.assert_allclose(cmslap.upscale(image, 2, model), whole, atol=1e-5)
     assert len(seen) > 2
     assert max(height * width for height, width in seen[1:]) <= 60 * 60
+
+
+@pytest.mark.parametrize(("shape", "planes"), [((), 1), ((2,), 3), ((3,), 3), ((4,), 6)])
+def test_planes_of_an_image_that_are_in_memory_while_the_network_works(model, shape, planes):
+    """Luma and chroma once; with alpha, that and chroma in one piece besides."""
+    size, found = 300 * 40, []
+
+    def count(*_):
+        large = [x for x in gc.get_objects() if type(x) is torch.Tensor and x.numel() >= size]
+        found.append(sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in large}.values()))
+
+    model.register_forward_hook(count)
+    cmslap.upscale(np.random.rand(300, 40, *shape).astype(np.float32), 2, model, tile=20)
+    assert len(found) == 15 * 2
+    assert max(found) <= 4 * size * planes
 
 
 def test_a_result_that_memory_cannot_hold_is_refused(model):

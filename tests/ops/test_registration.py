@@ -4,6 +4,7 @@ import pytest
 import torch
 from calls import NAMES, convert, random_call, tensors
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils.flop_counter import FlopCounterMode
@@ -142,7 +143,7 @@ def small_models():
 def test_compiled_model_trains(model):
     """One graph, no recompilation for every size, the gradients of the eager model."""
     torch._dynamo.reset()
-    frames = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    frames = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, fullgraph=True, backend=frames)
     for size in ((1, 1, 6, 5), (2, 1, 7, 8), (3, 1, 9, 4), (5, 1, 5, 11)):
         y = torch.rand(size)

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import cmslap
+from bench.experiments import video_stages
 from cmslap import cli
 from cmslap.models import NETWORKS
 from cmslap.video import cmsw, report
@@ -254,3 +255,13 @@ def test_encode_that_was_killed_goes_on(here, capfd):
         assert run(capfd, ENCODE.replace("0.01", "0.05"))[0] == 0
     assert trained == [video]
     assert cmsw.read("small.cmsw").parts[0] == video
+
+
+def test_the_time_of_all_commands_is_recorded(here, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["", "in.mp4", "--bitrate", "60k", "--budget", "0.01", "--out", "stages.json"])
+    video_stages.main()
+    record = json.loads((here / "stages.json").read_text())
+    assert (record["size"], record["frames"], record["rate"]) == ([98, 70], 8, 25)
+    assert list(record["stages"]) == ["encode", "decode", "evaluate"]
+    assert all(stage["seconds"] > 0 and stage["peak_bytes"] > 2**20 for stage in record["stages"].values())
+    assert record["evaluation"]["table"]

@@ -199,7 +199,10 @@ def _patches(record: dict[str, Any]) -> str:
 
 def _processor(record: dict[str, Any]) -> str:
     capability = f" ({record['capability']})" if "capability" in record else ""
-    return f"{record['threads']} thread{'s' * (record['threads'] > 1)} of {record['device']}{capability}"
+    threads = [part["threads"] for part in (*record.get("earlier", ()), record)]  # a resumed run may have changed them
+    few, many = min(threads), max(threads)
+    count = f"{few} to {many}" if few < many else str(many)
+    return f"{count} thread{'s' * (many > 1)} of {record['device']}{capability}"
 
 
 def ablation() -> str:

@@ -122,6 +122,7 @@ bool reuses_memory() { return torch_from_blob != nullptr; }
 
 // A float32 or bfloat16 tensor in memory that others left, not initialised; of four dimensions, or contiguous.
 Tensor empty(std::vector<int64_t> sizes, bool channels_last, bool bfloat16) {
+  STD_TORCH_CHECK(reuses_memory() && (!channels_last || sizes.size() == 4), "PyTorch 2.11 and an image expected");
   std::vector<int64_t> strides(sizes.size());
   int64_t count = 1;
   for (size_t i = sizes.size(); i-- > 0;) {

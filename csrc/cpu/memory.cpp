@@ -70,6 +70,8 @@ class IdleMemory {
     return true;
   }
 
+  void forget(int64_t bytes) { used_ -= bytes; }  // taken, but not to be had
+
   void clear() {
     const std::unique_lock lock(mutex_, std::try_to_lock);
     if (lock) drop(0);
@@ -111,7 +113,10 @@ void* allocate(int64_t bytes) {
     idle_memory().clear();
     data = fresh(bytes);
   }
-  if (!data) throw std::bad_alloc();
+  if (!data) {
+    idle_memory().forget(bytes);
+    throw std::bad_alloc();
+  }
   return data;
 }
 

@@ -46,7 +46,8 @@ class Library:
         """Buffers for both gradients, also where there is no bias, or for none: one pass sums both."""
         if not call.wanting("weight", "bias"):
             return {}
-        return self.zeros(call, "weight") | {"bias": torch.zeros(channels, device=call.weight.device)}
+        bias = torch.zeros(channels, dtype=torch.float32, device=call.weight.device)
+        return self.zeros(call, "weight") | {"bias": bias}
 
     def map(self, x: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor | None:
         """Features or an image as the kernels read them."""

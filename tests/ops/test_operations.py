@@ -142,3 +142,14 @@ def test_zero_scale_sizes_and_strides_of_any_kind():
 @pytest.mark.parametrize(("module", "names"), [(ops, NAMES)])
 def test_public_names(module, names):
     assert set(names) <= set(module.__all__)
+
+
+def test_gradients_do_not_take_the_default_dtype():
+    arguments = random_call("conv2d_lrelu", requires_grad=True)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        gradients = torch.autograd.grad(ops.conv2d_lrelu(**arguments).sum(), tensors(arguments))
+    finally:
+        torch.set_default_dtype(before)
+    assert {gradient.dtype for gradient in gradients} == {torch.float32}

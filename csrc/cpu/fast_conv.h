@@ -99,7 +99,7 @@ struct TransformedTiles {
 template <class Scheme, class Number = float>
 PackedWeight<Number> pack_weight(ThreadPool& pool, WeightView weight) {
   constexpr int kCount = Scheme::kWeight.count;
-  PackedWeight<Number> packed(Scheme::kWeight.matrices(), weight);
+  PackedWeight<Number> packed(Scheme::kWeight.matrices(), weight.in, weight.out);
   for_inputs(pool, packed, [&](int64_t i) {
     for (int64_t o = 0; o < weight.out; o += kLanes)
       transform_2d<3, kCount, Scheme::weight>([&](int k, int l) { return weight.tap(3 * k + l, i, o); },

@@ -1,5 +1,5 @@
-// 3×3 convolution, stride 1, padding 1, as three matrix products a row, and its weight gradient: for images and channels
-// too few for Winograd's tiles.
+// 3×3 convolution, stride 1, padding 1, as three matrix products a row, and its weight gradient: for images and
+// channels too few for Winograd's tiles.
 #pragma once
 
 #include "image.h"
@@ -22,8 +22,8 @@ struct Segment {
   }
 };
 
-// Copies pixels [x, x + width) of row y, `pitch` floats each: as many as channels, or more. Pixels outside the image and
-// channels that pad a vector become zeros.
+// Copies pixels [x, x + width) of row y, `pitch` floats each: as many as channels, or more. Pixels outside the image
+// and channels that pad a vector become zeros.
 template <class Number>
 void copy_row(const Number* images, Size size, int64_t channels, int64_t image, int64_t y, int64_t x, int64_t width,
               int64_t pitch, float* to) {

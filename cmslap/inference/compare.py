@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cmslap.checkpoints.checkpoint import load_model
-from cmslap.devices import find_device
+from cmslap.devices import find_device, inference_autocast
 from cmslap.errors import UserError, in_one_line
 from cmslap.evaluation.evaluate import Quality, quality
 from cmslap.evaluation.metrics import WINDOW
@@ -26,7 +26,6 @@ from cmslap.imaging import find_images, imresize, interpolable, read_image, to_8
 from cmslap.inference.page import Comparison, Version, write_page
 from cmslap.inference.upscaling import upscale
 from cmslap.options import DEFAULT_MODEL
-from cmslap.precision import inference_autocast
 
 LARGEST = 64 * 2**20  # pixels of a result; a page of larger ones would fit no browser
 _WEBP_SIDE = 16383  # pixels

@@ -13,12 +13,12 @@ from PIL import Image
 from torch import nn
 
 from cmslap.checkpoints.checkpoint import load_model
+from cmslap.devices import inference_autocast
 from cmslap.errors import UserError
 from cmslap.imaging import interpolable
 from cmslap.inference.tiling import Tile, divide
 from cmslap.models import Network
 from cmslap.options import DEFAULT_SCALE
-from cmslap.precision import inference_autocast
 
 
 class UpscaleError(UserError, ValueError):

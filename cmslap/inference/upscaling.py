@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from cmslap.errors import out_of_memory
 from cmslap.imaging import imresize, imresize_rows, join_colour, split_colour, spread_colour
-from cmslap.inference.forward import super_resolve_rows
 from cmslap.inference.plan import Plan, Planner, UpscaleError
-from cmslap.inference.tiling import available_memory, working_memory
+from cmslap.inference.tiling import available_memory, super_resolve_rows, working_memory
 
 _ROWS = 128  # of the result that are joined, converted and rounded at a time
 
@@ -65,7 +64,7 @@ def upscale(
     PyTorch's threads do not survive a fork: in a process that was forked after a first call, the next one may hang.
     Start processes with multiprocessing's "spawn" or "forkserver".
 
-    Raises :class:`UpscaleError` and :class:`cmslap.precision.PrecisionError` (ValueErrors),
+    Raises :class:`UpscaleError` and :class:`cmslap.devices.PrecisionError` (ValueErrors),
     :class:`cmslap.imaging.ImageError` for a Pillow image without a fitting mode, and what ``load_model`` raises.
     """
     with _own_settings():

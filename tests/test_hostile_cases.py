@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
+from command_line import run
 from PIL import Image
 
 import cmslap
-from cmslap import cli, options
+from cmslap import options
 from cmslap.checkpoints.checkpoint import ALIASES, shipped_names
 
 TINY = {"depth": 1, "recursions": 1, "channels": 2, "shared_conv": 1}
@@ -61,15 +62,6 @@ def here(tmp_path, monkeypatch):
     scipy.io.savemat("number.mat", {"net": 3.0})
     Path("link.json").symlink_to("linked.json")
     return tmp_path
-
-
-def run(capfd, command):
-    """Exit status, standard output and standard error of a command line in this process."""
-    try:
-        status = cli.main(shlex.split(command))
-    except SystemExit as stopped:
-        status = stopped.code
-    return status, *capfd.readouterr()
 
 
 # fmt: off

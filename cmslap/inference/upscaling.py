@@ -15,7 +15,7 @@ from torch import nn
 from cmslap.errors import out_of_memory
 from cmslap.imaging import imresize, imresize_rows, join_colour, split_colour, spread_colour, store_planes, to_planes
 from cmslap.inference.plan import Plan, Planner, UpscaleError
-from cmslap.inference.tiling import available_memory, super_resolve_rows, working_memory
+from cmslap.inference.tiling import available_memory, super_resolve_rows
 
 _ROWS = 128  # of the result that are joined, converted and rounded at a time
 
@@ -123,9 +123,8 @@ def _needed_memory(array: np.ndarray, plan: Plan) -> int:
     if plan.target != (plan.factor * height, plan.factor * width):
         row_of_tiles *= 3  # with what imresize_rows makes of it
     joining = 4 * (3 * channels + 6) * min(_ROWS, plan.target[0]) * plan.target[1]
-    network = working_memory(plan.network, plan.factor, plan.tiles)
     copy = 4 * pixels if isinstance(plan.image, Image.Image) and plan.image.mode in ("LA", "RGB") else 0
-    return array.itemsize * channels * pixels + max(copy, planes + row_of_tiles + max(network, joining))
+    return array.itemsize * channels * pixels + max(copy, planes + row_of_tiles + max(plan.working_memory, joining))
 
 
 def _enlarge(array: np.ndarray, plan: Plan, progress: bool) -> np.ndarray:

@@ -27,12 +27,11 @@ class Bicubic(Network):
 
 
 @pytest.fixture
-def one_thread():
-    """Keeps long tests from fighting over busy processors, which costs them more than a second thread gains."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def threads():
+    """Sets how many threads compute, until the test ends."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 def means(report):
@@ -43,7 +42,6 @@ def noise(*shape):
     return np.random.randint(0, 256, shape, dtype=np.uint8)
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
     ("folder", "published"),
     [
@@ -58,7 +56,6 @@ def test_bicubic_has_the_published_figures(folder, published, request):
         assert measured[scale].bicubic.ssim == pytest.approx(ssim, abs=2e-4)
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
     ("weights", "published"),
     [
@@ -75,7 +72,6 @@ def test_official_weights_have_the_published_figures(weights, published, officia
 
 
 @pytest.mark.skipif(extension.MISSING is not None, reason=str(extension.MISSING))
-@pytest.mark.usefixtures("one_thread")
 def test_cpu_kernels_leave_psnr_as_it_is(set5, tmp_path):
     for name in ("img_003.png", "img_005.png"):  # the two smallest
         (tmp_path / name).symlink_to(set5 / name)
@@ -88,13 +84,12 @@ def test_cpu_kernels_leave_psnr_as_it_is(set5, tmp_path):
 
 
 @pytest.mark.skipif(extension.MISSING is not None, reason=str(extension.MISSING))
-@pytest.mark.usefixtures("one_thread")
-def test_thread_counts_and_runs_give_the_same_image(set5):
+def test_thread_counts_and_runs_give_the_same_image(set5, threads):
     low = imresize(read_hr_image(set5 / "img_003.png"), 1 / 4)
     model, images = load_model(), []
     with ops.use_backend("cpu"):
-        for threads in (1, 2, 3, 3):
-            torch.set_num_threads(threads)
+        for count in (1, 2, 3, 3):
+            threads(count)
             images.append(enlarge(model, low, 4))
     assert all(torch.equal(image, images[0]) for image in images[1:])
 

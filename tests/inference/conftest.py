@@ -4,8 +4,6 @@ import torch
 from cmslap.devices import inference_autocast
 from cmslap.inference.tiling import divide, super_resolve_rows
 
-torch.set_num_threads(1)  # the tensors here are tiny: more threads only wait for each other
-
 
 @pytest.fixture
 def enlarge():

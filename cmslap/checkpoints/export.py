@@ -93,12 +93,14 @@ def _write_pt2(program: ExportedProgram, path: Path, about: dict[str, str]) -> C
     return torch.export.load(path).module()
 
 
+_WRITERS = {".onnx": _write_onnx, ".pt2": _write_pt2}
+
+
 def writer_of(path: Path) -> Callable[[ExportedProgram, Path, dict[str, str]], Callable[[Tensor], Tensor]]:
     """What writes a file of that suffix. Raises :class:`ExportError`."""
-    writers = {".onnx": _write_onnx, ".pt2": _write_pt2}
-    if path.suffix.lower() not in writers:
-        raise ExportError(f"{path}: the file must end in {' or '.join(writers)}")
-    return writers[path.suffix.lower()]
+    if path.suffix.lower() not in _WRITERS:
+        raise ExportError(f"{path}: the file must end in {' or '.join(_WRITERS)}")
+    return _WRITERS[path.suffix.lower()]
 
 
 @contextmanager

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from cmslap.checkpoints.checkpoint import find_weights
+from cmslap.devices import PRECISIONS
 from cmslap.evaluation.evaluate import Quality, Report, Row
-from cmslap.precision import PRECISIONS
 from cmslap.provenance import provenance
 
 

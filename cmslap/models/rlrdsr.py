@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from cmslap import ops
 from cmslap.models.bicubic import bicubic_phases
-from cmslap.models.network import Network, check_positive, unrounded
-from cmslap.models.pyramid import length
+from cmslap.models.network import Network, check_positive, length, unrounded
 
 
 def _shuffled(phases: Tensor, scale: int) -> Tensor:  # [N, scale², H, W] -> [N, 1, scale H, scale W]

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cmslap.devices import PRECISIONS
 from cmslap.errors import UserError
 from cmslap.models import NETWORKS, Network
-from cmslap.precision import PRECISIONS
 from cmslap.training import SHIPPED, shipped
 
 if sys.version_info >= (3, 11):

@@ -130,8 +130,7 @@ def decode(args: argparse.Namespace) -> int:
     from cmslap.video import require
 
     require("av", "constriction", "scipy")
-    from cmslap.devices import find_device
-    from cmslap.precision import inference_autocast
+    from cmslap.devices import find_device, inference_autocast
     from cmslap.video.enlarge import ByScene, enlarge_video
     from cmslap.video.evaluate import load_beside
     from cmslap.video.writing import Encoding, check
@@ -139,11 +138,11 @@ def decode(args: argparse.Namespace) -> int:
     check(args.output, args.codec, args.preset)
     check_output(args.output, args.overwrite)
     device = find_device(args.device)
-    inference_autocast(args.precision, device)
+    autocast = inference_autocast(args.precision, device)
     weights = load_beside(args.input)
     networks = [network.to(device) for network in weights.scene_networks()]
     what = {"weights": weights.video, "precision": args.precision}
-    enlarge = ByScene(weights, networks, args.precision)
+    enlarge = ByScene(weights, networks, autocast)
     enlarge_video(args.input, args.output, enlarge, Encoding(args.codec, args.crf, preset=args.preset), what)
     return 0
 

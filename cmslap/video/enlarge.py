@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from cmslap.inference import forward, upscaling
-from cmslap.inference.plan import Planner, divide
+from cmslap.inference import upscaling
+from cmslap.inference.plan import Planner
+from cmslap.inference.tiling import divide, super_resolve_rows
 from cmslap.models import Network
 from cmslap.video.cmsw import AdaptedWeights
 from cmslap.video.frames import Frame, bicubic, chroma_size, cropped_or_padded, from_av, padded, to_av
@@ -94,8 +95,8 @@ class ByNetwork:
 class ByScene:
     """Enlarges the luma of a small video's frames with the network of their scene."""
 
-    def __init__(self, weights: AdaptedWeights, networks: list[Network], precision: str) -> None:
-        self.weights, self.networks, self.precision = weights, networks, precision
+    def __init__(self, weights: AdaptedWeights, networks: list[Network], autocast: torch.autocast) -> None:
+        self.weights, self.networks, self.autocast = weights, networks, autocast
 
     @torch.inference_mode()
     def __call__(self, number: int, frame: Frame) -> Frame:
@@ -103,7 +104,7 @@ class ByScene:
         image = torch.from_numpy(frame.luma.astype(np.float32))[None] / frame.white
         scale = network.scales[-1]
         parts = divide(network, scale, frame.luma.shape)
-        larger = forward.super_resolve(network, image, scale, parts, precision=self.precision)[0]
+        larger = torch.cat([*super_resolve_rows(network, image, scale, parts, autocast=self.autocast)], dim=-2)[0]
         luma = (larger.clamp_(0, 1) * frame.white).round().numpy().astype(frame.luma.dtype)
         width, height = (-(-side // _EVEN) * _EVEN for side in self.weights.size)
         return cropped_or_padded(with_luma(frame, luma), height, width)

@@ -48,8 +48,7 @@ def call(operation: Operation, arguments: Arguments, save: bool, backend: Backen
     elif save:
         result = _Gradient.apply(*inputs, operation.name)
     else:
-        registered = _REGISTERED[operation.name]
-        result = registered.run(*registered.split(inputs))
+        result = _REGISTERED[operation.name].run(Call(operation, arguments), backend)
     return result[0] if operation.saves else result
 
 

@@ -79,7 +79,9 @@ def _own_settings() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
     try:
         on_gpu = torch.autocast("cuda", enabled=False) if torch.cuda.is_available() else nullcontext()
-        with torch.device("cpu"), torch.autocast("cpu", enabled=False), on_gpu, torch.inference_mode():
+        is_cpu = torch.get_default_device().type == "cpu"  # then without the context, which slows every operation down
+        on_cpu = nullcontext() if is_cpu else torch.device("cpu")
+        with on_cpu, torch.autocast("cpu", enabled=False), on_gpu, torch.inference_mode():
             yield
     finally:
         torch.set_default_dtype(default)

@@ -119,7 +119,11 @@ def objection(backend: Backend, operation: Operation, arguments: Arguments) -> s
     """Why ``backend`` can't run a checked call here and now, or None."""
     if backend is not REFERENCE and _is_transformed():
         return "torch.func's transforms and forward-mode derivatives go through the definition"
-    return backend.objection(operation, arguments)
+    if backend.missing is not None:
+        return backend.missing
+    if operation.name not in backend.forward:
+        return f"no {operation.name} kernel"
+    return backend.unsupported(operation, arguments)
 
 
 def _is_transformed() -> bool:

@@ -264,10 +264,6 @@ def from_dict(table: dict[str, Any]) -> Config:
     return config
 
 
-def to_dict(config: Config) -> dict[str, Any]:
-    return dataclasses.asdict(config)
-
-
 def flat(table: dict[str, Any], prefix: str = "", dot: str = ".") -> dict[str, Any]:
     """Nested tables as one with dotted keys, as they are typed on the command line."""
     pairs: dict[str, Any] = {}

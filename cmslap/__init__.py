@@ -15,14 +15,7 @@ if TYPE_CHECKING:
     from cmslap.models import MASRN, RLRDSR, VDSR, AsymVDSR, CMSLapSRN, LapSRN, MSLapSRN
 
 # Imported when first used: importing PyTorch takes longer than the command line's --help may.
-_HOMES = {
-    "AsymVDSR": "cmslap.models",
-    "CMSLapSRN": "cmslap.models",
-    "LapSRN": "cmslap.models",
-    "MASRN": "cmslap.models",
-    "MSLapSRN": "cmslap.models",
-    "RLRDSR": "cmslap.models",
-    "VDSR": "cmslap.models",
+_HOMES = {  # the networks' is cmslap.models
     "accelerate": "cmslap.compiler",
     "load_model": "cmslap.checkpoints.checkpoint",
     "restore": "cmslap.compiler",
@@ -48,11 +41,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name == "ops":
         return importlib.import_module("cmslap.ops")
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+    value = globals()[name] = getattr(importlib.import_module(_HOMES.get(name, "cmslap.models")), name)
     return value
 
 

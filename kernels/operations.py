@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import level
+from . import dense_block, level
 from .conv import conv_data_gradient, conv_lrelu
 from .derivative import derivative
 from .tiles import pack_weights, unpack_weights
@@ -108,6 +108,39 @@ def lapsrn_level_backward(call) -> dict[str, Tensor]:
     else:
         gradients["upsample_weight"] = unpack_weights(upsample_matrices)
     return gradients | {"weights": unpack_weights(matrices)}
+
+
+def _dense_block(call) -> dense_block.Block:
+    def matrix(weight: Tensor) -> Tensor:
+        return weight.flatten(1).contiguous()
+
+    separable = (
+        (matrix(call.depthwise1), matrix(call.pointwise1), call.bias1),
+        (matrix(call.depthwise2), matrix(call.pointwise2), call.bias2),
+    )
+    return dense_block.Block(separable, matrix(call.pointwise3), call.bias3)
+
+
+def dense_recursion(call) -> Tensor:
+    u, block = nhwc(call.u), _dense_block(call)
+    if call.save:
+        call.saved = u.new_empty(call.recursions, *u.shape[:3], block.mix.shape[1])
+    return nchw(dense_block.recursion(u, block, call.recursions, call.negative_slope, call.saved))
+
+
+def dense_recursion_backward(call) -> dict[str, Tensor]:
+    block = _dense_block(call)
+    grad_u, gradients = dense_block.recursion_gradient(nhwc(call.grad), call.saved, block, call.negative_slope)
+    names = [name for name in call.operation.shapes if name != "u"]
+    gradients = {name: part.view(getattr(call, name).shape) for name, part in zip(names, gradients, strict=True)}
+    return {"u": nchw(grad_u), **gradients}
+
+
+def dense_network(call) -> Tensor:
+    """Head and tail, which are a few percent of the work, are left to PyTorch."""
+    u = F.conv2d(call.image, call.head_weight, call.head_bias, padding=1).to(call.tail_weight.dtype)
+    x = dense_block.recursion(nhwc(u), _dense_block(call), call.recursions, call.negative_slope)
+    return F.conv2d(nchw(x), call.tail_weight, call.tail_bias, padding=1).to(call.image.dtype)
 
 
 def residual_head(call) -> Tensor:

@@ -44,10 +44,11 @@ def load_pixels(
     width,
     channel,  # [K]
     C: tl.constexpr,
+    PITCH: tl.constexpr = None,  # from pixel to pixel, where x has more channels than the C that count
 ):
     """[P, K] values of x, zero outside the image and beyond its C channels."""
     inside = (row + top >= 0) & (row + top < height) & (column + left >= 0) & (column + left < width)
-    offset = (row * width + column)[:, None] * C + channel[None, :]
+    offset = (row * width + column)[:, None] * (C if PITCH is None else PITCH) + channel[None, :]
     return tl.load(origin + offset, mask=inside[:, None] & (channel < C)[None, :], other=0.0)
 
 

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,15 @@ def set14() -> Path:
 @pytest.fixture
 def official_weights() -> Path:
     return _folder("CMSLAP_WEIGHTS", ROOT.parent / "shared" / "weights")
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Fresh memory holds NaN, so that an element nobody writes shows; what varies from run to run is an error."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
+from command_line import run
 from PIL import Image
 
 import cmslap
-from cmslap import cli, options
+from cmslap import options
 from cmslap.checkpoints.checkpoint import ALIASES, shipped_names
-from cmslap.precision import PRECISIONS
 
 TINY = {"depth": 1, "recursions": 1, "channels": 2, "shared_conv": 1}
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(cmslap.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
@@ -62,15 +62,6 @@ def here(tmp_path, monkeypatch):
     scipy.io.savemat("number.mat", {"net": 3.0})
     Path("link.json").symlink_to("linked.json")
     return tmp_path
-
-
-def run(capfd, command):
-    """Exit status, standard output and standard error of a command line in this process."""
-    try:
-        status = cli.main(shlex.split(command))
-    except SystemExit as stopped:
-        status = stopped.code
-    return status, *capfd.readouterr()
 
 
 # fmt: off
@@ -290,8 +281,7 @@ def test_help_imports_nothing_heavy_and_has_examples(command):
     assert command in (None, "info") or f"\n  cmslap {command} " in said
 
 
-def test_options_name_the_networks_and_precisions_there_are(capfd):
+def test_options_name_the_networks_there_are(capfd):
     assert ALIASES["cms-lapsrn"] == options.DEFAULT_MODEL
     text = " ".join(run(capfd, "upscale --help")[1].split())
     assert all(name in text for name in set(shipped_names()) - set(ALIASES))
-    assert {name: str(dtype).removeprefix("torch.") for name, dtype in PRECISIONS.items()} == options.PRECISIONS

@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ ROUNDS = 15
 
 
 def variant(base: Config, name: str) -> Config:
-    table = configuration.to_dict(base)
+    table = asdict(base)
     common = {key: value for key, value in base.model.items() if key not in ("name", "shared_conv")}
     table["model"] = common | VARIANTS[name]
     table["out"] = str(Path(base.out) / name.split(" (")[0].replace(" ", ""))

@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ class _Replaced:
 def train(config: Config, network: type[MASRN], trainer: type[Trainer]) -> tuple[MASRN, dict[str, Any]]:
     """A trained network and what it reached."""
     NETWORKS[network.__name__] = network
-    table = configuration.to_dict(config)
+    table = asdict(config)
     config = configuration.from_dict(table | {"model": config.model | {"name": network.__name__}})
     workers = distributed.start(config.device)
     trained, counts = trainer(config, workers), config.counts
@@ -189,7 +190,7 @@ def main() -> None:
         networks[name] = lambda image, scale, average=average: average(image, scale)[-1]
         if not math.isfinite(runs[name]["loss"]):
             runs[name] = {"loss": None, "psnr": dict.fromkeys(runs[name]["psnr"])}
-    report = {**provenance(torch.device("cpu")), "config": published(configuration.to_dict(config)), "runs": runs}
+    report = {**provenance(torch.device("cpu")), "config": published(asdict(config)), "runs": runs}
     with replacing(args.out) as temporary:
         temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if args.picture:

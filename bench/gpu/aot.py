@@ -24,14 +24,14 @@ from triton.runtime.autotuner import Autotuner
 
 from bench.gpu import machine_code
 from cmslap.files import replacing
-from cmslap.kernels import conv, transposed_conv, weight_gradient
+from cmslap.kernels import conv, dense_block, transposed_conv, weight_gradient
 from cmslap.kernels.tuning import TunedKernel
 
 NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 def launches(dtype: torch.dtype, channels: int) -> dict[str, Callable[[], Any]]:
-    """Every kind of launch a pyramid level makes, on maps of 8×8 pixels."""
+    """Every kind of launch a pyramid level or a dense block makes, on maps of 8×8 pixels."""
     x = torch.empty(1, 8, 8, channels, dtype=dtype)
     up = torch.empty(1, 16, 16, channels, dtype=dtype)
     weight = torch.empty(9, channels, channels, dtype=dtype)
@@ -47,6 +47,24 @@ def launches(dtype: torch.dtype, channels: int) -> dict[str, Callable[[], Any]]:
         "tied": lambda: transposed_conv.transposed_conv(x, weight, bias),
         "tied_data_gradient": lambda: transposed_conv.transposed_conv_data_gradient(up, weight, x, 0.2),
         "tied_weight_gradient": lambda: weight_gradient.weight_gradient_shares(x[None], up[None], 2),
+        **dense_launches(dtype, channels // 2),
+    }
+
+
+def dense_launches(dtype: torch.dtype, channels: int) -> dict[str, Callable[[], Any]]:
+    """Those that a dense block makes whose growth is as wide as its map."""
+    x, dense, records = (torch.empty(1, 8, 8, count * channels, dtype=dtype) for count in (1, 2, 3))
+    separable = [
+        (torch.empty(count, 9, dtype=dtype), torch.empty(channels, count, dtype=dtype), torch.empty(channels))
+        for count in (channels, 2 * channels)
+    ]
+    block = dense_block.Block(tuple(separable), torch.empty(channels, 3 * channels, dtype=dtype), torch.empty(channels))
+    shares = [torch.empty(1, *part.shape) for part in (*separable[0], *separable[1], *block[1:])]
+    return {
+        "dense_growth": lambda: dense_block.launch_dense(records, block, None, 0.0),
+        "dense_block": lambda: dense_block.launch_dense(records, block, records, 0.0),
+        "dense_block_gradient": lambda: dense_block.launch_dense_gradient(records, x, block, dense, shares[3:], 0.0),
+        "dense_growth_gradient": lambda: dense_block.launch_dense_gradient(records, dense, block, x, shares[:3], 0.0),
     }
 
 

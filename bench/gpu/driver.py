@@ -91,7 +91,7 @@ NETWORK = (
 OPERATIONS = (
     "conv2d_lrelu", "conv2d_lrelu-data-gradient", "conv2d_lrelu-weight-gradient", "tied_conv_transpose2d+backward",
     "tied_conv_transpose2d", "conv2d_lrelu+backward", "residual_head+backward", "residual_head",
-    "recursive_embedding", "lapsrn_level",
+    "recursive_embedding", "lapsrn_level", "dense_recursion+backward", "dense_recursion",
 )  # fmt: skip
 END_TO_END = ("photograph", "folder", "first-result")
 COMPILED = (

@@ -16,7 +16,7 @@ import torch
 from bench.speed.work import OPERATIONS, Setting, operation
 from cmslap import ops
 from cmslap.models import CMSLapSRN
-from cmslap.ops.dispatch import NAMES, BackendError, prefer_backend
+from cmslap.ops.dispatch import BACKENDS, BackendError, prefer_backend
 
 # ‖difference‖ / ‖reference‖ in bfloat16, where rounding decides some activations' signs and so their gradients. Two
 # right implementations are some 0.03 apart, a wrong one is about 1.
@@ -87,7 +87,7 @@ def _error(name: str, backend: str, setting: Setting) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("backend", choices=NAMES)
+    parser.add_argument("backend", choices=[backend.name for backend in BACKENDS])
     parser.add_argument("--cpu", action="store_true", help="on the CPU in float32 rather than a GPU in bfloat16")
     args = parser.parse_args()
     setting = replace(SETTING, device=torch.device("cpu"), dtype=torch.float32) if args.cpu else SETTING

@@ -23,8 +23,8 @@ from bench.speed.timing import Implementation
 from bench.speed.work import Work
 from cmslap import ops
 from cmslap.compiler import accelerate
+from cmslap.devices import inference_autocast
 from cmslap.ops.dispatch import BACKENDS, BackendError, prefer_backend
-from cmslap.precision import inference_autocast
 
 RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT", "triton": "Triton"}
 

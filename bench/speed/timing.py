@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 import torch
 from tqdm import trange
 
-from cmslap.precision import PrecisionError
+from cmslap.devices import PrecisionError
 
 Implementation = Callable[[], object]
 FEWEST_ROUNDS = 3

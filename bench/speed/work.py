@@ -151,8 +151,9 @@ class _Operation:
     function: Callable[[Setting], Callable[..., Tensor]]
     parameters: Callable[[Setting], Inputs]
     convolutions: Callable[[Setting], float]
-    maps_forward: Callable[[Setting], int]  # read or written, as large as the input
-    maps_backward: Callable[[Setting], int]
+    maps_forward: Callable[[Setting], float]  # of all channels, read or written
+    maps_backward: Callable[[Setting], float]
+    part: int = 1  # the map has a ``part``-th of the channels
 
 
 def _head_parameters(setting: Setting) -> Inputs:
@@ -164,6 +165,22 @@ def _head_parameters(setting: Setting) -> Inputs:
 
 def _level_parameters(setting: Setting) -> Inputs:
     return *kernels(setting, setting.depth), kernels(setting)[1]
+
+
+def _dense_parameters(setting: Setting) -> Inputs:
+    """Growth is as wide as the map: both are half the channels."""
+    block = RLRDSR(channels=setting.channels // 2, growth=setting.channels // 2).block
+    return tuple(tensor.detach().to(setting.device, setting.dtype).requires_grad_() for tensor in block.arguments())
+
+
+def _dense(setting: Setting) -> Callable[..., Tensor]:
+    return lambda u, *block: ops.dense_recursion(u, *block, setting.recursions)
+
+
+def _dense_convolutions(setting: Setting) -> float:
+    """With C = G a recursion multiplies 27 C times in its depthwise convolutions, 6 C² times in the others."""
+    half = setting.channels // 2
+    return setting.recursions * (27 * half + 6 * half**2) / (9 * setting.channels**2)
 
 
 def _embedding(setting: Setting) -> Callable[..., Tensor]:
@@ -203,18 +220,27 @@ _OPERATIONS = {
     "residual_head": _Operation(
         lambda s: ops.residual_head, _head_parameters, lambda s: 1 / s.channels, lambda s: 1, lambda s: 2
     ),
+    "dense_recursion": _Operation(
+        _dense,
+        _dense_parameters,
+        _dense_convolutions,
+        lambda s: 7.5 * s.recursions,
+        lambda s: 15 * s.recursions,
+        part=2,
+    ),
 }
 OPERATIONS = tuple(_OPERATIONS)
 
 
 def operation(name: str, backward: bool, setting: Setting) -> Work:
-    """One of ``OPERATIONS`` on a [batch, channels, side, side] map, alone or with the gradients of all its tensors."""
+    """One of ``OPERATIONS`` on a map of ``setting``'s size, alone or with the gradients of all its tensors."""
     kind = _OPERATIONS[name]
     parameters = kind.parameters(setting)
-    inputs = _rotation(lambda: (feature_map(setting), *parameters))
+    inputs = _rotation(lambda: (feature_map(setting, setting.channels // kind.part), *parameters))
     if not backward:
         inputs = [tuple(tensor.detach() for tensor in arguments) for arguments in inputs]
     recursive = f" D{setting.depth}R{setting.recursions}" if name in ("recursive_embedding", "lapsrn_level") else ""
+    recursive = f" R{setting.recursions}" if name == "dense_recursion" else recursive
     maps = kind.maps_forward(setting) + backward * kind.maps_backward(setting)
     function = kind.function(setting)
     return Work(

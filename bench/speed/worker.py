@@ -22,8 +22,8 @@ import torch
 from bench.speed.baselines import Baseline, backends_of
 from bench.speed.timing import clock_of, reason, seconds_of
 from bench.speed.work import Build, Setting
+from cmslap.devices import PrecisionError
 from cmslap.inference.tiling import available_memory
-from cmslap.precision import PrecisionError
 
 _RESERVE = 2**29  # bytes of the free memory that a worker leaves to the others
 START_LIMIT = 120.0  # seconds until a worker's process has imported what it needs

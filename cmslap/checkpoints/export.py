@@ -48,9 +48,7 @@ def export(network: Network, path: str | os.PathLike[str], scale: int | None = N
     Returns its relative difference from the network, the larger of two sizes'. Raises :class:`ExportError` where that
     exceeds 1e-5, or a package is missing, and ValueError for a scale that the network does not serve.
     """
-    writer = _WRITERS.get(Path(path).suffix.lower())
-    if writer is None:
-        raise ExportError(f"{path}: the file must end in {' or '.join(_WRITERS)}")
+    write = writer_of(Path(path))
     network = network.cpu().float().eval()
     scale = network.check_scale(network.scales[-1] if scale is None else scale)
     about = {"architecture": type(network).__name__, "config": json.dumps(network.config()), "scale": str(scale)}
@@ -58,7 +56,7 @@ def export(network: Network, path: str | os.PathLike[str], scale: int | None = N
         example = torch.rand(2, network.image_channels, 12, 16)
         shapes = ({axis: Dim(name) for axis, name in _AXES.items()},)
         program = torch.export.export(_LargestImage(network, scale), (example,), dynamic_shapes=shapes)
-        run = writer(program, temporary, about)
+        run = write(program, temporary, about)
         difference = max(_difference(network, scale, run, size) for size in _SIZES)
         if not difference <= TOLERANCE:
             raise ExportError(f"{path}: differs from the network by {difference:.1e} (at most {TOLERANCE:g} will do)")
@@ -96,7 +94,13 @@ def _write_pt2(program: ExportedProgram, path: Path, about: dict[str, str]) -> C
 
 
 _WRITERS = {".onnx": _write_onnx, ".pt2": _write_pt2}
-SUFFIXES = tuple(_WRITERS)
+
+
+def writer_of(path: Path) -> Callable[[ExportedProgram, Path, dict[str, str]], Callable[[Tensor], Tensor]]:
+    """What writes a file of that suffix. Raises :class:`ExportError`."""
+    if path.suffix.lower() not in _WRITERS:
+        raise ExportError(f"{path}: the file must end in {' or '.join(_WRITERS)}")
+    return _WRITERS[path.suffix.lower()]
 
 
 @contextmanager

@@ -33,11 +33,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from cmslap.checkpoints.checkpoint import load_model
-    from cmslap.checkpoints.export import SUFFIXES, ExportError, export
+    from cmslap.checkpoints.export import ExportError, export, writer_of
     from cmslap.files import check_output
 
-    if args.output.suffix.lower() not in SUFFIXES:
-        raise ExportError(f"{args.output}: the file must end in {' or '.join(SUFFIXES)}")
+    writer_of(args.output)  # refuse before any work
     check_output(args.output, args.overwrite)
     model = load_model(args.model)
     try:

@@ -12,7 +12,7 @@ from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from cmslap.compiler.patterns import shares_memory
-from cmslap.ops.registration import AUTOCAST_DEVICES
+from cmslap.ops.arguments import AUTOCAST_DEVICES
 
 FUNCTORCH = ("torch._C._functorch", "torch._functorch.predispatch", "torch._functorch.vmap")
 

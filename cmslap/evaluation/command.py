@@ -38,11 +38,10 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None:
         check_output(args.json, args.overwrite)
     from cmslap.checkpoints.checkpoint import load_model
-    from cmslap.devices import find_device
+    from cmslap.devices import find_device, inference_autocast
     from cmslap.evaluation.evaluate import evaluate
     from cmslap.evaluation.tables import table, to_json
     from cmslap.imaging import find_images
-    from cmslap.precision import inference_autocast
 
     device = find_device(args.device)
     model = load_model(args.model, device=device)

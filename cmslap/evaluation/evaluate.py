@@ -41,12 +41,12 @@ class Quality(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """One image, or the mean of a set, at one scale; ``model`` is None where only bicubic was measured."""
+    """One image, or the mean of a set, at one scale."""
 
     image: str
     scale: int
     bicubic: Quality
-    model: Quality | None
+    model: Quality
 
 
 @dataclass(frozen=True)
@@ -62,19 +62,18 @@ class Report:
     def mean(self, scale: int) -> Row:
         """Mean over the images, as the tables print it."""
         rows = [row for row in self.rows if row.scale == scale]
-        models = [row.model for row in rows if row.model is not None]
-        return Row("mean", scale, _mean([row.bicubic for row in rows]), _mean(models) if models else None)
+        return Row("mean", scale, _mean([row.bicubic for row in rows]), _mean([row.model for row in rows]))
 
 
 def _mean(qualities: list[Quality]) -> Quality:
     return Quality(*map(fmean, zip(*qualities, strict=True)))
 
 
-def evaluate(model: Network | None, folder: str | Path, scales: Iterable[int], *, progress: bool = False) -> Report:
+def evaluate(model: Network, folder: str | Path, scales: Iterable[int], *, progress: bool = False) -> Report:
     """Measure ``model``, and bicubic beside it, on every image of a folder.
 
     Args:
-        model: runs on its own device, in its own precision or the active autocast's. None measures bicubic alone.
+        model: runs on its own device, in its own precision or the active autocast's.
         folder: images of any size and mode; deeper folders are not searched.
         scales: whole ones that the network serves.
         progress: show a progress bar where standard error is a terminal.
@@ -83,11 +82,14 @@ def evaluate(model: Network | None, folder: str | Path, scales: Iterable[int], *
         BenchmarkError: an image that is too small, or a scale that cannot be.
         ImageError: no folder, no images in it, or one that cannot be read.
     """
-    scales = _check_scales(scales, model)
+    try:
+        scales = [model.check_scale(scale) for scale in sorted(set(scales))]
+    except ValueError as error:
+        raise BenchmarkError(str(error)) from error
     paths = find_images(folder)
     rows = []
-    quiet = None if progress else True  # None: shown on a terminal only
-    with tqdm(total=len(paths) * len(scales), unit="image", disable=quiet, leave=False) as bar:
+    hidden = None if progress else True  # None: shown on a terminal only
+    with tqdm(total=len(paths) * len(scales), unit="image", disable=hidden, leave=False) as bar:
         for path in paths:
             image = read_hr_image(path)
             for scale in scales:
@@ -97,24 +99,12 @@ def evaluate(model: Network | None, folder: str | Path, scales: Iterable[int], *
     return Report(Path(folder).resolve().name, rows)
 
 
-def _check_scales(scales: Iterable[int], model: Network | None) -> list[int]:
-    scales = sorted(set(scales))
-    if model is None:
-        if min(scales, default=2) < 2:
-            raise BenchmarkError(f"scale must be an integer of at least 2, got {scales[0]}")
-        return scales
-    try:
-        return [model.check_scale(scale) for scale in scales]
-    except ValueError as error:
-        raise BenchmarkError(str(error)) from error
-
-
 def read_hr_image(path: Path) -> Tensor:  # [1 or 3, H, W] float64, multiples of 1/255
     """Grayscale images in one channel, all others in RGB; transparency is dropped, 16 bits are rounded to 8."""
     return read_planes(path).mul(255).round() / 255
 
 
-def _measure(model: Network | None, image: Tensor, scale: int, path: Path) -> Row:
+def _measure(model: Network, image: Tensor, scale: int, path: Path) -> Row:
     height, width = (length // scale * scale for length in image.shape[-2:])
     if min(height, width) < WINDOW + 2 * scale:
         size = f"{image.shape[-1]}x{image.shape[-2]}"
@@ -122,7 +112,7 @@ def _measure(model: Network | None, image: Tensor, scale: int, path: Path) -> Ro
     high = image[:, :height, :width]
     low = imresize(high, 1 / scale)
     bicubic = quality(imresize(low, scale), high, scale)
-    return Row(path.name, scale, bicubic, None if model is None else quality(enlarge(model, low, scale), high, scale))
+    return Row(path.name, scale, bicubic, quality(enlarge(model, low, scale), high, scale))
 
 
 @torch.inference_mode()

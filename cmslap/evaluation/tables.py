@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from cmslap import options
 from cmslap.checkpoints.checkpoint import find_weights
 from cmslap.evaluation.evaluate import Quality, Report, Row
-from cmslap.precision import PRECISIONS
 from cmslap.provenance import provenance
 
 
@@ -48,7 +48,7 @@ def to_json(
             "config": model.config(),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
         },
-        "precision": str(PRECISIONS[precision]).removeprefix("torch."),
+        "precision": options.PRECISIONS[precision],
         "provenance": provenance(device),
         "results": [
             {"data": report.data, "scale": scale, **_row(report.mean(scale)), "images": _images(report, scale)}

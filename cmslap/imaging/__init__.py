@@ -1,6 +1,15 @@
 """Images: files, modes, colour, MATLAB-compatible resizing. Of ours it needs only ``errors`` and ``files``."""
 
-from cmslap.imaging.colour import join_colour, luma, rgb_to_ycbcr, split_colour, spread_colour, ycbcr_to_rgb
+from cmslap.imaging.colour import (
+    join_colour,
+    luma,
+    rgb_to_ycbcr,
+    split_colour,
+    spread_colour,
+    store_planes,
+    to_planes,
+    ycbcr_to_rgb,
+)
 from cmslap.imaging.files import (
     READABLE,
     WRITABLE,
@@ -32,7 +41,9 @@ __all__ = [
     "rgb_to_ycbcr",
     "split_colour",
     "spread_colour",
+    "store_planes",
     "to_8_bits",
+    "to_planes",
     "write_image",
     "ycbcr_to_rgb",
 ]

@@ -1,4 +1,4 @@
-"""ITU-R BT.601 RGB and YCbCr in studio range, as MATLAB's ``rgb2ycbcr`` and ``ycbcr2rgb`` on doubles.
+"""Samples and planes; RGB and YCbCr of ITU-R BT.601 in studio range, as MATLAB's ``rgb2ycbcr`` and ``ycbcr2rgb``.
 
 All values are fractions of 255: RGB lies in [0, 1], Y in [16/255, 235/255], Cb and Cr in [16/255, 240/255] with grey
 at 128/255. Super-resolution papers run their networks on this Y and measure PSNR on it.
@@ -6,6 +6,7 @@ at 128/255. Super-resolution papers run their networks on this Y and measure PSN
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,6 +16,24 @@ _MATRIX = torch.tensor(
 ).div(255)
 _OFFSET = torch.tensor([16.0, 128.0, 128.0], dtype=torch.float64).div(255)
 _INVERSE = torch.linalg.inv(_MATRIX)
+
+
+def to_planes(samples: np.ndarray, dtype: type[np.floating]) -> Tensor:  # [H, W] or [H, W, C] -> [1 or C, H, W]
+    """An array's unsigned integers as fractions of the largest there are, its floats as they are."""
+    planes = torch.from_numpy(samples.astype(dtype)).div_(_white(samples.dtype))
+    return planes[None] if samples.ndim == 2 else planes.permute(2, 0, 1)
+
+
+def store_planes(planes: Tensor, samples: np.ndarray) -> None:  # [C, H, W] -> [H, W] or [H, W, C]
+    """The inverse of :func:`to_planes`, clamped to [0, 1], and rounded where samples are integers."""
+    planes = planes.clamp(0, 1).mul_(_white(samples.dtype))
+    if samples.dtype.kind == "u":
+        planes.round_()
+    samples[:] = planes[0] if samples.ndim == 2 else planes.permute(1, 2, 0)
+
+
+def _white(dtype: np.dtype) -> int:
+    return 1 if dtype.kind == "f" else np.iinfo(dtype).max
 
 
 def _check(x: Tensor, name: str) -> None:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from cmslap.files import replacing
+from cmslap.imaging.colour import to_planes
 from cmslap.imaging.modes import ImageError, ImageWarning, interpolable, kept_metadata, to_8_bits
 
 READABLE = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm")
@@ -127,8 +127,7 @@ def read_planes(path: str | os.PathLike[str]) -> Tensor:  # [1 or 3, H, W] float
         raise ImageError(f"{path}: a floating-point image has no white level; use 8 or 16 bits")
     if image.mode != "I;16":
         image = image.convert("L" if image.mode in ("L", "LA") else "RGB")
-    pixels = torch.from_numpy(np.array(image, dtype=np.float64)) / (65535 if image.mode == "I;16" else 255)
-    return pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1).contiguous()
+    return to_planes(np.asarray(image), np.float64).contiguous()
 
 
 def _warn_of_losses(image: Image.Image) -> None:

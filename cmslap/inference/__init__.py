@@ -6,13 +6,12 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cmslap.inference.forward import super_resolve
     from cmslap.inference.plan import UpscaleError
     from cmslap.inference.upscaling import upscale
 
-_HOMES = {"UpscaleError": "plan", "super_resolve": "forward", "upscale": "upscaling"}  # imported when first used
+_HOMES = {"UpscaleError": "plan", "upscale": "upscaling"}  # imported when first used
 
-__all__ = ["UpscaleError", "super_resolve", "upscale"]
+__all__ = ["UpscaleError", "upscale"]
 
 
 def __getattr__(name: str) -> object:

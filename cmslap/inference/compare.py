@@ -14,19 +14,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageChops
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from cmslap.checkpoints.checkpoint import load_model
-from cmslap.devices import find_device
+from cmslap.devices import find_device, inference_autocast
 from cmslap.errors import UserError, in_one_line
 from cmslap.evaluation.evaluate import Quality, quality
 from cmslap.evaluation.metrics import WINDOW
-from cmslap.imaging import find_images, imresize, interpolable, read_image, to_8_bits
+from cmslap.imaging import find_images, imresize, interpolable, read_image, store_planes, to_8_bits, to_planes
 from cmslap.inference.page import Comparison, Version, write_page
 from cmslap.inference.upscaling import upscale
 from cmslap.options import DEFAULT_MODEL
-from cmslap.precision import inference_autocast
 
 LARGEST = 64 * 2**20  # pixels of a result; a page of larger ones would fit no browser
 _WEBP_SIDE = 16383  # pixels
@@ -155,14 +154,10 @@ def displayable(image: Image.Image) -> Image.Image:
 
 def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """MATLAB's bicubic, antialiased where it shrinks; ``size`` is (width, height)."""
-    planes = imresize(_planes(image), size=(size[1], size[0]))
-    values = (planes.clamp_(0, 1) * 255).round_().byte().numpy()
-    return Image.fromarray(values[0] if len(values) == 1 else np.ascontiguousarray(values.transpose(1, 2, 0)))
-
-
-def _planes(image: Image.Image) -> Tensor:  # [C, H, W] in [0, 1]
-    array = torch.from_numpy(np.array(image)).double() / 255
-    return array[None] if array.dim() == 2 else array.movedim(-1, 0)
+    samples = np.asarray(image)
+    result = np.empty((*size[::-1], *samples.shape[2:]), np.uint8)
+    store_planes(imresize(to_planes(samples, np.float64), size=size[::-1]), result)
+    return Image.fromarray(result)
 
 
 def _quality(result: Image.Image, original: Image.Image | None, source: tuple[int, int]) -> Quality | None:
@@ -173,7 +168,8 @@ def _quality(result: Image.Image, original: Image.Image | None, source: tuple[in
     if min(original.size) < WINDOW + 2 * border:
         return None
     mode = "L" if original.mode in ("L", "LA") else "RGB"
-    return quality(_planes(result.convert(mode)), _planes(original.convert(mode)), border)
+    planes = (to_planes(np.asarray(image.convert(mode)), np.float64) for image in (result, original))
+    return quality(*planes, border)
 
 
 def _most_different(first: Image.Image, second: Image.Image) -> tuple[float, float]:

@@ -13,12 +13,12 @@ from PIL import Image
 from torch import nn
 
 from cmslap.checkpoints.checkpoint import load_model
+from cmslap.devices import inference_autocast
 from cmslap.errors import UserError
 from cmslap.imaging import interpolable
-from cmslap.inference.tiling import Tile, divide
+from cmslap.inference.tiling import Tile, divide, working_memory
 from cmslap.models import Network
 from cmslap.options import DEFAULT_SCALE
-from cmslap.precision import inference_autocast
 
 
 class UpscaleError(UserError, ValueError):
@@ -34,6 +34,7 @@ class Plan:
     network: Network
     factor: int  # the scale the network runs at; bicubic makes the target of that
     tiles: list[Tile]
+    working_memory: int  # bytes of main memory that the network takes for the largest of them
     ensemble: bool
     autocast: torch.autocast  # of the network's precision
 
@@ -75,8 +76,9 @@ class Planner:
         height, width = shape[:2]
         target = self._target(height, width)
         factor = _factor(self.network, max(target[0] / height, target[1] / width))
-        parts = divide(self.network, factor, (height, width), self.tile)
-        return Plan(image, target, self.network, factor, parts, self.ensemble, self.autocast)
+        tiles = divide(self.network, factor, (height, width), self.tile)
+        memory = working_memory(self.network, factor, tiles)
+        return Plan(image, target, self.network, factor, tiles, memory, self.ensemble, self.autocast)
 
     def _target(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the result for an image of ``height`` × ``width``; it must be an enlargement."""

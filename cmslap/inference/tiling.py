@@ -7,15 +7,20 @@ large tiles are follows from how much memory there is.
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Callable, Iterator
 from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
+from tqdm import tqdm
 
 from cmslap.models import Network
 
+MEMBERS = 8  # of the self-ensemble
 WORKING_MEMORY = 2**30  # bytes for the network's feature maps on a CPU
 _SMALLEST_TILE = 32  # LR pixels: below, nearly all the work is halo
 _TILE_TO_HALO = 6  # a tile this many halos wide has as much again around it, nearly
@@ -30,6 +35,64 @@ class Tile(NamedTuple):
     columns: tuple[int, int]
     crop_rows: tuple[int, int]
     crop_columns: tuple[int, int]
+
+
+def super_resolve_rows(
+    network: Network,
+    image: Tensor,  # [image_channels, H, W] in [0, 1]
+    factor: int,
+    tiles: list[Tile],
+    *,
+    autocast: torch.autocast,
+    ensemble: bool = False,
+    progress: bool = False,
+) -> Iterator[Tensor]:  # [image_channels, rows, factor W], float32 on the CPU, not clamped
+    """Run ``network`` on one image in its own colours; gives the result of one row of tiles after the other.
+
+    ``ensemble`` makes it the mean over the eight flips and rotations; ``progress`` shows a bar.
+    """
+    weight = next(network.parameters())
+    channels, _, width = image.shape
+    runs = len(tiles) * (MEMBERS if ensemble else 1)
+    with tqdm(total=runs, unit="tile", leave=False, disable=None if progress else True) as bar:
+
+        def run(crop: Tensor) -> Tensor:
+            # A strided view is neither memory format, and every feature map would be converted back and forth.
+            with torch.inference_mode(), autocast:
+                larger = network(crop[None].contiguous(memory_format=torch.channels_last), factor)[-1][0].float()
+            bar.update()
+            return larger
+
+        for rows, row in itertools.groupby(tiles, key=lambda tile: tile.rows):
+            result = torch.empty(channels, factor * (rows[1] - rows[0]), factor * width)
+            for tile in row:
+                crop = image[:, slice(*tile.crop_rows), slice(*tile.crop_columns)].to(weight)
+                larger = self_ensemble(run, crop) if ensemble else run(crop)
+                kept = ..., _within(tile.crop_rows, rows, factor), _within(tile.crop_columns, tile.columns, factor)
+                result[..., _within((0, width), tile.columns, factor)] = larger[kept]
+                del crop, larger  # before the next tile takes its memory
+            yield result
+            del result
+
+
+def _within(whole: tuple[int, int], part: tuple[int, int], factor: int) -> slice:
+    """Where the low-resolution span ``part`` lies in the enlargement of the span ``whole``."""
+    return slice(factor * (part[0] - whole[0]), factor * (part[1] - whole[0]))
+
+
+def self_ensemble(
+    run: Callable[[Tensor], Tensor],
+    y: Tensor,  # [..., H, W]
+) -> Tensor:
+    """Mean of ``run`` over the eight flips and rotations of ``y``, each result turned back."""
+    total = None
+    for turns in range(4):
+        for flip in (False, True):
+            turned = torch.rot90(y.flip(-1) if flip else y, turns, (-2, -1)).contiguous()
+            result = torch.rot90(run(turned), -turns, (-2, -1))
+            result = result.flip(-1) if flip else result
+            total = result if total is None else total + result
+    return total / MEMBERS
 
 
 def divide(
@@ -81,6 +144,28 @@ def _widest_crop(length: int, size: int, halo: int) -> int:
     return min(length, ceil(length / parts) + min(parts - 1, 2) * halo)
 
 
+def pixels_at_once(network: Network, factor: int, halo: int) -> int:
+    """How many low-resolution pixels, halos included, should run at a time where the caller does not say.
+
+    No more than half of the available memory holds; nor, on a CPU, whose memory other programs share, more than
+    ``WORKING_MEMORY`` holds, unless halos would then outweigh what they surround.
+    """
+    device = next(network.parameters()).device
+    a_pixel = network.bytes_per_pixel(factor)
+    pixels = min(available_memory(device) // 2 // a_pixel, _LARGEST_TENSOR // network.largest_map(factor))
+    if device.type == "cuda":
+        return pixels
+    return min(pixels, max(WORKING_MEMORY // a_pixel, ((_TILE_TO_HALO + 2) * halo) ** 2))
+
+
+def working_memory(network: Network, factor: int, tiles: list[Tile]) -> int:
+    """Bytes of main memory that the largest of ``tiles`` takes in the network; on a GPU none."""
+    if next(network.parameters()).device.type != "cpu":
+        return 0
+    largest = max((bottom - top) * (right - left) for _, _, (top, bottom), (left, right) in tiles)
+    return network.bytes_per_pixel(factor) * largest
+
+
 def available_memory(device: torch.device) -> int:
     """Bytes that can be allocated on ``device``, within the limit of the container where there is one."""
     if device.type == "cuda":
@@ -107,25 +192,3 @@ def _container_limit() -> int:
         return int(Path("/sys/fs/cgroup/memory.max").read_text())
     except (OSError, ValueError):  # no cgroup, or "max"
         return 2**63 - 1
-
-
-def pixels_at_once(model: Network, scale: int, halo: int) -> int:
-    """How many low-resolution pixels, halos included, should run at a time where the caller does not say.
-
-    No more than half of the available memory holds; nor, on a CPU, whose memory other programs share, more than
-    ``WORKING_MEMORY`` holds, unless halos would then outweigh what they surround.
-    """
-    device = next(model.parameters()).device
-    a_pixel = model.bytes_per_pixel(scale)
-    pixels = min(available_memory(device) // 2 // a_pixel, _LARGEST_TENSOR // model.largest_map(scale))
-    if device.type == "cuda":
-        return pixels
-    return min(pixels, max(WORKING_MEMORY // a_pixel, ((_TILE_TO_HALO + 2) * halo) ** 2))
-
-
-def working_memory(model: Network, scale: int, tiles: list[Tile]) -> int:
-    """Bytes of main memory that the largest of ``tiles`` takes in the network; on a GPU none."""
-    if next(model.parameters()).device.type != "cpu":
-        return 0
-    largest = max((bottom - top) * (right - left) for _, _, (top, bottom), (left, right) in tiles)
-    return model.bytes_per_pixel(scale) * largest

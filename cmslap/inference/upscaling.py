@@ -10,13 +10,12 @@ from contextlib import contextmanager, nullcontext
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from cmslap.errors import out_of_memory
-from cmslap.imaging import imresize, imresize_rows, join_colour, split_colour, spread_colour
-from cmslap.inference.forward import super_resolve_rows
+from cmslap.imaging import imresize, imresize_rows, join_colour, split_colour, spread_colour, store_planes, to_planes
 from cmslap.inference.plan import Plan, Planner, UpscaleError
-from cmslap.inference.tiling import available_memory, working_memory
+from cmslap.inference.tiling import available_memory, super_resolve_rows
 
 _ROWS = 128  # of the result that are joined, converted and rounded at a time
 
@@ -65,7 +64,7 @@ def upscale(
     PyTorch's threads do not survive a fork: in a process that was forked after a first call, the next one may hang.
     Start processes with multiprocessing's "spawn" or "forkserver".
 
-    Raises :class:`UpscaleError` and :class:`cmslap.precision.PrecisionError` (ValueErrors),
+    Raises :class:`UpscaleError` and :class:`cmslap.devices.PrecisionError` (ValueErrors),
     :class:`cmslap.imaging.ImageError` for a Pillow image without a fitting mode, and what ``load_model`` raises.
     """
     with _own_settings():
@@ -80,7 +79,9 @@ def _own_settings() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
     try:
         on_gpu = torch.autocast("cuda", enabled=False) if torch.cuda.is_available() else nullcontext()
-        with torch.device("cpu"), torch.autocast("cpu", enabled=False), on_gpu, torch.inference_mode():
+        is_cpu = torch.get_default_device().type == "cpu"  # then without the context, which slows every operation down
+        on_cpu = nullcontext() if is_cpu else torch.device("cpu")
+        with on_cpu, torch.autocast("cpu", enabled=False), on_gpu, torch.inference_mode():
             yield
     finally:
         torch.set_default_dtype(default)
@@ -124,25 +125,15 @@ def _needed_memory(array: np.ndarray, plan: Plan) -> int:
     if plan.target != (plan.factor * height, plan.factor * width):
         row_of_tiles *= 3  # with what imresize_rows makes of it
     joining = 4 * (3 * channels + 6) * min(_ROWS, plan.target[0]) * plan.target[1]
-    network = working_memory(plan.network, plan.factor, plan.tiles)
     copy = 4 * pixels if isinstance(plan.image, Image.Image) and plan.image.mode in ("LA", "RGB") else 0
-    return array.itemsize * channels * pixels + max(copy, planes + row_of_tiles + max(network, joining))
-
-
-def _to_planes(array: np.ndarray) -> Tensor:  # [C, H, W], float32 in [0, 1]
-    if array.dtype.kind == "f" and not (array.min() >= 0 and array.max() <= 1):
-        raise UpscaleError(f"a floating-point image must lie in [0, 1], got {array.min():g} to {array.max():g}")
-    values = torch.from_numpy(array.astype(np.float32)).div_(_white(array.dtype))
-    return values[None] if array.ndim == 2 else values.permute(2, 0, 1)
-
-
-def _white(dtype: np.dtype) -> int:
-    return 1 if dtype.kind == "f" else np.iinfo(dtype).max
+    return array.itemsize * channels * pixels + max(copy, planes + row_of_tiles + max(plan.working_memory, joining))
 
 
 def _enlarge(array: np.ndarray, plan: Plan, progress: bool) -> np.ndarray:
     """The result [*target] or [*target, C] in the array's dtype. Floats are made of a few rows at a time only."""
-    planes = _to_planes(array)
+    if array.dtype.kind == "f" and not (array.min() >= 0 and array.max() <= 1):
+        raise UpscaleError(f"a floating-point image must lie in [0, 1], got {array.min():g} to {array.max():g}")
+    planes = to_planes(array, np.float32)
     colours = 3 if len(planes) > 2 else 1
     colour, alpha = planes[:colours], planes[colours:]
     if len(alpha):
@@ -163,15 +154,7 @@ def _enlarge(array: np.ndarray, plan: Plan, progress: bool) -> np.ndarray:
             bottom = top + larger.shape[-2]
             bicubic = imresize(smooth, size=plan.target, rows=(top, bottom))
             colour = join_colour(larger, bicubic[:hues], colours)
-            _store(torch.cat([colour, bicubic[hues:]]), result[top:bottom])
+            store_planes(torch.cat([colour, bicubic[hues:]]), result[top:bottom])
             top = bottom
         del part, larger  # before the next row of tiles takes memory
     return result
-
-
-def _store(values: Tensor, rows: np.ndarray) -> None:
-    """Write planes [C, h, W] into rows [h, W] or [h, W, C] of an image, rounded if these are integers."""
-    values = values.clamp(0, 1).mul_(_white(rows.dtype))
-    if rows.dtype.kind == "u":
-        values.round_()
-    rows[:] = values[0] if rows.ndim == 2 else values.permute(1, 2, 0)

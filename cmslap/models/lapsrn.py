@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from cmslap import ops
-from cmslap.models.network import unrounded
-from cmslap.models.pyramid import Pyramid, bilinear_kernel, length
+from cmslap.models.network import length, unrounded
+from cmslap.models.pyramid import Pyramid, bilinear_kernel
 
 
 class _Level(nn.Module):

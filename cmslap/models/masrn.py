@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from cmslap import ops
 from cmslap.models.bicubic import enlarge
-from cmslap.models.network import Network, check_positive, unrounded
-from cmslap.models.pyramid import length
+from cmslap.models.network import Network, check_positive, length, unrounded
 
 SIZES = (3, 5, 7, 9)  # of the extraction's kernels, a block each
 REFINE_SIZES = ((1, 3), (3, 5), (5, 7), (7, 9))  # of the refine block's kernels, a branch each

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from cmslap import ops
-from cmslap.models.network import check_positive, unrounded
-from cmslap.models.pyramid import Pyramid, bilinear_kernel, length
+from cmslap.models.network import check_positive, length, unrounded
+from cmslap.models.pyramid import Pyramid, bilinear_kernel
 
 
 class _RecursivePyramid(Pyramid):

@@ -70,3 +70,8 @@ def unrounded(image: Tensor) -> torch.autocast:
     Rounding the image costs more than rounding every feature does, and this convolution is a thousandth of the work.
     """
     return torch.autocast(image.device.type, enabled=False)
+
+
+def length(tensor: Tensor | None) -> int:
+    """First axis of a tensor, 0 where there is none."""
+    return 0 if tensor is None else next(iter(tensor.shape), 0)

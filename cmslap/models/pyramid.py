@@ -51,8 +51,3 @@ def bilinear_kernel() -> Tensor:  # [1, 1, 4, 4]
     """Bilinear 2× interpolation as the kernel of a transposed convolution with stride 2 and padding 1."""
     taps = torch.tensor([0.25, 0.75, 0.75, 0.25], device="cpu")  # on a meta device torch.outer imports the compiler
     return torch.outer(taps, taps)[None, None]
-
-
-def length(tensor: Tensor | None) -> int:
-    """First axis of a tensor, 0 where there is none."""
-    return 0 if tensor is None else next(iter(tensor.shape), 0)

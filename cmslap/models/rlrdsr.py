@@ -10,16 +10,18 @@ import math
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cmslap import ops
 from cmslap.models.bicubic import bicubic_phases
-from cmslap.models.network import Network, check_positive, unrounded
-from cmslap.models.pyramid import length
+from cmslap.models.network import Network, check_positive, length, unrounded
 
 
 def _shuffled(phases: Tensor, scale: int) -> Tensor:  # [N, scale², H, W] -> [N, 1, scale H, scale W]
     """PixelShuffle, on CPUs in a third of the time of PyTorch's."""
+    if torch.compiler.is_exporting():  # PyTorch 2.10 and 2.11 would guard the width in the reshape below
+        return F.pixel_shuffle(phases, scale)
     n, _, height, width = phases.shape
     apart = phases.view(n, scale, scale, height, width).permute(0, 3, 1, 4, 2)
     return apart.reshape(n, 1, scale * height, scale * width)

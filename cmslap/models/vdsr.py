@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from cmslap import ops
 from cmslap.models.bicubic import enlarge, first_pixel
-from cmslap.models.network import Network, check_positive, unrounded
-from cmslap.models.pyramid import length
+from cmslap.models.network import Network, check_positive, length, unrounded
 
 
 class _VDSR(Network):

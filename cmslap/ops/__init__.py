@@ -1,6 +1,6 @@
 """The operations: one small interface, many backends."""
 
-from cmslap.ops.checks import ArgumentError
+from cmslap.ops.arguments import ArgumentError
 from cmslap.ops.dispatch import BackendError, use_backend
 from cmslap.ops.explain import Explanation, explain, missing_arithmetic
 from cmslap.ops.interface import (

@@ -113,11 +113,3 @@ class Backend:
     backward: Mapping[str, Callable[[Call], dict[str, Tensor]]] = field(default_factory=dict)
     saved_shape: Callable[[Call], tuple[int, ...]] = saved_shape
     only_forced: str | None = None
-
-    def objection(self, operation: Operation, arguments: Arguments) -> str | None:
-        """Why this backend can't run the forward pass of a checked call, or None."""
-        if self.missing is not None:
-            return self.missing
-        if operation.name not in self.forward:
-            return f"no {operation.name} kernel"
-        return self.unsupported(operation, arguments)

@@ -26,14 +26,7 @@ def _reference(call: Call) -> Tensor:
 
 REFERENCE = Backend("reference", forward=dict.fromkeys(OPERATIONS, _reference))
 
-# Best first.
-BACKENDS = (
-    CUDA,
-    TRITON,
-    CPU,
-    REFERENCE,
-)
-NAMES = tuple(backend.name for backend in BACKENDS)
+BACKENDS = (CUDA, TRITON, CPU, REFERENCE)  # best first
 
 _forced: str | None = os.environ.get("CMSLAP_BACKEND") or None
 _preferred: str | None = None
@@ -119,7 +112,11 @@ def objection(backend: Backend, operation: Operation, arguments: Arguments) -> s
     """Why ``backend`` can't run a checked call here and now, or None."""
     if backend is not REFERENCE and _is_transformed():
         return "torch.func's transforms and forward-mode derivatives go through the definition"
-    return backend.objection(operation, arguments)
+    if backend.missing is not None:
+        return backend.missing
+    if operation.name not in backend.forward:
+        return f"no {operation.name} kernel"
+    return backend.unsupported(operation, arguments)
 
 
 def _is_transformed() -> bool:
@@ -143,6 +140,7 @@ def _no_gradient(backend: Backend, operation: Operation, needs_grad: bool) -> st
 
 def named(name: str, source: str) -> Backend:
     """The backend called ``name``; ``source`` says in the error who asked for it."""
-    if name not in NAMES:
-        raise BackendError(f"{source} must be one of {', '.join(NAMES)}, got {name!r}")
-    return BACKENDS[NAMES.index(name)]
+    for backend in BACKENDS:
+        if backend.name == name:
+            return backend
+    raise BackendError(f"{source} must be one of {', '.join(backend.name for backend in BACKENDS)}, got {name!r}")

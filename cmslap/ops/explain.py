@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cmslap.ops import interface
-from cmslap.ops.checks import ArgumentError
+from cmslap.ops.arguments import ArgumentError, needs_gradients, prepare
 from cmslap.ops.cpu import missing_bfloat16
 from cmslap.ops.dispatch import BACKENDS, REFERENCE, choose, forced, named, objection, objection_by_default
 from cmslap.ops.operation import OPERATIONS, Arguments, Operation
@@ -61,7 +61,7 @@ def explain(operation: str | Callable[..., Tensor], *args: object, **kwargs: obj
     bound = inspect.signature(getattr(interface, name)).bind(*args, **kwargs)
     bound.apply_defaults()
     operation = OPERATIONS[name]
-    arguments = interface.prepare(operation, bound.arguments.values())
+    arguments = prepare(operation, bound.arguments.values())
     if name != "lapsrn_last_level":
         return _explain(operation, arguments)
     level = _explain(OPERATIONS["lapsrn_level"], arguments)
@@ -76,7 +76,7 @@ def explain(operation: str | Callable[..., Tensor], *args: object, **kwargs: obj
 def _explain(operation: Operation, arguments: Arguments) -> Explanation:
     """The explanation of a checked call; ``arguments`` may have more than the operation's."""
     arguments = operation.of(arguments)
-    needs_grad = interface.needs_gradients(operation, arguments)
+    needs_grad = needs_gradients(operation, arguments)
     chosen = named(forced(), "CMSLAP_BACKEND") if forced() else choose(operation, arguments, needs_grad)
     refused = objection(chosen, operation, arguments)
     others = {}

@@ -6,16 +6,15 @@ behind the operators of registration.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
+from cmslap.ops.arguments import needs_gradients, prepare
 from cmslap.ops.backend import Backend
-from cmslap.ops.checks import ArgumentError, check
 from cmslap.ops.dispatch import REFERENCE, choose, note
 from cmslap.ops.operation import OPERATIONS, Arguments, Operation
-from cmslap.ops.registration import autocast, call, reference_value
+from cmslap.ops.registration import call, reference_value
 
 
 def conv2d_lrelu(
@@ -193,27 +192,3 @@ def _run(operation: Operation, arguments: Arguments, needs_grad: bool, backend: 
     if backend is REFERENCE:
         return reference_value(operation, arguments)
     return call(operation, arguments, needs_grad, backend)
-
-
-def prepare(operation: Operation, values: Iterable[object]) -> Arguments:
-    """One call's arguments: named, stacked, in the active autocast's dtype, checked."""
-    arguments = {name: _stack(name, value) for name, value in zip(operation.arguments, values, strict=True)}
-    arguments = autocast(operation, arguments)
-    check(operation, arguments)
-    return arguments
-
-
-def needs_gradients(operation: Operation, arguments: Arguments) -> bool:
-    if not torch.is_grad_enabled():
-        return False
-    tensors = (arguments[name] for name in operation.shapes)
-    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
-
-
-def _stack(name: str, value: object) -> object:
-    """D weights or biases given one by one, as one tensor."""
-    if name not in ("weights", "biases") or not isinstance(value, list | tuple):
-        return value
-    if not value or any(not isinstance(tensor, Tensor) or tensor.shape != value[0].shape for tensor in value):
-        raise ArgumentError(f"{name} must be one tensor or a sequence of tensors of one shape, got {value!r:.60}")
-    return torch.stack(tuple(value))

@@ -32,8 +32,7 @@ class Operation:
     many as a pixel: rounding the image costs more PSNR than rounding all features.)
     """
 
-    reference: Callable[..., Tensor]
-    schema: str  # of the arguments, for the dispatcher
+    reference: Callable[..., Tensor]  # whose signature is the operation's
     shapes: dict[str, str]
     output: str
     saves: bool = False  # forward also returns the activated maps that backward needs
@@ -45,6 +44,8 @@ class Operation:
         self.dimensions = {name: parsed(shape) for name, shape in self.shapes.items()}
         parameters = inspect.signature(self.reference).parameters
         self.arguments = tuple(parameters)
+        types = (parameter.annotation.replace(" | None", "?") for parameter in parameters.values())
+        self.schema = ", ".join(map(" ".join, zip(types, parameters, strict=True)))  # of the arguments: "Tensor u, ..."
         self.optional = tuple(name for name in self.shapes if parameters[name].default is None)
         self.activation_name = next(iter(self.shapes))
         # The first tensor argument that is no image, whose dtype all others take.
@@ -135,14 +136,12 @@ OPERATIONS = {
     for operation in (
         Operation(
             reference.conv2d_lrelu,
-            "Tensor x, Tensor weight, Tensor? bias, Tensor? skip, float negative_slope",
             {"x": "N Cin H W", "weight": "Cout Cin 3 3", "bias": "Cout", "skip": "N Cout H W"},
             output="N Cout H W",
             keeps_output=True,
         ),
         Operation(
             reference.recursive_embedding,
-            "Tensor u, Tensor weights, Tensor biases, int recursions, float negative_slope, bool recompute",
             _BLOCK,
             output="N C H W",
             saves=True,
@@ -150,17 +149,12 @@ OPERATIONS = {
         ),
         Operation(
             reference.dense_recursion,
-            "Tensor u, Tensor depthwise1, Tensor pointwise1, Tensor bias1, Tensor depthwise2, Tensor pointwise2, "
-            "Tensor bias2, Tensor pointwise3, Tensor bias3, int recursions, float negative_slope",
             {"u": "N C H W", **_DENSE_BLOCK},
             output="N C H W",
             saves=True,
         ),
         Operation(
             reference.dense_network,
-            "Tensor image, Tensor head_weight, Tensor head_bias, Tensor depthwise1, Tensor pointwise1, Tensor bias1, "
-            "Tensor depthwise2, Tensor pointwise2, Tensor bias2, Tensor pointwise3, Tensor bias3, Tensor tail_weight, "
-            "Tensor tail_bias, int recursions, float negative_slope",
             {
                 "image": "N 1 H W",
                 "head_weight": "C 1 3 3",
@@ -174,30 +168,23 @@ OPERATIONS = {
         ),
         Operation(
             reference.tied_conv_transpose2d,
-            "Tensor a, Tensor weight, Tensor? bias",
             {"a": "N Cout H W", "weight": "Cout Cin 3 3", "bias": "Cin"},
             output="N Cin 2H 2W",
         ),
         Operation(
             reference.lapsrn_level,
-            "Tensor u, Tensor weights, Tensor biases, int? shared_conv, Tensor upsample_bias, int recursions, "
-            "float negative_slope, bool recompute, Tensor? upsample_weight",
             _LEVEL,
             output="N C 2H 2W",
             saves=True,
         ),
         Operation(
             reference.residual_head,
-            "Tensor f, Tensor image, Tensor residual_weight, Tensor residual_bias, Tensor image_weight",
             {"image": "N 1 H W", "f": "N C 2H 2W", **_HEAD},
             output="N 1 2H 2W",
             images=("image", "image_weight"),
         ),
         Operation(
             reference.lapsrn_last_level,
-            "Tensor u, Tensor image, Tensor weights, Tensor biases, int? shared_conv, Tensor upsample_bias, "
-            "int recursions, Tensor residual_weight, Tensor residual_bias, Tensor image_weight, float negative_slope, "
-            "bool recompute, Tensor? upsample_weight",
             {**_LEVEL, "image": "N 1 H W", **_HEAD},
             output="N 1 2H 2W",
             images=("image", "image_weight"),

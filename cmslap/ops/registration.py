@@ -24,19 +24,12 @@ from torch.autograd import forward_ad
 from torch.autograd.function import FunctionCtx
 from torch.nn import Parameter
 
+from cmslap.ops.arguments import ArgumentError, cast, check, is_autocast
 from cmslap.ops.backend import Backend, Call
-from cmslap.ops.checks import ArgumentError, check
 from cmslap.ops.dispatch import BackendError, choose, named
 from cmslap.ops.operation import OPERATIONS, Arguments, Operation, memory_format
 
 _library = torch.library.Library("cmslap", "DEF")
-# Asked beforehand, since PyTorch's compiler before 2.11 does not trace the question.
-AUTOCAST_DEVICES = [device for device in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(device)]
-
-
-def is_autocast(device: str) -> bool:
-    """Whether an autocast is active for a type of device."""
-    return device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
 
 
 def call(operation: Operation, arguments: Arguments, save: bool, backend: Backend) -> Tensor:
@@ -48,8 +41,7 @@ def call(operation: Operation, arguments: Arguments, save: bool, backend: Backen
     elif save:
         result = _Gradient.apply(*inputs, operation.name)
     else:
-        registered = _REGISTERED[operation.name]
-        result = registered.run(*registered.split(inputs))
+        result = _REGISTERED[operation.name].run(Call(operation, arguments), backend)
     return result[0] if operation.saves else result
 
 
@@ -77,27 +69,6 @@ class _Gradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         return _REGISTERED[ctx.operation].autograd_backward(ctx, *grads)
-
-
-def autocast(operation: Operation, arguments: Arguments) -> Arguments:
-    """The arguments as the active autocast, if any, wants them: in its dtype, but for images and float64."""
-    activation = operation.activation(arguments)
-    if not isinstance(activation, Tensor):
-        return arguments  # not checked yet
-    device = activation.device.type
-    return _autocast_on(operation, arguments, device) if is_autocast(device) else arguments
-
-
-def _autocast_on(operation: Operation, arguments: Arguments, device: str) -> Arguments:
-    dtype = torch.get_autocast_dtype(device)
-    return {
-        name: value if name in operation.images else _cast(value, device, dtype) for name, value in arguments.items()
-    }
-
-
-def _cast(value: object, device: str, dtype: torch.dtype) -> object:
-    fits = isinstance(value, Tensor) and value.is_floating_point() and value.device.type == device
-    return value.to(dtype) if fits and value.dtype != torch.float64 else value
 
 
 class _Registered:
@@ -247,7 +218,7 @@ class _Registered:
         def kernel(*inputs: object) -> Tensor | tuple[Tensor, Tensor]:
             arguments = dict(zip(self.operation.arguments, inputs, strict=False))
             options = inputs[len(arguments) :]
-            arguments = _autocast_on(self.operation, arguments, device)
+            arguments = cast(self.operation, arguments, device)
             with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(f"Autocast{device.upper()}")):
                 return getattr(torch.ops.cmslap, self.operation.name)(*arguments.values(), *options)
 

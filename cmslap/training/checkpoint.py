@@ -18,8 +18,8 @@ from cmslap.errors import UserError
 from cmslap.files import replacing
 
 LAST, PREVIOUS = "last.pt", "previous.pt"
-KEYS = {"step", "best", "seconds", "losses", "summed", "first_losses", "config", "pictures"}  # and of the trainer:
-KEYS |= {"model", "ema", "optimizers", "scaler"}
+COUNTED = ("step", "best", "seconds", "losses", "summed", "first_losses")  # what a run counts
+KEYS = {*COUNTED, "config", "pictures", "model", "ema", "optimizers", "scaler"}
 
 
 class CheckpointError(UserError, OSError):

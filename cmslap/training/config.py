@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cmslap.devices import PRECISIONS
 from cmslap.errors import UserError
 from cmslap.models import NETWORKS, Network
-from cmslap.precision import PRECISIONS
 from cmslap.training import SHIPPED, shipped
 
 if sys.version_info >= (3, 11):
@@ -262,10 +262,6 @@ def from_dict(table: dict[str, Any]) -> Config:
     config = _table(Config, table, "")
     config.check()
     return config
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    return dataclasses.asdict(config)
 
 
 def flat(table: dict[str, Any], prefix: str = "", dot: str = ".") -> dict[str, Any]:

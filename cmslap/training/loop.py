@@ -7,6 +7,7 @@ import math
 import signal
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from cmslap import ops
 from cmslap.provenance import provenance
 from cmslap.training import checkpoint, curves, directory, distributed, record
 from cmslap.training.clock import DataClock
-from cmslap.training.config import Config, to_dict
+from cmslap.training.config import Config
 from cmslap.training.data import TrainingImages
 from cmslap.training.directory import RunError
 from cmslap.training.distributed import Workers
@@ -28,7 +29,6 @@ from cmslap.training.trainer import Trainer
 from cmslap.training.validation import ValidationSets
 
 CURVES_EVERY = 30  # seconds: drawing takes a good part of one
-COUNTED = ("step", "best", "seconds", "losses", "summed", "first_losses")  # what of a run a checkpoint takes along
 
 
 class Run:
@@ -69,7 +69,7 @@ class Run:
 
     def _resume(self) -> None:
         state = checkpoint.load_newest(self.out, self.device, self._say)
-        old, new = state["config"], to_dict(self.config)
+        old, new = state["config"], asdict(self.config)
         fixed = {key: (old[key], new[key]) for key in ("model", "scales")}
         fixed["optimizer.name"] = old["optimizer"]["name"], new["optimizer"]["name"]
         for key, (before, now) in fixed.items():
@@ -81,7 +81,7 @@ class Run:
         if state["pictures"] != self.images.fingerprint:
             self._say("resuming with other training images than before")
         self.trainer.load(state)
-        for name in COUNTED:
+        for name in checkpoint.COUNTED:
             setattr(self, name, state[name])
         self.origins = [origin for origin in state.get("origins", []) if origin not in self.origins] + self.origins
         self.resumed = [*state.get("resumed", []), *([{"step": self.step, "changes": changes}] if changes else [])]
@@ -228,8 +228,8 @@ class Run:
             self.drawn = now
 
     def _state(self) -> dict[str, Any]:
-        about = {"config": to_dict(self.config), "pictures": self.images.fingerprint}
-        return {name: getattr(self, name) for name in (*COUNTED, "origins", "resumed")} | about
+        about = {"config": asdict(self.config), "pictures": self.images.fingerprint}
+        return {name: getattr(self, name) for name in (*checkpoint.COUNTED, "origins", "resumed")} | about
 
     def _say(self, text: str) -> None:
         if self.workers.first:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cmslap.precision import PRECISIONS
+from cmslap.devices import PRECISIONS
 from cmslap.training import graphs, optimizers
 from cmslap.training.checkpoint import initialise
 from cmslap.training.config import Config

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from cmslap import options
 
+_MOST_FRAMES = 4  # that are enlarged at the same time: each takes memory
+
 _DESCRIPTION = """\
 Send a video at half its size, and beside it the weights of a tiny network trained on this very video.
 
@@ -126,12 +128,13 @@ def encode(args: argparse.Namespace) -> int:
 
 
 def decode(args: argparse.Namespace) -> int:
+    import torch
+
     from cmslap.files import check_output
     from cmslap.video import require
 
     require("av", "constriction", "scipy")
-    from cmslap.devices import find_device
-    from cmslap.precision import inference_autocast
+    from cmslap.devices import find_device, inference_autocast
     from cmslap.video.enlarge import ByScene, enlarge_video
     from cmslap.video.evaluate import load_beside
     from cmslap.video.writing import Encoding, check
@@ -139,12 +142,14 @@ def decode(args: argparse.Namespace) -> int:
     check(args.output, args.codec, args.preset)
     check_output(args.output, args.overwrite)
     device = find_device(args.device)
-    inference_autocast(args.precision, device)
+    autocast = inference_autocast(args.precision, device)
     weights = load_beside(args.input)
     networks = [network.to(device) for network in weights.scene_networks()]
     what = {"weights": weights.video, "precision": args.precision}
-    enlarge = ByScene(weights, networks, args.precision)
-    enlarge_video(args.input, args.output, enlarge, Encoding(args.codec, args.crf, preset=args.preset), what)
+    enlarge = ByScene(weights, networks, autocast)
+    encoding = Encoding(args.codec, args.crf, preset=args.preset)
+    workers = min(_MOST_FRAMES, torch.get_num_threads()) if device.type == "cpu" else 1
+    enlarge_video(args.input, args.output, enlarge, encoding, what, workers)
     return 0
 
 

@@ -205,7 +205,7 @@ def test_rehearsal_of_training(tmp_path):
 @pytest.mark.skipif(extension.MISSING is not None, reason=str(extension.MISSING))
 def test_trial_finds_the_cpu_kernels_right():
     outcomes = probe.probe("cpu", Setting(side=10, channels=8, recursions=2))
-    assert len(outcomes) == 6
+    assert len(outcomes) == 7
     assert all(outcome.error < 1e-4 for outcome in outcomes)
 
 
@@ -215,7 +215,7 @@ def test_trial_of_what_is_not_there():
         [sys.executable, "-m", "bench.gpu.probe", "cuda", "--cpu"], cwd=ROOT, capture_output=True, text=True
     )
     assert trial.returncode == 1
-    assert trial.stdout.count("backend cuda can't run this") == 5
+    assert trial.stdout.count("backend cuda can't run this") == 6
 
 
 def test_the_commit_is_given_where_there_is_no_checkout(monkeypatch, tmp_path):

@@ -56,7 +56,6 @@ def test_rows_say_which_backend_ran_what(small, monkeypatch):
     """A preferred backend that can't run one operation of a network leaves that one to another."""
     without = {name: kernel for name, kernel in dispatch.CPU.forward.items() if name != "conv2d_lrelu"}
     partly = replace(dispatch.CPU, name="partly", forward=without)
-    monkeypatch.setattr(dispatch, "NAMES", (*dispatch.NAMES, "partly"))
     monkeypatch.setattr(dispatch, "BACKENDS", (*dispatch.BACKENDS, partly))
     case = CPU_CASES["training"]
     result = measured(case, baselines=[baselines.backend("partly"), baselines.EAGER], memory=False)

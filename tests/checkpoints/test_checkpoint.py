@@ -3,6 +3,7 @@ import re
 
 import pytest
 import torch
+from refusing import refused
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -22,16 +23,6 @@ def shipped(tmp_path, monkeypatch):
     for name in ("cms-lapsrn-d5r2", "cms-lapsrn-d5r8"):
         save_model(model, tmp_path / f"{name}.safetensors")
     return model
-
-
-def refused(path, *said, error=CheckpointError):
-    """Load ``path`` and check that the refusal is one line that says what it should."""
-    with pytest.raises(error) as caught:
-        load_model(path)
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in said:
-        assert part in message
 
 
 def test_round_trip(network, same, tmp_path):

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import torch
+from refusing import refused
 
 from cmslap import VDSR, LapSRN, MSLapSRN, load_model
-from cmslap.checkpoints.checkpoint import CheckpointError
 
 scipy_io = pytest.importorskip("scipy.io")
 
@@ -80,14 +80,6 @@ def model():
         for parameter in model.parameters():
             parameter.normal_(std=0.3)
     return model
-
-
-def refused(path, *said):
-    with pytest.raises(CheckpointError) as caught:
-        load_model(path)
-    assert "\n" not in str(caught.value)
-    for part in said:
-        assert part in str(caught.value)
 
 
 def test_ms_lapsrn(model, same, tmp_path):

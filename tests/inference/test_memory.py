@@ -15,7 +15,8 @@ SIDES = (64, 192)  # the difference between the two leaves out what does not dep
 PREPARE = """
 import torch, cmslap
 from pathlib import Path
-from cmslap.inference import super_resolve, tiling
+from cmslap.devices import inference_autocast
+from cmslap.inference import tiling
 def peak():  # of this process alone, where getrusage may count its parent's
     status = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
@@ -24,7 +25,8 @@ model = cmslap.{}
 torch.nn.init.normal_(model.conv_in.weight, std=0.1)
 def enlarge(y, tile=None, scale=4):
     y = y.expand(model.image_channels, -1, -1)
-    return super_resolve(model, y, scale, tiling.divide(model, scale, y.shape[1:], tile))
+    tiles, autocast = tiling.divide(model, scale, y.shape[1:], tile), inference_autocast("float32", y.device)
+    return torch.cat([*tiling.super_resolve_rows(model, y, scale, tiles, autocast=autocast)], -2)
 """
 COMPARE_SIDES = f"""
 peaks = []

@@ -14,8 +14,9 @@ def test_kernels_compile_ahead_of_time(arch, instruction, tmp_path):
 
     aot.main(["--arch", str(arch), "--operands", "bf16", "--first-only", "--output", str(tmp_path)])
     record = json.loads((tmp_path / f"sm_{arch}.json").read_text())
-    assert len(record["kernels"]) == 8
+    assert len(record["kernels"]) == 12
     for row in record["kernels"]:
-        assert row[instruction] > 0, row
-        assert row["async_copies"] > 0, row
+        dense = row["launch"].startswith("dense")
+        assert row[instruction] > 0 or (dense and row["mma"] > 0), row  # small tiles don't fill a warp group's product
+        assert row["async_copies"] > 0 or dense, row
         assert arch == 80 or row["spilled_bytes"] == 0, row

@@ -8,7 +8,7 @@ import torch
 import cmslap
 from cmslap import ops
 from cmslap.inference.tiling import pixels_at_once
-from cmslap.ops import cuda
+from cmslap.ops import cuda, dispatch
 from cmslap.ops.operation import OPERATIONS
 
 
@@ -23,33 +23,32 @@ def conv_call(device, dtype=torch.bfloat16, cin=16, cout=16):
     }
 
 
-def objection(place, **call):
-    return place.backend.objection(OPERATIONS["conv2d_lrelu"], call)
+def objection(backend, call):
+    return dispatch.objection(backend, OPERATIONS["conv2d_lrelu"], call)
 
 
 def test_what_it_serves(place):
     for dtype in place.dtypes:
-        assert objection(place, **conv_call(place.device, dtype)) is None
-    assert objection(place, **conv_call(place.device, cin=1, cout=256)) is None
-    assert "not float64" in objection(place, **conv_call(place.device, torch.float64))
-    assert "got 20" in objection(place, **conv_call(place.device, cin=20))
-    assert "got 272" in objection(place, **conv_call(place.device, cout=272))
+        assert objection(place.backend, conv_call(place.device, dtype)) is None
+    assert objection(place.backend, conv_call(place.device, cin=1, cout=256)) is None
+    assert "not float64" in objection(place.backend, conv_call(place.device, torch.float64))
+    assert "got 20" in objection(place.backend, conv_call(place.device, cin=20))
+    assert "got 272" in objection(place.backend, conv_call(place.device, cout=272))
 
 
 def test_what_only_cuda_leaves_to_others():
     """Single precision, and a skip into what an image becomes: the two the kernels of csrc/cuda don't have."""
     backend = dataclasses.replace(cuda.CUDA, missing=None, unsupported=cuda._unsupported_sizes)
-    conv = OPERATIONS["conv2d_lrelu"]
-    assert "not float32" in backend.objection(conv, conv_call("cpu", torch.float32))
-    assert backend.objection(conv, conv_call("cpu", torch.float32, cin=1)) is None
+    assert "not float32" in objection(backend, conv_call("cpu", torch.float32))
+    assert objection(backend, conv_call("cpu", torch.float32, cin=1)) is None
     call = conv_call("cpu", cin=1) | {"skip": torch.zeros(1, 16, 3, 4, dtype=torch.bfloat16)}
-    assert "no skip" in backend.objection(conv, call)
+    assert "no skip" in objection(backend, call)
 
 
 def test_other_devices(place):
     if place.name == "model":
         pytest.skip("takes the tensors of any device")
-    assert "not on meta" in objection(place, **conv_call("meta"))
+    assert "not on meta" in objection(place.backend, conv_call("meta"))
 
 
 def step(model, y, backend):

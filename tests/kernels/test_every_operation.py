@@ -266,3 +266,80 @@ def test_saving_and_recomputing_change_no_bit(place, name):
         results.append(backward(place, name, options, grad, output, saved, ("u", "weights", "biases")))
     for key, gradient in results[0].items():
         assert torch.equal(gradient, results[1][key]), key
+
+
+def dense_block(channels, growth, dtype, device):
+    """Parameters of a block by name; each sum as large as what it is of."""
+
+    def weight(count, cin, side=1):
+        return draw(count, cin, side, side, dtype=dtype, device=device, scale=(cin * side * side) ** -0.5)
+
+    dense = channels + growth
+    return {
+        "depthwise1": weight(channels, 1, 3),
+        "pointwise1": weight(growth, channels),
+        "bias1": draw(growth, dtype=dtype, device=device, scale=0.1),
+        "depthwise2": weight(dense, 1, 3),
+        "pointwise2": weight(growth, dense),
+        "bias2": draw(growth, dtype=dtype, device=device, scale=0.1),
+        "pointwise3": weight(channels, dense + growth),
+        "bias3": draw(channels, dtype=dtype, device=device, scale=0.1),
+    }
+
+
+@pytest.fixture
+def dense_place(place):
+    if place.backend.name == "cuda":
+        pytest.skip("csrc/cuda has no such kernel")
+    return place
+
+
+@pytest.mark.usefixtures("rounding")
+@pytest.mark.parametrize(
+    ("shape", "growth", "recursions"), [((2, 16, 3, 9), 16, 2), ((1, 32, 1, 5), 16, 1), ((1, 16, 5, 1), 32, 1)]
+)
+def test_dense_recursion(dense_place, dtype, shape, growth, recursions):
+    """Maps of one row, of one column, and of several tiles; growth as wide as the map, narrower, wider."""
+    arguments = {
+        "u": draw(*shape, dtype=dtype, device=dense_place.device),
+        **dense_block(shape[1], growth, dtype, dense_place.device),
+        "recursions": recursions,
+        "negative_slope": slope_for(dense_place, dtype, recursions),
+    }
+    compare(dense_place, "dense_recursion", arguments, LAYERS * TOLERANCE[dtype])
+
+
+def test_dense_recursion_keeps_what_backward_needs_and_changes_no_bit(dense_place):
+    arguments = {
+        "u": draw(1, 16, 3, 4, dtype=torch.float32, device=dense_place.device),
+        **dense_block(16, 16, torch.float32, dense_place.device),
+        "recursions": 3,
+        "negative_slope": 0.0,
+    }
+    plain, nothing = forward(dense_place, "dense_recursion", arguments, save=False)
+    output, saved = forward(dense_place, "dense_recursion", arguments, save=True)
+    assert nothing.numel() == 0
+    assert saved.shape == dense_place.backend.saved_shape(Call(OPERATIONS["dense_recursion"], arguments))
+    assert torch.equal(output, plain)
+    assert not saved.isnan().any()
+
+
+@pytest.mark.parametrize("float32_image", [False, True])
+def test_dense_network(dense_place, dtype, float32_image):
+    device, image = dense_place.device, torch.float32 if float32_image else dtype
+    arguments = {
+        "image": draw(2, 1, 3, 5, dtype=image, device=device),
+        "head_weight": draw(16, 1, 3, 3, dtype=image, device=device, scale=1 / 3),
+        "head_bias": draw(16, dtype=image, device=device),
+        **dense_block(16, 16, dtype, device),
+        "tail_weight": draw(4, 16, 3, 3, dtype=dtype, device=device, scale=1 / 12),
+        "tail_bias": draw(4, dtype=dtype, device=device),
+        "recursions": 2,
+        "negative_slope": 0.0,
+    }
+    expected = OPERATIONS["dense_network"].reference(
+        **{key: value.double() if isinstance(value, torch.Tensor) else value for key, value in arguments.items()}
+    )
+    output, _ = forward(dense_place, "dense_network", arguments, save=False)
+    assert output.dtype == image
+    assert relative_error(output, expected) < LAYERS * TOLERANCE[dtype]

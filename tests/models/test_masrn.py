@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from randomising import randomised
 
 import cmslap
 from cmslap.imaging import imresize
@@ -40,18 +41,9 @@ def definition(model, image, scale):
     return enlarged + F.conv2d(torch.cat(branches, 1), refine.conv_out.weight, refine.conv_out.bias)
 
 
-def randomised(channels):
-    """A network of which every parameter matters: biases are not zero, nor are the last kernels small."""
-    model = cmslap.MASRN(channels)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(std=0.3 if name.endswith("bias") else (1 / parameter[0].numel()) ** 0.5)
-    return model.double()
-
-
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_values_and_gradients_are_the_definitions(scale):
-    model = randomised(random.randint(1, 5))
+    model = randomised(cmslap.MASRN, channels=random.randint(1, 5))
     image = torch.rand(2, 3, random.randint(1, 9), random.randint(1, 9), dtype=torch.float64, requires_grad=True)
     expected = definition(model, image, scale)
     (enlarged,) = model(image, scale)
@@ -104,7 +96,7 @@ def test_a_bare_state_dict_says_what_it_is(tmp_path):
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "I;16"])
 def test_upscaling_in_tiles_keeps_the_mode(mode):
-    model = randomised(channels=2).float()
+    model = randomised(cmslap.MASRN, channels=2).float()
     for parameter in model.parameters():
         parameter.data.mul_(0.7)  # so that clamping leaves most pixels as they are
     pixels = np.random.randint(0, 256, (57, 60, 4), dtype=np.uint8)

@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
+from randomising import randomised
 
 import cmslap
 from cmslap.imaging import imresize
@@ -13,15 +14,6 @@ from cmslap.models.bicubic import enlarge
 from cmslap.ops import extension
 
 NETWORKS = (cmslap.VDSR, cmslap.AsymVDSR)
-
-
-def randomised(network, **arguments):
-    """A network of which every parameter matters: biases are not zero, nor is the last convolution small."""
-    model = network(**arguments)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(std=0.3 if name.endswith("bias") else (1 / parameter[0].numel()) ** 0.5)
-    return model.double()
 
 
 def definition(model, y, scale):

@@ -11,16 +11,6 @@ from cmslap.ops.operation import OPERATIONS
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
-@pytest.fixture
-def poisoned():
-    """Fresh memory holds NaN, so that an element nobody writes shows."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    yield
-    torch.use_deterministic_algorithms(before)
-
-
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("optional", [True, False])
 @pytest.mark.usefixtures("poisoned")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from cmslap.training.config import Config, from_dict
@@ -20,15 +19,6 @@ SIDES = ((24, 40), (33, 25), (48, 52))
 def _image(height: int, width: int) -> Image.Image:
     coarse = np.random.randint(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Bitwise comparisons need one number of threads, and so small a network needs one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import asdict
 
 import pytest
 
 from cmslap.models import MSLapSRN
 from cmslap.training import config
-from cmslap.training.config import ConfigError, from_dict, load, to_dict
+from cmslap.training.config import ConfigError, from_dict, load
 
 TOML = """
 out = "run"
@@ -41,7 +42,7 @@ def test_overrides_are_toml_or_bare_strings(file):
 
 def test_round_trip(table):
     made = from_dict(table)
-    assert from_dict(json.loads(json.dumps(to_dict(made)))) == made
+    assert from_dict(json.loads(json.dumps(asdict(made)))) == made
 
 
 def test_counts_are_the_shares_or_equal_with_the_rest_to_the_largest_scales(file):

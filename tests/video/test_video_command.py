@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import run
 
 import cmslap
 from bench.experiments import video_stages
-from cmslap import cli
 from cmslap.models import NETWORKS
 from cmslap.video import cmsw, report
 from cmslap.video.cmsw import AdaptedWeights
@@ -33,15 +33,6 @@ def here(tmp_path, monkeypatch, clip):
     cmslap.save_model(cmslap.CMSLapSRN(**TINY), "tiny.safetensors")
     clip(frames=8, size=(98, 70), sound=True)
     return tmp_path
-
-
-def run(capfd, command):
-    """Exit status, standard output and standard error of a command line in this process."""
-    try:
-        status = cli.main(shlex.split(command))
-    except SystemExit as stopped:
-        status = stopped.code
-    return status, *capfd.readouterr()
 
 
 def test_encode_decode_evaluate(here, capfd, sound_of, times_of):

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import cmslap
-from cmslap.precision import PrecisionError, inference_autocast
+from cmslap.devices import PrecisionError, inference_autocast
 
 CPU = torch.device("cpu")
 

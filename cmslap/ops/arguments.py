@@ -1,9 +1,13 @@
-"""Checks one call's arguments against the operation's table: a mistake ends in one line that names the argument."""
+"""One call's arguments: stacked, in the active autocast's dtype, and checked against the operation's table.
+
+A mistake ends in one line that names the argument.
+"""
 
 from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -12,10 +16,54 @@ from cmslap.errors import UserError
 from cmslap.ops.operation import Arguments, Operation, extent, fits
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# Asked beforehand, since PyTorch's compiler before 2.11 does not trace the question.
+AUTOCAST_DEVICES = [device for device in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(device)]
 
 
 class ArgumentError(UserError, ValueError):
     """An argument an operation can't take."""
+
+
+def prepare(operation: Operation, values: Iterable[object]) -> Arguments:
+    """One call's arguments as backends take them. Raises ArgumentError."""
+    arguments = {name: _stack(name, value) for name, value in zip(operation.arguments, values, strict=True)}
+    activation = operation.activation(arguments)
+    if isinstance(activation, Tensor) and is_autocast(activation.device.type):
+        arguments = cast(operation, arguments, activation.device.type)
+    check(operation, arguments)
+    return arguments
+
+
+def needs_gradients(operation: Operation, arguments: Arguments) -> bool:
+    if not torch.is_grad_enabled():
+        return False
+    tensors = (arguments[name] for name in operation.shapes)
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def _stack(name: str, value: object) -> object:
+    """D weights or biases given one by one, as one tensor."""
+    if name not in ("weights", "biases") or not isinstance(value, list | tuple):
+        return value
+    if not value or any(not isinstance(tensor, Tensor) or tensor.shape != value[0].shape for tensor in value):
+        raise ArgumentError(f"{name} must be one tensor or a sequence of tensors of one shape, got {value!r:.60}")
+    return torch.stack(tuple(value))
+
+
+def is_autocast(device: str) -> bool:
+    """Whether an autocast is active for a type of device."""
+    return device in AUTOCAST_DEVICES and torch.is_autocast_enabled(device)
+
+
+def cast(operation: Operation, arguments: Arguments, device: str) -> Arguments:
+    """The arguments in the dtype of that device's autocast, but for images and float64."""
+    dtype = torch.get_autocast_dtype(device)
+
+    def one(value: object) -> object:
+        fits = isinstance(value, Tensor) and value.is_floating_point() and value.device.type == device
+        return value.to(dtype) if fits and value.dtype != torch.float64 else value
+
+    return {name: value if name in operation.images else one(value) for name, value in arguments.items()}
 
 
 def check(operation: Operation, arguments: Arguments) -> None:

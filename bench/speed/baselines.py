@@ -61,8 +61,8 @@ def on(backend: str, call: Implementation) -> Implementation:
     return run
 
 
-def _run(backend: str, work: Work) -> Implementation:
-    return on(backend, work.drive(work.function))
+def _run(work: Work) -> Implementation:
+    return on("reference", work.drive(work.reference))
 
 
 class Preferring:
@@ -128,12 +128,12 @@ def gpu_backends() -> list[str]:
     return [backend.name for backend in BACKENDS if backend.name not in ("cpu", "reference") and not backend.missing]
 
 
-EAGER = Baseline("eager", functools.partial(_run, "reference"))  # channels_last, the faster layout almost everywhere
-EAGER_NCHW = Baseline("eager NCHW", functools.partial(_run, "reference"), torch.contiguous_format)
+EAGER = Baseline("eager", _run)  # channels_last, the faster layout almost everywhere
+EAGER_NCHW = Baseline("eager NCHW", _run, torch.contiguous_format)
 
 
 def _compile(mode: str, work: Work) -> Implementation:
-    function = torch.compile(work.function, mode=mode, dynamic=False, fullgraph=True)
+    function = torch.compile(work.reference, mode=mode, dynamic=False, fullgraph=True)
     call = on("reference", work.drive(function))
 
     def run() -> object:

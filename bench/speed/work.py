@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.speed import networks
 from bench.speed.timing import Implementation
 from cmslap import ops
-from cmslap.models import NETWORKS, RLRDSR, CMSLapSRN
+from cmslap.models import NETWORKS, RLRDSR, AsymVDSR, CMSLapSRN
 from cmslap.training import config
 from cmslap.training.data import ScaleBatch
 from cmslap.training.distributed import Workers
@@ -82,6 +83,11 @@ class Work:
     gflop: float
     gbyte: float
     images: int = 0  # a call, where one counts them
+    plain: Callable[..., Any] | None = None  # what eager and compiled PyTorch run, where that is not ``function``
+
+    @property
+    def reference(self) -> Callable[..., Any]:
+        return self.plain or self.function
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -437,6 +443,18 @@ def _counted(model: nn.Module, inputs: Inputs) -> tuple[float, float]:
     return 1e-9 * counter.get_total_flops(), 1e-9 * moved
 
 
+class _Pairs(AsymVDSR):
+    """Asym_VDSR as it is written down, two convolutions a pair: PyTorch takes less time for these than for one."""
+
+    def restore(self, image: Tensor) -> Tensor:
+        features = F.relu(self.conv_in(image))
+        kernels = (weight.chunk(self.depth - 2) for weight in (self.vertical_weight, self.horizontal_weight))
+        for vertical, horizontal, bias in zip(*kernels, self.middle_bias, strict=True):
+            features = F.conv2d(features, vertical, padding=(1, 0))
+            features = F.relu(F.conv2d(features, horizontal, bias, padding=(0, 1)))
+        return image + self.conv_out(features)
+
+
 def sister(name: str, scale: int, setting: Setting) -> Work:
     """The inference of a network of the package that is no pyramid, ``setting.side`` being the enlarged image's.
 
@@ -445,9 +463,14 @@ def sister(name: str, scale: int, setting: Setting) -> Work:
     model = NETWORKS[name](channels=setting.channels).requires_grad_(False).to(setting.dtype)
     setting = replace(setting, side=setting.side // scale)
     model.to(setting.device, memory_format=setting.layout)
+    plain = None
+    if isinstance(model, AsymVDSR):
+        plain = _Pairs(channels=setting.channels).requires_grad_(False).to(setting.device, setting.dtype)
+        plain.load_state_dict(model.state_dict())
+        plain.to(memory_format=setting.layout)
     inputs = [(image, scale) for (image,) in _images(setting, setting.dtype, colours=model.image_channels)]
     size = size_text(inputs[0][0])
-    return Work(f"{scale}x forward, {name}", size, model, inputs, forward_of(inputs), 0.0, 0.0, images=setting.batch)
+    return Work(f"{scale}x forward, {name}", size, model, inputs, forward_of(inputs), 0.0, 0.0, setting.batch, plain)
 
 
 def training_step(scale: int, recompute: bool, setting: Setting) -> Work:

@@ -92,3 +92,11 @@ def test_third_party_networks(name, backward):
 def test_bytes_of_a_third_party_network():
     maps = (1 + 16) + 18 * (16 + 16) + (16 + 1)
     assert work.third_party("VDSR", False, TINY).gbyte == pytest.approx(1e-9 * 4 * maps * 8 * 8)
+
+
+def test_plain_pairs_are_the_same_network():
+    piece = work.sister("AsymVDSR", 2, dataclasses.replace(TINY, side=24))
+    with ops.use_backend("reference"):
+        (image,), (pairs,) = (network(*piece.inputs[0]) for network in (piece.function, piece.reference))
+    assert piece.reference is not piece.function
+    torch.testing.assert_close(pairs, image)

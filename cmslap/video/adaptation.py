@@ -3,7 +3,8 @@
 The loss is L1(ŷ, y) + λ ∑ |W_video − W|: a mean over pixels in percent of the range, a sum over weights. (The paper
 does not say. With images in [0, 1] λ = 0.003 leaves a scene a dozen weights; as a mean over weights it does nothing.)
 The price is paid by the proximal step of Adam, which puts a weight exactly at the video's where its subgradient would
-let it swing around it.
+let it swing around it. It decides which weights differ, early, and would then keep them too near to the video's: so
+these train on without it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from cmslap.models import Network
 from cmslap.video.footage import Footage
 
 PERCENT = 100  # the loss that λ is a price in is in percent; what is minimised here is a hundredth of it
+CHOOSING = 0.3  # of the time of a training with a price: after it no further weight comes to differ, none pays
 SAVE_SECONDS = 10  # what a kill costs at most
 
 
@@ -84,11 +86,25 @@ class Adaptation:
         loss = (self.network(low, self.footage.shape.scale)[-1] - high).abs().mean()
         self.adam.zero_grad()
         loss.backward()
-        self.adam.step()
-        self.steps += 1
-        if self.reference is not None and self.schedule.price:
-            self._shrink(rate * self.schedule.price / PERCENT)
+        self._update(rate)
         return loss.item()
+
+    def _update(self, rate: float) -> None:
+        self.steps += 1
+        if self.reference is None or not self.schedule.price:
+            self.adam.step()
+        elif self.seconds < CHOOSING * self.schedule.seconds:
+            self.adam.step()
+            self._shrink(rate * self.schedule.price / PERCENT)
+        else:
+            self._move_those_that_differ()
+
+    @torch.no_grad()
+    def _move_those_that_differ(self) -> None:
+        same = [parameter == reference for parameter, reference in zip(self.parameters, self.reference, strict=True)]
+        self.adam.step()
+        for parameter, reference, mask in zip(self.parameters, self.reference, same, strict=True):
+            parameter.copy_(torch.where(mask, reference, parameter))
 
     @torch.no_grad()
     def _shrink(self, amount: float) -> None:

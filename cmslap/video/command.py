@@ -7,6 +7,8 @@ from pathlib import Path
 
 from cmslap import options
 
+_MOST_FRAMES = 4  # that are enlarged at the same time: each takes memory
+
 _DESCRIPTION = """\
 Send a video at half its size, and beside it the weights of a tiny network trained on this very video.
 
@@ -126,6 +128,8 @@ def encode(args: argparse.Namespace) -> int:
 
 
 def decode(args: argparse.Namespace) -> int:
+    import torch
+
     from cmslap.files import check_output
     from cmslap.video import require
 
@@ -143,7 +147,9 @@ def decode(args: argparse.Namespace) -> int:
     networks = [network.to(device) for network in weights.scene_networks()]
     what = {"weights": weights.video, "precision": args.precision}
     enlarge = ByScene(weights, networks, autocast)
-    enlarge_video(args.input, args.output, enlarge, Encoding(args.codec, args.crf, preset=args.preset), what)
+    encoding = Encoding(args.codec, args.crf, preset=args.preset)
+    workers = min(_MOST_FRAMES, torch.get_num_threads()) if device.type == "cpu" else 1
+    enlarge_video(args.input, args.output, enlarge, encoding, what, workers)
     return 0
 
 

@@ -21,7 +21,7 @@ from cmslap.inference.tiling import divide, super_resolve_rows
 from cmslap.models import Network
 from cmslap.video.cmsw import AdaptedWeights
 from cmslap.video.frames import Frame, bicubic, chroma_size, cropped_or_padded, from_av, padded, to_av
-from cmslap.video.pipeline import ahead
+from cmslap.video.pipeline import ahead, side_by_side
 from cmslap.video.reading import VideoReader
 from cmslap.video.work import beside, identity, working_in
 from cmslap.video.writing import Encoding, join, write_part
@@ -32,8 +32,10 @@ _EVEN = 2  # a side's divisor: chroma of half the size, as nearly all players ha
 Enlarge = Callable[[int, Frame], Frame]  # of the frame's number and the frame
 
 
-def enlarge_video(source: Path, out: Path, enlarge: Enlarge, encoding: Encoding, what: dict[str, object]) -> int:
-    """Write ``out`` with every frame of ``source`` enlarged; how many frames there are.
+def enlarge_video(
+    source: Path, out: Path, enlarge: Enlarge, encoding: Encoding, what: dict[str, object], workers: int = 1
+) -> int:
+    """Write ``out`` with every frame of ``source`` enlarged, ``workers`` at a time; how many frames there are.
 
     ``what`` tells this run from others: one that was killed goes on where the same was asked for. Raises
     :class:`VideoError`, and OutputError of ``cmslap.files``.
@@ -44,7 +46,7 @@ def enlarge_video(source: Path, out: Path, enlarge: Enlarge, encoding: Encoding,
         with VideoReader(source) as reader:
             begun = PART * len(parts)
             numbered = itertools.islice(enumerate(ahead(reader.frames())), begun, None)
-            made = ahead(enlarge(number, frame) for number, frame in numbered)
+            made = side_by_side(enlarge, numbered, workers)
             bar = tqdm(made, "enlarging", reader.properties.frames, initial=begun, unit="frame", disable=None)
             total = begun + sum(_write_parts(iter(bar), work, len(parts), encoding, reader))
         with VideoReader(source) as reader:

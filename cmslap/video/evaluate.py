@@ -61,21 +61,18 @@ def psnr_of_scenes(
 
     Results are rounded to the video's levels first, as a receiver shows them.
     """
-    errors = {name: np.zeros(len(starts)) for name in ways}
-    counts = np.zeros(len(starts))
+    errors = {name: [] for name in ways}  # of each frame
     with VideoReader(original) as large, VideoReader(small) as low_reader:
         pairs = ahead(_pairs(large, low_reader, original))
         for number, (low, high) in enumerate(
             tqdm(pairs, "comparing", low_reader.properties.frames, disable=quiet or None)
         ):
             scene = bisect.bisect(starts, number) - 1
-            counts[scene] += 1
             image = torch.from_numpy(low.luma.astype(np.float32))[None, None] / low.white
-            truth = high.luma.astype(np.float64) / high.white
             for name, enlarge in ways.items():
-                shown = (enlarge(scene, image)[0, 0].clamp(0, 1) * high.white).round().double().numpy() / high.white
-                errors[name][scene] += np.mean((shown[: truth.shape[0], : truth.shape[1]] - truth) ** 2)
-    return {name: _decibels(error / counts) for name, error in errors.items()}
+                shown = (enlarge(scene, image)[0, 0].clamp(0, 1) * high.white).round().numpy()
+                errors[name].append(_error(high, shown[: high.luma.shape[0], : high.luma.shape[1]]))
+    return {name: _psnr(of_frames, starts) for name, of_frames in errors.items()}
 
 
 def _pairs(large: VideoReader, small: VideoReader, original: Path) -> Iterator[tuple[Frame, Frame]]:
@@ -88,8 +85,15 @@ def _pairs(large: VideoReader, small: VideoReader, original: Path) -> Iterator[t
         raise VideoError(f"{small.path}: it has not as many frames as {original}") from None
 
 
-def _decibels(errors: np.ndarray) -> list[float]:
-    return [-10 * math.log10(error) if error > 0 else math.inf for error in errors]
+def _error(frame: Frame, luma: np.ndarray) -> float:
+    """The mean square difference from the frame's luma, which is to be in the same levels."""
+    return float(np.mean(((luma - frame.luma.astype(np.float64)) / frame.white) ** 2))
+
+
+def _psnr(errors: list[float], starts: list[int]) -> list[float]:
+    """Of each scene, of the errors of all frames."""
+    means = [np.mean(errors[first:last]) for first, last in spans(starts, len(errors))]
+    return [-10 * math.log10(error) if error > 0 else math.inf for error in means]
 
 
 def bits_of_scenes(path: Path, starts: list[int], frames: int) -> list[int]:
@@ -150,12 +154,8 @@ def rival(original: Path, bits: int, starts: list[int], preset: str = "medium") 
 
 
 def _psnr_of_same_size(original: Path, other: Path, starts: list[int]) -> list[float]:
-    errors, counts = np.zeros(len(starts)), np.zeros(len(starts))
     with VideoReader(original) as first, VideoReader(other) as second:
         height, width = first.properties.height, first.properties.width
-        for number, (one, two) in enumerate(zip(first.frames(), second.frames(), strict=True)):
-            scene = bisect.bisect(starts, number) - 1
-            difference = one.luma.astype(np.float64) - cropped_or_padded(two, height, width).luma
-            errors[scene] += np.mean((difference / one.white) ** 2)
-            counts[scene] += 1
-    return _decibels(errors / counts)
+        pairs = zip(first.frames(), second.frames(), strict=True)
+        errors = [_error(one, cropped_or_padded(two, height, width).luma) for one, two in pairs]
+    return _psnr(errors, starts)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
+
+import torch
 
 T = TypeVar("T")
 _PATIENCE = 0.1  # seconds until a stage looks whether anybody still wants what it makes
@@ -51,3 +55,23 @@ def ahead(items: Iterable[T], most: int = 4) -> Iterator[T]:
     finally:
         unwanted.set()
         thread.join()
+
+
+def side_by_side(make: Callable[..., T], items: Iterable[tuple], workers: int) -> Iterator[T]:
+    """``make(*item)`` for all items, in order, by ``workers`` threads that share PyTorch's.
+
+    An item a thread, as threads that share an item wait for each other wherever the processor has other work too.
+    """
+    threads = torch.get_num_threads()
+    share = max(1, threads // workers)
+    try:
+        with ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(share)) as pool:
+            made = collections.deque()
+            for item in items:
+                made.append(pool.submit(make, *item))
+                if len(made) > 2 * workers:
+                    yield made.popleft().result()
+            while made:
+                yield made.popleft().result()
+    finally:
+        torch.set_num_threads(threads)  # what further threads begin with

@@ -9,11 +9,12 @@
 namespace cmslap::cpu::CMSLAP_ISA {
 
 // Winograd multiplies 36 times a tile (in bfloat16 the time of 24 times) where the direct way multiplies 9 times a
-// pixel, and pays for its transforms (measured: some 300 multiplications' time a channel). So it loses on a few
+// pixel, and pays for its transforms (measured: some 300 multiplications' time a channel). So it loses on a few input
 // channels and on tiles that are mostly outside the image.
 template <class Number>
 bool winograd_pays(Size size, int64_t in, int64_t out) {
   constexpr int64_t kProducts = kMatrices<SameScheme<Number>> / FactorOf<Number>::kDepth;
+  out = padded(out);
   return TileGrid<SameScheme<Number>>(size).tiles() * (kProducts * in * out + 300 * (in + out)) <
          9 * in * out * size.pixels();
 }
@@ -38,10 +39,14 @@ class Convolution {
       direct_conv(pool, in, size_, *taps_, epilogue, out);
   }
 
-  // The same in one parallel region with a weight gradient's blocks, where Winograd pays for both.
+  // The same beside a weight gradient's blocks: in one parallel region where Winograd pays for both.
   template <class Blocks, class Epilogue>
   void run_beside(ThreadPool& pool, const Blocks& blocks, const Number* in, const Epilogue& epilogue,
                   Number* out) const {
+    if (!transformed_) {
+      run_blocks(pool, blocks);
+      return run(pool, in, epilogue, out);
+    }
     run_blocks(pool, blocks, fast_conv<Scheme>(pool.size(), in, size_, *transformed_, epilogue, out));
   }
 

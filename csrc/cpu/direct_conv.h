@@ -1,5 +1,5 @@
-// 3×3 convolution, stride 1, padding 1, as nine matrix products a row, and its weight gradient: for images and channels
-// too few for Winograd's tiles.
+// 3×3 convolution, stride 1, padding 1, as three matrix products a row, and its weight gradient: for images and
+// channels too few for Winograd's tiles.
 #pragma once
 
 #include "image.h"
@@ -22,19 +22,22 @@ struct Segment {
   }
 };
 
-// Copies pixels [x, x + width) of row y; those outside the image, and the channels that pad a vector, become zeros.
+// Copies pixels [x, x + width) of row y, `pitch` floats each: as many as channels, or more. Pixels outside the image
+// and channels that pad a vector become zeros.
 template <class Number>
 void copy_row(const Number* images, Size size, int64_t channels, int64_t image, int64_t y, int64_t x, int64_t width,
-              float* to) {
-  const int64_t pitch = padded(channels);
-  const Number* row = images + (image * size.height + y) * size.width * channels;
+              int64_t pitch, float* to) {
   const bool inside = y >= 0 && y < size.height;
-  for (int64_t j = x; j < x + width; ++j, to += pitch) {
-    if (inside && j >= 0 && j < size.width)
-      for_channels(channels, [&](int64_t c, auto part) { store(to + c, load(row + j * channels + c, part)); });
-    else
-      std::memset(to, 0, pitch * sizeof(float));
-  }
+  const int64_t first = max(0, -x), end = inside ? min(width, size.width - x) : first;
+  std::memset(to, 0, first * pitch * sizeof(float));
+  const Number* pixel = images + ((image * size.height + y) * size.width + x + first) * channels;
+  if (pitch == channels)
+    for_channels((end - first) * channels,
+                 [&](int64_t i, auto part) { store(to + first * pitch + i, load(pixel + i, part), part); });
+  else
+    for (int64_t j = first; j < end; ++j, pixel += channels)
+      for_channels(channels, [&](int64_t c, auto part) { store(to + j * pitch + c, load(pixel + c, part)); });
+  std::memset(to + end * pitch, 0, (width - end) * pitch * sizeof(float));
 }
 
 // Stores a segment's sums [pixels, padded channels] through the epilogue.
@@ -53,22 +56,24 @@ struct Rows {
   float* data;
   int64_t pitch, width;
 
-  static int64_t floats(int64_t channels) { return 3 * (kSegment + 2) * padded(channels); }
+  static int64_t floats(int64_t pitch) { return 3 * (kSegment + 2) * pitch; }
   template <class Number>
-  Rows(float* data, const Number* images, Size size, int64_t channels, const Segment& segment)
-      : data(data), pitch(padded(channels)), width(segment.width + 2) {
+  Rows(float* data, const Number* images, Size size, int64_t channels, int64_t pitch, const Segment& segment)
+      : data(data), pitch(pitch), width(segment.width + 2) {
     for (int64_t k = 0; k < 3; ++k)
-      copy_row(images, size, channels, segment.image, segment.y + k - 1, segment.x - 1, width,
+      copy_row(images, size, channels, segment.image, segment.y + k - 1, segment.x - 1, width, pitch,
                data + k * width * pitch);
   }
   const float* tap(int64_t t) const { return data + (t / 3 * width + t % 3) * pitch; }
 };
 
+// One matrix [3 · in, out] for each row of taps: side by side lie the pixels that one output takes of a row.
 inline PackedWeight<float> pack_taps(ThreadPool& pool, WeightView weight) {
-  PackedWeight<float> packed(9, weight);
+  PackedWeight<float> packed(3, 3 * weight.in, weight.out);
   for_blocks(pool, weight.in, 0, [&](int64_t i, float*) {
     for (int64_t t = 0; t < 9; ++t)
-      for (int64_t o = 0; o < weight.out; o += kLanes) store(packed.at(t, i, o), weight.tap(t, i, o));
+      for (int64_t o = 0; o < weight.out; o += kLanes)
+        store(packed.at(t / 3, t % 3 * weight.in + i, o), weight.tap(t, i, o));
   });
   return packed;
 }
@@ -76,14 +81,14 @@ inline PackedWeight<float> pack_taps(ThreadPool& pool, WeightView weight) {
 template <class Number, class Epilogue>
 void direct_conv(ThreadPool& pool, const Number* in, Size size, const PackedWeight<float>& weight,
                  const Epilogue& epilogue, Number* out) {
-  const int64_t row_floats = Rows::floats(weight.in);
+  const int64_t channels = weight.in / 3, row_floats = Rows::floats(channels);
   for_blocks(pool, Segment::count(size), row_floats + kSegment * padded(weight.out), [&](int64_t s, float* scratch) {
     const Segment segment(size, s);
-    const Rows rows(scratch, in, size, weight.in, segment);
+    const Rows rows(scratch, in, size, channels, channels, segment);
     float* sums = scratch + row_floats;
-    for (int64_t t = 0; t < 9; ++t)
-      gemm({rows.tap(t), rows.pitch, 1}, weight.matrix(t), {sums, padded(weight.out)}, segment.width, weight.out,
-           weight.in, t > 0);
+    for (int64_t k = 0; k < 3; ++k)
+      gemm({rows.tap(3 * k), rows.pitch, 1}, weight.matrix(k), {sums, padded(weight.out)}, segment.width, weight.out,
+           weight.in, k > 0);
     store_row(sums, segment.width, weight.out, (segment.image * size.height + segment.y) * size.width + segment.x,
               epilogue, out);
   });
@@ -100,9 +105,9 @@ void conv_to_one(ThreadPool& pool, const Number* in, Size size, int64_t channels
   for (int64_t t = 0; t < 9; ++t)
     for (int64_t c = 0; c < pitch; ++c) taps.data()[t * pitch + c] = c < channels ? weight[c * 9 + t] : 0;
 
-  for_blocks(pool, Segment::count(size), Rows::floats(channels), [&](int64_t s, float* scratch) {
+  for_blocks(pool, Segment::count(size), Rows::floats(pitch), [&](int64_t s, float* scratch) {
     const Segment segment(size, s);
-    const Rows rows(scratch, in, size, channels, segment);
+    const Rows rows(scratch, in, size, channels, pitch, segment);
     for (int64_t j = 0; j < segment.width; ++j) {
       Vec products[3] = {};
       for (int64_t c = 0; c < pitch; c += kLanes)
@@ -118,20 +123,18 @@ constexpr int64_t kSlices = 16;  // partial sums of a weight gradient: fixed, so
 // Adds Σ over pixels of out_gradient [out] ⊗ in [in], shifted by each tap, to weight_gradient [out, in, 3, 3].
 inline void direct_weight_gradient(ThreadPool& pool, const float* in, Size size, int64_t in_channels,
                                    const float* out_gradient, int64_t out_channels, float* weight_gradient) {
-  const int64_t segments = Segment::count(size), slices = min(kSlices, segments);
-  const int64_t slice_floats = 9 * out_channels * padded(in_channels);
-  const Buffer sums(slices * slice_floats);
-  for_blocks(pool, slices, Rows::floats(in_channels), [&](int64_t slice, float* scratch) {
-    float* sum = sums.data() + slice * slice_floats;
+  const int64_t segments = Segment::count(size), slices = min(kSlices, segments), pitch = padded(out_channels);
+  const int64_t slice_floats = 9 * in_channels * pitch, row_floats = Rows::floats(in_channels);
+  const Buffer sums(slices * slice_floats);  // [slices, taps, in, out]
+  for_blocks(pool, slices, row_floats + kSegment * pitch, [&](int64_t slice, float* scratch) {
+    float *sum = sums.data() + slice * slice_floats, *gradient = scratch + row_floats;
     for (int64_t s = slice * segments / slices; s < (slice + 1) * segments / slices; ++s) {
       const Segment segment(size, s);
-      const Rows rows(scratch, in, size, in_channels, segment);
-      const float* gradient =
-          out_gradient + ((segment.image * size.height + segment.y) * size.width + segment.x) * out_channels;
-      for (int64_t t = 0; t < 9; ++t)
-        gemm({gradient, 1, out_channels}, {rows.tap(t), rows.pitch, kPanel},
-             {sum + t * out_channels * padded(in_channels), padded(in_channels)}, out_channels, in_channels,
-             segment.width, s > slice * segments / slices);
+      const Rows rows(scratch, in, size, in_channels, in_channels, segment);
+      copy_row(out_gradient, size, out_channels, segment.image, segment.y, segment.x, segment.width, pitch, gradient);
+      for (int64_t k = 0; k < 3; ++k)
+        gemm({rows.tap(3 * k), 1, rows.pitch}, {gradient, pitch, kPanel}, {sum + 3 * k * in_channels * pitch, pitch},
+             3 * in_channels, out_channels, segment.width, s > slice * segments / slices);
     }
   });
   for_blocks(pool, out_channels, 0, [&](int64_t o, float*) {
@@ -139,7 +142,7 @@ inline void direct_weight_gradient(ThreadPool& pool, const float* in, Size size,
       for (int64_t i = 0; i < in_channels; ++i)
         for (int64_t slice = 0; slice < slices; ++slice)
           weight_gradient[(o * in_channels + i) * 9 + t] +=
-              sums.data()[slice * slice_floats + (t * out_channels + o) * padded(in_channels) + i];
+              sums.data()[slice * slice_floats + (t * in_channels + i) * pitch + o];
   });
 }
 

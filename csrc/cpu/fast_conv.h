@@ -99,7 +99,7 @@ struct TransformedTiles {
 template <class Scheme, class Number = float>
 PackedWeight<Number> pack_weight(ThreadPool& pool, WeightView weight) {
   constexpr int kCount = Scheme::kWeight.count;
-  PackedWeight<Number> packed(Scheme::kWeight.matrices(), weight);
+  PackedWeight<Number> packed(Scheme::kWeight.matrices(), weight.in, weight.out);
   for_inputs(pool, packed, [&](int64_t i) {
     for (int64_t o = 0; o < weight.out; o += kLanes)
       transform_2d<3, kCount, Scheme::weight>([&](int k, int l) { return weight.tap(3 * k + l, i, o); },
@@ -162,6 +162,11 @@ CMSLAP_INLINE void prefetch(Cache, const Number* images, Size size, int64_t chan
   }
 }
 
+// Whether every product has one input of its own, as large as itself.
+template <class Scheme, class Number>
+constexpr bool kInPlace = Scheme::kInput.matrices() == kMatrices<Scheme> &&
+                          Scheme::kProduct.matrices() == kMatrices<Scheme> && sizeof(Number) == sizeof(float);
+
 constexpr int64_t kAhead = 4;  // tiles: how far ahead of its transform a tile of the first group is asked for
 
 // The convolution of one group of tiles after the other; the memory idles during the matrix products, so that is when
@@ -173,6 +178,8 @@ auto fast_conv(int64_t workers, const Number* in, Size in_size, const PackedWeig
   constexpr int64_t kGroupFloats = 36 * 24 * (64 + 64);  // inputs and products of a group
   const Size out_size = Scheme::output_size(in_size);
   const TileGrid<Scheme> grid(in_size);
+  // A product may take its factor's place where gemm has read the whole of a strip before it stores: in one panel.
+  const bool in_place = kInPlace<Scheme, Number> && weight.out <= min(kPanel, padded(weight.in));
   const int64_t tile_floats = Array<Number>::floats(Scheme::kInput.matrices() * padded(weight.in)) +
                               Scheme::kProduct.matrices() * padded(weight.out);
   const int64_t fitting = max(kStrip, kGroupFloats / tile_floats / kStrip * kStrip);
@@ -180,11 +187,13 @@ auto fast_conv(int64_t workers, const Number* in, Size in_size, const PackedWeig
   const int64_t block = max(1, min(8, groups / (8 * workers)));  // groups a worker takes at once
   const int64_t most = ceil_div(grid.tiles(), groups);           // tiles in a group
   const int64_t input_floats = TransformedTiles<Number>::floats(Scheme::kInput.matrices(), most, weight.in);
-  const int64_t product_floats = TransformedTiles<>::floats(Scheme::kProduct.matrices(), most, weight.out);
+  const int64_t product_floats =
+      in_place ? 0 : TransformedTiles<>::floats(Scheme::kProduct.matrices(), most, weight.out);
 
   const auto body = [=, &weight](int64_t b, float* scratch) {
     const TransformedTiles<Number> inputs(scratch, most, weight.in);
-    const TransformedTiles<> products(scratch + input_floats, most, weight.out);
+    const TransformedTiles<> products(in_place ? scratch : scratch + input_floats, most,
+                                      in_place ? weight.in : weight.out);
     Number* zeros = reinterpret_cast<Number*>(scratch + input_floats + product_floats);
     std::memset(zeros, 0, weight.in * sizeof(Number));
 

@@ -68,7 +68,7 @@ inline int64_t phase_floats(int64_t tiles, int64_t channels) {  // of the larges
 
 // The taps of a correlation's weight at every point, phase after phase.
 inline PackedWeight<float> pack_phases(ThreadPool& pool, WeightView weight) {
-  PackedWeight<float> packed(kPhaseMatrices, weight);
+  PackedWeight<float> packed(kPhaseMatrices, weight.in, weight.out);
   for_blocks(pool, weight.in, 0, [&](int64_t i, float*) {
     for (int64_t o = 0; o < weight.out; o += kLanes)
       for_phases([&](auto phase) {

@@ -98,9 +98,9 @@ struct PackedWeight {
   int64_t in, out, depth, matrices;
   Array<Factor<Number>> data;
 
-  PackedWeight(int64_t matrices, WeightView weight)
-      : in(weight.in),
-        out(weight.out),
+  PackedWeight(int64_t matrices, int64_t in, int64_t out)
+      : in(in),
+        out(out),
         depth(ceil_div(in, FactorOf<Number>::kDepth)),
         matrices(matrices),
         data(matrices * matrix_size()) {}

@@ -18,7 +18,7 @@ constexpr int64_t kBandRows = 8, kBandColumns = 64;  // pixels of `a` a worker f
 class FoldedUpsampling {
  public:
   FoldedUpsampling(ThreadPool& pool, const Upsampling& up, const ResidualHead& head)
-      : weights_(4, WeightView{nullptr, up.in, kFold * kFold, 0, 0, 0}) {
+      : weights_(4, up.in, kFold * kFold) {
     for_blocks(pool, up.in, 0, [&](int64_t i, float*) { fold(up, head, i); });
     for (int row = 0; row < 3; ++row)
       for (int column = 0; column < 3; ++column) bias_[row][column] = fold_bias(up, head, row, column);

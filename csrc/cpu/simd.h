@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <cstring>
 
-#ifdef CMSLAP_BFLOAT16
+#if CMSLAP_VECTOR_BYTES == 64
 #include <immintrin.h>
 #endif
 
@@ -33,12 +33,18 @@ struct Partial {
 
 CMSLAP_INLINE Vec load(const float* p, Whole = {}) { return *reinterpret_cast<const UnalignedVec*>(p); }
 CMSLAP_INLINE void store(float* p, Vec v, Whole = {}) { *reinterpret_cast<UnalignedVec*>(p) = v; }
+#if CMSLAP_VECTOR_BYTES == 64
+CMSLAP_INLINE __mmask16 mask(Partial part) { return static_cast<__mmask16>((1 << part.count) - 1); }
+CMSLAP_INLINE Vec load(const float* p, Partial part) { return (Vec)_mm512_maskz_loadu_ps(mask(part), p); }
+CMSLAP_INLINE void store(float* p, Vec v, Partial part) { _mm512_mask_storeu_ps(p, mask(part), (__m512)v); }
+#else
 CMSLAP_INLINE Vec load(const float* p, Partial part) {
   Vec v{};
   std::memcpy(&v, p, part.count * sizeof(float));
   return v;
 }
 CMSLAP_INLINE void store(float* p, Vec v, Partial part) { std::memcpy(p, &v, part.count * sizeof(float)); }
+#endif
 
 // Stores past the caches what is much larger than they are, so that it is not read in first. p: on a vector's boundary.
 CMSLAP_INLINE void stream(float* p, Vec v) {

@@ -141,6 +141,24 @@ def test_the_step_of_the_price_minimises_what_it_should(tmp_path):
             assert (best <= cost + slack).all()
 
 
+def test_what_the_price_left_at_the_reference_stays_there(monkeypatch, tmp_path):
+    shots, start = film(tmp_path), network()
+    reference, differing = reference_of(start), []
+    once = Adaptation._step
+
+    def step(self):
+        loss = once(self)
+        differing.append(torch.cat([(p != r).flatten() for p, r in zip(self.parameters, reference, strict=True)]))
+        return loss
+
+    monkeypatch.setattr(Adaptation, "_step", step)
+    train(shots, Schedule(40, 2e-3, batch=2, side=16, price=0.3), tmp_path / "state.pt", start, reference)
+    chosen = differing[11]
+    assert 0 < chosen.sum() < len(chosen)
+    assert not any((later & ~chosen).any() for later in differing[12:])
+    assert differing[-1].sum() >= chosen.sum() - 2  # a weight may come back by chance
+
+
 def test_scenes_of_a_length():
     assert scenes.fixed(96, 32) == [0, 32, 64]
     assert scenes.fixed(100, 32) == [0, 32, 64]

@@ -7,11 +7,12 @@ import threading
 import av
 import numpy as np
 import pytest
+import torch
 
 from cmslap.video import writing
 from cmslap.video.enlarge import enlarge_video
 from cmslap.video.frames import bicubic, cropped_or_padded, from_av, halved, padded, planar, to_av
-from cmslap.video.pipeline import ahead
+from cmslap.video.pipeline import ahead, side_by_side
 from cmslap.video.reading import VideoError, VideoReader, fingerprint
 from cmslap.video.writing import Encoding, encodable
 
@@ -222,6 +223,33 @@ def test_what_goes_wrong_in_a_stage_reaches_the_reader():
     assert next(taken) == 1
     with pytest.raises(ValueError, match="broken"):
         next(taken)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_keep_the_order_and_share_the_threads(workers):
+    before, begun = torch.get_num_threads(), []
+
+    def square(number, other):
+        begun.append(number)
+        threading.Event().wait(random.random() / 100)
+        return number * other, torch.get_num_threads()
+
+    made = side_by_side(square, ((number, number) for number in range(40)), workers)
+    results = [next(made)]
+    assert len(begun) <= 2 * workers + 1
+    results += made
+    assert [value for value, _ in results] == [number**2 for number in range(40)]
+    assert {threads for _, threads in results} == {max(1, before // workers)}
+    assert torch.get_num_threads() == before
+
+
+def test_what_goes_wrong_in_a_worker_reaches_the_reader():
+    before = torch.get_num_threads()
+    made = side_by_side(lambda number: 1 // number, ((number,) for number in (1, 1, 0, 1, 1)), 2)
+    assert [next(made), next(made)] == [1, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(made)
+    assert torch.get_num_threads() == before
 
 
 def test_decoding_times_ascend_and_are_not_late():

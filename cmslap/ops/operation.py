@@ -1,6 +1,6 @@
 """The operations as data: their arguments, how these are shaped, and what backward needs.
 
-Argument checks, schemas, fake tensors and gradients (interface.py, registration.py) are all read from this table.
+Argument checks, schemas, fake tensors and gradients (arguments.py, registration.py) are all read from this table.
 """
 
 from __future__ import annotations
@@ -17,39 +17,42 @@ from torch import Tensor
 from cmslap.ops import reference
 
 Arguments = dict[str, Any]  # one call's arguments by name, in the order of the reference's signature
+_TENSOR = re.compile(r"Annotated\[Tensor, '(.+?)'\]")  # an annotation, as Python spells it
 
 
 @dataclass
 class Operation:
-    """One operation.
+    """One operation, read off the signature of the function that defines it.
 
-    A shape is a string of sizes: numbers, named dimensions ("C"), or twice one ("2H") or a sum ("C+2G") of those that
-    an argument before has named. ``shapes`` has the tensor arguments; the first of them is the activation whose dtype,
-    device and memory format the result takes.
+    There a tensor has its shape in its annotation: a string of sizes, which are numbers, named dimensions ("C"), or
+    twice one ("2H") or a sum ("C+2G") of those that the activation or an argument before has named.
 
     ``images`` are the arguments that make the image, which the features only correct: they may be float32 where
     the features are shorter, autocast leaves them alone, and the result has their dtype. (A bfloat16 has 8 bits, as
     many as a pixel: rounding the image costs more PSNR than rounding all features.)
     """
 
-    reference: Callable[..., Tensor]  # whose signature is the operation's
-    shapes: dict[str, str]
-    output: str
+    reference: Callable[..., Tensor]
     saves: bool = False  # forward also returns the activated maps that backward needs
     keeps_output: bool = False  # backward also reads the output: its signs, as φ keeps them, unless the slope is 1
     images: tuple[str, ...] = ()
+    activation_name: str = ""  # whose device and memory format results take; the first tensor unless it is named
 
     def __post_init__(self) -> None:
-        self.name = self.reference.__name__
+        signature = inspect.signature(self.reference)
+        kinds = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+        shapes = {name: found[1] for name, kind in kinds.items() if (found := _TENSOR.match(kind))}
+        self.name, self.arguments = self.reference.__name__, tuple(kinds)
+        self.activation_name = self.activation_name or next(iter(shapes))
+        self.shapes = {self.activation_name: shapes.pop(self.activation_name), **shapes}
         self.dimensions = {name: parsed(shape) for name, shape in self.shapes.items()}
-        parameters = inspect.signature(self.reference).parameters
-        self.arguments = tuple(parameters)
-        types = (parameter.annotation.replace(" | None", "?") for parameter in parameters.values())
-        self.schema = ", ".join(map(" ".join, zip(types, parameters, strict=True)))  # of the arguments: "Tensor u, ..."
-        self.optional = tuple(name for name in self.shapes if parameters[name].default is None)
-        self.activation_name = next(iter(self.shapes))
+        self.output = parsed(_TENSOR.match(signature.return_annotation)[1])
+        self.optional = tuple(name for name in self.shapes if signature.parameters[name].default is None)
         # The first tensor argument that is no image, whose dtype all others take.
         self.features_name = next(name for name in self.shapes if name not in self.images)
+        # Of the arguments, for the dispatcher: "Tensor u, int? shared_conv".
+        types = (_TENSOR.sub("Tensor", kind).replace(" | None", "?") for kind in kinds.values())
+        self.schema = ", ".join(map(" ".join, zip(types, kinds, strict=True)))
 
     def of(self, arguments: Arguments) -> Arguments:
         """This operation's among the arguments of a larger one."""
@@ -67,7 +70,7 @@ class Operation:
         for name, dimensions in self.dimensions.items():
             if arguments[name] is not None:
                 fits(arguments[name].shape, dimensions, sizes)
-        return [extent(dimension, sizes) for dimension in parsed(self.output)]
+        return [extent(dimension, sizes) for dimension in self.output]
 
     def empty_output(self, arguments: Arguments) -> Tensor:
         """Memory for the result of a checked call."""
@@ -117,77 +120,16 @@ def memory_format(tensor: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-_BLOCK = {"u": "N C H W", "weights": "D C C 3 3", "biases": "D C"}
-_LEVEL = {**_BLOCK, "upsample_bias": "C", "upsample_weight": "C C 3 3"}
-_DENSE_BLOCK = {
-    "depthwise1": "C 1 3 3",
-    "pointwise1": "G C 1 1",
-    "bias1": "G",
-    "depthwise2": "C+G 1 3 3",
-    "pointwise2": "G C+G 1 1",
-    "bias2": "G",
-    "pointwise3": "C C+2G 1 1",
-    "bias3": "C",
-}
-_HEAD = {"residual_weight": "1 C 3 3", "residual_bias": "1", "image_weight": "1 1 4 4"}
-
 OPERATIONS = {
     operation.name: operation
     for operation in (
-        Operation(
-            reference.conv2d_lrelu,
-            {"x": "N Cin H W", "weight": "Cout Cin 3 3", "bias": "Cout", "skip": "N Cout H W"},
-            output="N Cout H W",
-            keeps_output=True,
-        ),
-        Operation(
-            reference.recursive_embedding,
-            _BLOCK,
-            output="N C H W",
-            saves=True,
-            keeps_output=True,
-        ),
-        Operation(
-            reference.dense_recursion,
-            {"u": "N C H W", **_DENSE_BLOCK},
-            output="N C H W",
-            saves=True,
-        ),
-        Operation(
-            reference.dense_network,
-            {
-                "image": "N 1 H W",
-                "head_weight": "C 1 3 3",
-                "head_bias": "C",
-                **_DENSE_BLOCK,
-                "tail_weight": "S C 3 3",
-                "tail_bias": "S",
-            },
-            output="N S H W",
-            images=("image", "head_weight", "head_bias"),
-        ),
-        Operation(
-            reference.tied_conv_transpose2d,
-            {"a": "N Cout H W", "weight": "Cout Cin 3 3", "bias": "Cin"},
-            output="N Cin 2H 2W",
-        ),
-        Operation(
-            reference.lapsrn_level,
-            _LEVEL,
-            output="N C 2H 2W",
-            saves=True,
-        ),
-        Operation(
-            reference.residual_head,
-            {"image": "N 1 H W", "f": "N C 2H 2W", **_HEAD},
-            output="N 1 2H 2W",
-            images=("image", "image_weight"),
-        ),
-        Operation(
-            reference.lapsrn_last_level,
-            {**_LEVEL, "image": "N 1 H W", **_HEAD},
-            output="N 1 2H 2W",
-            images=("image", "image_weight"),
-        ),
+        Operation(reference.conv2d_lrelu, keeps_output=True),
+        Operation(reference.recursive_embedding, saves=True, keeps_output=True),
+        Operation(reference.dense_recursion, saves=True),
+        Operation(reference.dense_network, images=("image", "head_weight", "head_bias")),
+        Operation(reference.tied_conv_transpose2d),
+        Operation(reference.lapsrn_level, saves=True),
+        Operation(reference.residual_head, images=("image", "image_weight"), activation_name="image"),
+        Operation(reference.lapsrn_last_level, images=("image", "image_weight")),
     )
 }

@@ -3,11 +3,14 @@
 These functions are the test oracle (in float64) and the code that runs where no kernel fits. They are
 ordinary differentiable PyTorch: autograd, double backward and ``torch.compile`` see through them.
 
-Shapes: N images, C feature channels, H×W pixels, D convolutions in the recursive block, G the growth of a dense one.
+Shapes, from which the calls' arguments are checked (operation.py): N images, C feature channels, H×W pixels,
+D convolutions in the recursive block, G the growth of a dense one.
 The first convolution of the block is number 1, as in the paper.
 """
 
 from __future__ import annotations
+
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +24,12 @@ def leaky_relu(x: Tensor, negative_slope: float) -> Tensor:
 
 
 def conv2d_lrelu(
-    x: Tensor,  # [N, Cin, H, W]
-    weight: Tensor,  # [Cout, Cin, 3, 3]
-    bias: Tensor | None = None,  # [Cout]
-    skip: Tensor | None = None,  # [N, Cout, H, W]
+    x: Annotated[Tensor, "N Cin H W"],
+    weight: Annotated[Tensor, "Cout Cin 3 3"],
+    bias: Annotated[Tensor, "Cout"] | None = None,
+    skip: Annotated[Tensor, "N Cout H W"] | None = None,
     negative_slope: float = 0.2,
-) -> Tensor:  # [N, Cout, H, W]
+) -> Annotated[Tensor, "N Cout H W"]:
     """φ(W ⋆ x + b + skip)."""
     y = F.conv2d(x, weight, bias, padding=1)
     if skip is not None:
@@ -35,13 +38,13 @@ def conv2d_lrelu(
 
 
 def recursive_embedding(
-    u: Tensor,  # [N, C, H, W]
-    weights: Tensor,  # [D, C, C, 3, 3]
-    biases: Tensor,  # [D, C]
+    u: Annotated[Tensor, "N C H W"],
+    weights: Annotated[Tensor, "D C C 3 3"],
+    biases: Annotated[Tensor, "D C"],
     recursions: int,
     negative_slope: float = 0.2,
     recompute: bool = False,
-) -> Tensor:  # [N, C, H, W]
+) -> Annotated[Tensor, "N C H W"]:
     """φ(h_R) of the recursion h_0 = u, h_r = (conv ∘ φ)^D(h_{r-1}) + u (source skip).
 
     ``recompute`` keeps one activation a recursion for the backward pass instead of one a convolution.
@@ -63,18 +66,18 @@ def recursive_embedding(
 
 
 def dense_recursion(
-    u: Tensor,  # [N, C, H, W]
-    depthwise1: Tensor,  # [C, 1, 3, 3]
-    pointwise1: Tensor,  # [G, C, 1, 1]
-    bias1: Tensor,  # [G]
-    depthwise2: Tensor,  # [C + G, 1, 3, 3]
-    pointwise2: Tensor,  # [G, C + G, 1, 1]
-    bias2: Tensor,  # [G]
-    pointwise3: Tensor,  # [C, C + 2G, 1, 1]
-    bias3: Tensor,  # [C]
+    u: Annotated[Tensor, "N C H W"],
+    depthwise1: Annotated[Tensor, "C 1 3 3"],
+    pointwise1: Annotated[Tensor, "G C 1 1"],
+    bias1: Annotated[Tensor, "G"],
+    depthwise2: Annotated[Tensor, "C+G 1 3 3"],
+    pointwise2: Annotated[Tensor, "G C+G 1 1"],
+    bias2: Annotated[Tensor, "G"],
+    pointwise3: Annotated[Tensor, "C C+2G 1 1"],
+    bias3: Annotated[Tensor, "C"],
     recursions: int,
     negative_slope: float = 0.0,
-) -> Tensor:  # [N, C, H, W]
+) -> Annotated[Tensor, "N C H W"]:
     """x_R of the recursion x_0 = u, x_r = x + P₃ [x, a, b] with a = φ(P₁ D₁ x), b = φ(P₂ D₂ [x, a]), x = x_{r-1}."""
 
     def separable(x: Tensor, depthwise: Tensor, pointwise: Tensor, bias: Tensor) -> Tensor:
@@ -90,22 +93,22 @@ def dense_recursion(
 
 
 def dense_network(
-    image: Tensor,  # [N, 1, H, W]
-    head_weight: Tensor,  # [C, 1, 3, 3]
-    head_bias: Tensor,  # [C]
-    depthwise1: Tensor,  # [C, 1, 3, 3]
-    pointwise1: Tensor,  # [G, C, 1, 1]
-    bias1: Tensor,  # [G]
-    depthwise2: Tensor,  # [C + G, 1, 3, 3]
-    pointwise2: Tensor,  # [G, C + G, 1, 1]
-    bias2: Tensor,  # [G]
-    pointwise3: Tensor,  # [C, C + 2G, 1, 1]
-    bias3: Tensor,  # [C]
-    tail_weight: Tensor,  # [S, C, 3, 3]
-    tail_bias: Tensor,  # [S]
+    image: Annotated[Tensor, "N 1 H W"],
+    head_weight: Annotated[Tensor, "C 1 3 3"],
+    head_bias: Annotated[Tensor, "C"],
+    depthwise1: Annotated[Tensor, "C 1 3 3"],
+    pointwise1: Annotated[Tensor, "G C 1 1"],
+    bias1: Annotated[Tensor, "G"],
+    depthwise2: Annotated[Tensor, "C+G 1 3 3"],
+    pointwise2: Annotated[Tensor, "G C+G 1 1"],
+    bias2: Annotated[Tensor, "G"],
+    pointwise3: Annotated[Tensor, "C C+2G 1 1"],
+    bias3: Annotated[Tensor, "C"],
+    tail_weight: Annotated[Tensor, "S C 3 3"],
+    tail_bias: Annotated[Tensor, "S"],
     recursions: int,
     negative_slope: float = 0.0,
-) -> Tensor:  # [N, S, H, W]
+) -> Annotated[Tensor, "N S H W"]:
     """W_tail ⋆ x_R + b_tail of the :func:`dense_recursion` that begins with u = W_head ⋆ I + b_head."""
     u = F.conv2d(image, head_weight, head_bias, padding=1).to(tail_weight.dtype)
     block = depthwise1, pointwise1, bias1, depthwise2, pointwise2, bias2, pointwise3, bias3
@@ -114,10 +117,10 @@ def dense_network(
 
 
 def tied_conv_transpose2d(
-    a: Tensor,  # [N, Cout, H, W]
-    weight: Tensor,  # [Cout, Cin, 3, 3], a convolution's as it lies
-    bias: Tensor | None = None,  # [Cin]
-) -> Tensor:  # [N, Cin, 2H, 2W]
+    a: Annotated[Tensor, "N Cout H W"],
+    weight: Annotated[Tensor, "Cout Cin 3 3"],  # a convolution's as it lies
+    bias: Annotated[Tensor, "Cin"] | None = None,
+) -> Annotated[Tensor, "N Cin 2H 2W"]:
     """2× upsampling with a convolution's own weight.
 
     A conv weight is [out, in, 3, 3], which is what a transposed convolution takes as [in, out, 3, 3]. The
@@ -128,16 +131,16 @@ def tied_conv_transpose2d(
 
 
 def lapsrn_level(
-    u: Tensor,  # [N, C, H, W]
-    weights: Tensor,  # [D, C, C, 3, 3]
-    biases: Tensor,  # [D, C]
+    u: Annotated[Tensor, "N C H W"],
+    weights: Annotated[Tensor, "D C C 3 3"],
+    biases: Annotated[Tensor, "D C"],
     shared_conv: int | None,
-    upsample_bias: Tensor,  # [C]
+    upsample_bias: Annotated[Tensor, "C"],
     recursions: int,
     negative_slope: float = 0.2,
     recompute: bool = False,
-    upsample_weight: Tensor | None = None,  # [C, C, 3, 3] when shared_conv is None
-) -> Tensor:  # [N, C, 2H, 2W]
+    upsample_weight: Annotated[Tensor, "C C 3 3"] | None = None,  # when shared_conv is None
+) -> Annotated[Tensor, "N C 2H 2W"]:
     """Features of one pyramid level: f = U(φ(h_R)) + b_u, where U reads the weight of conv ``shared_conv``."""
     a = recursive_embedding(u, weights, biases, recursions, negative_slope, recompute)
     weight = upsample_weight if shared_conv is None else weights[shared_conv - 1]
@@ -145,32 +148,32 @@ def lapsrn_level(
 
 
 def residual_head(
-    f: Tensor,  # [N, C, 2H, 2W]
-    image: Tensor,  # [N, 1, H, W]
-    residual_weight: Tensor,  # [1, C, 3, 3]
-    residual_bias: Tensor,  # [1]
-    image_weight: Tensor,  # [1, 1, 4, 4]
-) -> Tensor:  # [N, 1, 2H, 2W]
+    f: Annotated[Tensor, "N C 2H 2W"],
+    image: Annotated[Tensor, "N 1 H W"],
+    residual_weight: Annotated[Tensor, "1 C 3 3"],
+    residual_bias: Annotated[Tensor, "1"],
+    image_weight: Annotated[Tensor, "1 1 4 4"],
+) -> Annotated[Tensor, "N 1 2H 2W"]:
     """I' = K ⋆ᵀ I + (W_res ⋆ f + b_res): the upsampled image plus the sub-band residual."""
     upsampled = F.conv_transpose2d(image, image_weight, stride=2, padding=1)
     return upsampled + F.conv2d(f, residual_weight, residual_bias, padding=1)
 
 
 def lapsrn_last_level(
-    u: Tensor,  # [N, C, H, W]
-    image: Tensor,  # [N, 1, H, W]
-    weights: Tensor,  # [D, C, C, 3, 3]
-    biases: Tensor,  # [D, C]
+    u: Annotated[Tensor, "N C H W"],
+    image: Annotated[Tensor, "N 1 H W"],
+    weights: Annotated[Tensor, "D C C 3 3"],
+    biases: Annotated[Tensor, "D C"],
     shared_conv: int | None,
-    upsample_bias: Tensor,  # [C]
+    upsample_bias: Annotated[Tensor, "C"],
     recursions: int,
-    residual_weight: Tensor,  # [1, C, 3, 3]
-    residual_bias: Tensor,  # [1]
-    image_weight: Tensor,  # [1, 1, 4, 4]
+    residual_weight: Annotated[Tensor, "1 C 3 3"],
+    residual_bias: Annotated[Tensor, "1"],
+    image_weight: Annotated[Tensor, "1 1 4 4"],
     negative_slope: float = 0.2,
     recompute: bool = False,
-    upsample_weight: Tensor | None = None,  # [C, C, 3, 3] when shared_conv is None
-) -> Tensor:  # [N, 1, 2H, 2W]
+    upsample_weight: Annotated[Tensor, "C C 3 3"] | None = None,  # when shared_conv is None
+) -> Annotated[Tensor, "N 1 2H 2W"]:
     """I' of a level whose features nobody else needs: the residual head of :func:`lapsrn_level`."""
     f = lapsrn_level(
         u, weights, biases, shared_conv, upsample_bias, recursions, negative_slope, recompute, upsample_weight

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,7 +26,10 @@ class ArgumentError(UserError, ValueError):
 
 def prepare(operation: Operation, values: Iterable[object]) -> Arguments:
     """One call's arguments as backends take them. Raises ArgumentError."""
-    arguments = {name: _stack(name, value) for name, value in zip(operation.arguments, values, strict=True)}
+    arguments = dict(zip(operation.arguments, values, strict=True))
+    for name in ("weights", "biases"):
+        if isinstance(arguments.get(name), list | tuple):
+            arguments[name] = _stack(name, arguments[name])
     activation = operation.activation(arguments)
     if isinstance(activation, Tensor) and is_autocast(activation.device.type):
         arguments = cast(operation, arguments, activation.device.type)
@@ -37,14 +40,15 @@ def prepare(operation: Operation, values: Iterable[object]) -> Arguments:
 def needs_gradients(operation: Operation, arguments: Arguments) -> bool:
     if not torch.is_grad_enabled():
         return False
-    tensors = (arguments[name] for name in operation.shapes)
-    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    for name in operation.shapes:  # a loop of plain steps, as every call comes here
+        tensor = arguments[name]
+        if tensor is not None and tensor.requires_grad:
+            return True
+    return False
 
 
-def _stack(name: str, value: object) -> object:
+def _stack(name: str, value: Sequence[object]) -> Tensor:
     """D weights or biases given one by one, as one tensor."""
-    if name not in ("weights", "biases") or not isinstance(value, list | tuple):
-        return value
     if not value or any(not isinstance(tensor, Tensor) or tensor.shape != value[0].shape for tensor in value):
         raise ArgumentError(f"{name} must be one tensor or a sequence of tensors of one shape, got {value!r:.60}")
     return torch.stack(tuple(value))

@@ -65,11 +65,12 @@ class _Kernels(Library):
     def empty(self, shape: Sequence[int], *, dtype: torch.dtype, **layout: object) -> Tensor:
         """Large results share memory with those that are gone: fresh pages can take longer than what fills them."""
         if math.prod(shape) * dtype.itemsize < _SMALLEST_SHARED or not reuses_memory():
-            return super().empty(shape, dtype=dtype, **layout)
+            return torch.empty(shape, dtype=dtype, **layout)
         channels_last = layout.get("memory_format") == torch.channels_last
         result = _kernels.empty(shape, channels_last, dtype == torch.bfloat16)
-        fills = torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory
-        return result.fill_(torch.nan) if fills else result
+        if torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory:
+            result.fill_(torch.nan)
+        return result
 
     def weight(self, weight: Tensor) -> Tensor:
         return floats(weight)

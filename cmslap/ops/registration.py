@@ -34,12 +34,13 @@ _library = torch.library.Library("cmslap", "DEF")
 
 def call(operation: Operation, arguments: Arguments, save: bool, backend: Backend) -> Tensor:
     """Run a checked call: through the dispatcher where somebody there may watch it, else without that detour."""
-    name = "" if torch.compiler.is_exporting() else backend.name
-    inputs = (*arguments.values(), save, name) if operation.saves else (*arguments.values(), name)
     if is_watched(arguments):
-        result = getattr(torch.ops.cmslap, operation.name)(*inputs)
+        name = "" if torch.compiler.is_exporting() else backend.name
+        options = (save, name) if operation.saves else (name,)
+        result = getattr(torch.ops.cmslap, operation.name)(*arguments.values(), *options)
     elif save:
-        result = _Gradient.apply(*inputs, operation.name)
+        keeps = operation.saves and operation.name in backend.backward
+        result = _Gradient.apply(Call(operation, arguments, keeps), backend, *arguments.values())
     else:
         result = _REGISTERED[operation.name].run(Call(operation, arguments), backend)
     return result[0] if operation.saves else result
@@ -58,17 +59,15 @@ class _Gradient(torch.autograd.Function):
     """A call and its gradient without the dispatcher: what register_autograd makes, a third of its time."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, *inputs: object) -> Tensor | tuple[Tensor, Tensor]:
-        *inputs, ctx.operation = inputs
-        registered = _REGISTERED[ctx.operation]
-        call, backend = registered.split(inputs)
-        output = registered.run(call, backend)
-        registered.save_for_backward(ctx, call, backend, output)
+    def forward(ctx: FunctionCtx, call: Call, backend: Backend, *arguments: object) -> Tensor | tuple[Tensor, Tensor]:
+        ctx.registered = _REGISTERED[call.operation.name]
+        output = ctx.registered.run(call, backend)
+        ctx.registered.save_for_backward(ctx, call, backend, output)
         return output
 
     @staticmethod
     def backward(ctx: FunctionCtx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return _REGISTERED[ctx.operation].autograd_backward(ctx, *grads)
+        return None, None, *ctx.registered.gradients(ctx, ctx.needs_input_grad[2:], grads[0])
 
 
 class _Registered:
@@ -148,9 +147,14 @@ class _Registered:
         ctx.save_for_backward(kept, saved, *(arguments[name] for name in self.operation.shapes))
 
     def autograd_backward(self, ctx: FunctionCtx, grad: Tensor | None, _: None = None) -> tuple[Tensor | None, ...]:
+        gradients = self.gradients(ctx, ctx.needs_input_grad, grad)
+        return *gradients, *([None] * (len(ctx.needs_input_grad) - len(gradients)))
+
+    def gradients(self, ctx: FunctionCtx, needs_grad: Sequence[bool], grad: Tensor | None) -> list[Tensor | None]:
+        """Of the arguments, those that are needed, from what :meth:`save_for_backward` kept."""
         output, saved, *tensors = ctx.saved_tensors
         arguments = {**ctx.options, **dict(zip(self.operation.shapes, tensors, strict=True))}
-        needs = dict(zip(self.operation.arguments, ctx.needs_input_grad, strict=False))
+        needs = dict(zip(self.operation.arguments, needs_grad, strict=False))
         wanted = [name for name in self.operation.shapes if needs[name]]
         gradients: dict[str, Tensor] = {}
         if grad is None:
@@ -166,8 +170,7 @@ class _Registered:
                 wanted.remove("skip")
             call = Call(self.operation, arguments, grad=grad, output=output, saved=saved, wanted=wanted)
             gradients |= dict(zip(wanted, self.differentiate(call, ctx.backend), strict=True))
-        gradients_in_order = [gradients.get(name) for name in self.operation.arguments]
-        return *gradients_in_order, *([None] * (len(ctx.needs_input_grad) - len(gradients_in_order)))
+        return [gradients.get(name) for name in self.operation.arguments]
 
     def has_backward(self, backend: str, saved: Tensor | None) -> bool:
         saves = not self.operation.saves or saved.numel() > 0

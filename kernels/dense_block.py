@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiles import load_pixels, multiply, tile_count, tile_origin
+from .tiles import load_pixels, multiply, store_pixels, tile_count, tile_origin
 from .tuning import Configurations, multiprocessors, precision, size_bucket
 
 
@@ -67,6 +67,13 @@ def _matrix(source, row, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PITC
 
 
 @triton.jit
+def _store_matrix(target, value, row, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PITCH: tl.constexpr):
+    """The counterpart of :func:`_matrix`."""
+    mask = (row < ROWS)[:, None] & (column < COLUMNS)[None, :]
+    tl.store(target + row[:, None] * PITCH + column[None, :], value.to(target.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def _vector(source, index, COUNT: tl.constexpr, PITCH: tl.constexpr = 1):
     """[count] of every ``PITCH``-th number as float32, zero beyond."""
     return tl.load(source + index * PITCH, mask=index < COUNT, other=0.0).to(tl.float32)
@@ -103,10 +110,8 @@ def dense_kernel(
     image, top, left = tile_origin(tl.program_id(0), height, width, TILE_H, TILE_W)
     pixel = tl.arange(0, TILE_H * TILE_W)
     row, column = pixel // TILE_W, pixel % TILE_W
-    inside = ((row + top < height) & (column + left < width))[:, None]
     c, g, k = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_IN)
     corner = (image * height + top) * width + left
-    offset = (row * width + column)[:, None]
     records += corner * RECORD
 
     sums = tl.zeros([TILE_H * TILE_W, BLOCK_IN], tl.float32)
@@ -119,20 +124,19 @@ def dense_kernel(
     growth = multiply(sums.to(records.dtype.element_ty), matrix, zero, PRECISION) + _vector(bias, g, G)[None, :]
     growth = tl.where(growth > 0, growth, growth * slope).to(records.dtype.element_ty)
     if KEEP:
-        tl.store(records + IN + offset * RECORD + g[None, :], growth, mask=inside & (g < G)[None, :])
+        store_pixels(records + IN, growth, row, column, top, left, height, width, g, G, RECORD)
     if MIX:
         value = load_pixels(records, row, column, top, left, height, width, c, C, RECORD).to(tl.float32)
         value += _vector(mix_bias, c, C)[None, :]
         dense = load_pixels(records, row, column, top, left, height, width, k, IN, RECORD)
         value = multiply(dense, tl.trans(_matrix(mix, c, k, C, IN, RECORD)), value, PRECISION)
         value = multiply(growth, tl.trans(_matrix(mix + IN, c, g, C, G, RECORD)), value, PRECISION)
-        following += (corner + offset) * FOLLOWING + c[None, :]
-        tl.store(following, value.to(following.dtype.element_ty), mask=inside & (c < C)[None, :])
+        store_pixels(following + corner * FOLLOWING, value, row, column, top, left, height, width, c, C, FOLLOWING)
 
 
 @triton.jit
 def _growth_gradient(
-    grad, records, to_growth, y, x, top, left, height, width, slope, C: tl.constexpr, G: tl.constexpr,
+    grad, record, to_growth, y, x, top, left, height, width, slope, C: tl.constexpr, G: tl.constexpr,
     MIX: tl.constexpr, PRECISION: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_G: tl.constexpr
 ):  # fmt: skip
     """[P, G] gradients of the growth before φ, of pixels (y, x)."""
@@ -140,10 +144,46 @@ def _growth_gradient(
     if MIX:
         of_next = load_pixels(grad, y, x, top, left, height, width, c, C)
         value = multiply(of_next, to_growth, tl.zeros([y.shape[0], BLOCK_G], tl.float32), PRECISION)
-        b = load_pixels(records + C + G, y, x, top, left, height, width, g, G, C + 2 * G).to(tl.float32)
+        b = load_pixels(record + C + G, y, x, top, left, height, width, g, G, C + 2 * G).to(tl.float32)
         return tl.where(b > 0, value, value * slope).to(grad.dtype.element_ty)
     else:
         return load_pixels(grad + C, y, x, top, left, height, width, g, G, C + G)
+
+
+@triton.jit
+def _separable_gradient(
+    sums, total, source, grad, record, depthwise, matrix, to_growth, row, column, top, left, height, width, slope,
+    C: tl.constexpr, G: tl.constexpr, IN: tl.constexpr, MIX: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_IN: tl.constexpr
+):  # fmt: skip
+    """The parameters' ``sums`` and the ``total`` [P, IN] of the input's gradients, with those of a tile."""
+    depthwise_sum, pointwise_sum, bias_sum = sums  # [16, IN], [G, IN], [G]
+    k, index = tl.arange(0, BLOCK_IN), tl.arange(0, 16)[:, None]
+    zero, product = tl.zeros([row.shape[0], BLOCK_IN], tl.float32), tl.zeros([BLOCK_G, BLOCK_IN], tl.float32)
+    for tap in range(9):
+        y, x = row + 1 - tap // 3, column + 1 - tap % 3
+        of_growth = _growth_gradient(
+            grad, record, to_growth, y, x, top, left, height, width, slope, C, G, MIX, PRECISION, BLOCK_C, BLOCK_G
+        )
+        weight = _vector(depthwise + tap, k, IN, 9)[None, :]
+        of_depthwise = multiply(of_growth, matrix, zero, PRECISION)  # [P, IN]
+        total += weight * of_depthwise
+        of_tap = tl.sum(source.to(tl.float32) * of_depthwise, axis=0)[None, :]
+        depthwise_sum += tl.where(index == tap, of_tap, 0.0)
+        pointwise_sum += weight * multiply(tl.trans(of_growth), source, product, PRECISION)
+        bias_sum += tl.where(tap == 4, tl.sum(of_growth.to(tl.float32), axis=0), 0.0)
+    return (depthwise_sum, pointwise_sum, bias_sum), total
+
+
+@triton.jit
+def _store_separable(
+    sums, share, depthwise, pointwise, bias, G: tl.constexpr, IN: tl.constexpr, BLOCK_G: tl.constexpr,
+    BLOCK_IN: tl.constexpr
+):  # fmt: skip
+    g, k = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_IN)
+    _store_matrix(depthwise + share * IN * 9, tl.trans(sums[0]), k, tl.arange(0, 16), IN, 9, 9)
+    _store_matrix(pointwise + share * G * IN, sums[1], g, k, G, IN, IN)
+    tl.store(bias + share * G + g, sums[2], mask=g < G)
 
 
 @BACKWARD.tuned("bucket", "C", "G", "MIX", "PRECISION")
@@ -160,94 +200,50 @@ def dense_gradient_kernel(
     bias_shares,  # [S, G]
     mix_shares,  # [S, C, C + 2G], or None
     mix_bias_shares,  # [S, C], or None
-    slope,
-    images,
-    height,
-    width,
-    bucket,
-    C: tl.constexpr,
-    G: tl.constexpr,
-    MIX: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_G: tl.constexpr,
-    BLOCK_IN: tl.constexpr,
-    TILE_H: tl.constexpr,
-    TILE_W: tl.constexpr,
-):
+    slope, images, height, width, bucket,
+    C: tl.constexpr, G: tl.constexpr, MIX: tl.constexpr, PRECISION: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_G: tl.constexpr, BLOCK_IN: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr,
+):  # fmt: skip
     IN: tl.constexpr = C + G if MIX else C
     RECORD: tl.constexpr = C + 2 * G
     GRAD: tl.constexpr = C if MIX else C + G
-    share, pixel, tap_index = tl.program_id(0), tl.arange(0, TILE_H * TILE_W), tl.arange(0, 16)
+    share, pixel = tl.program_id(0), tl.arange(0, TILE_H * TILE_W)
     row, column = pixel // TILE_W, pixel % TILE_W
     c, g, k = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_IN)
-    matrix = _matrix(pointwise, g, k, G, IN, IN)  # [G, IN]
-    zero = tl.zeros([TILE_H * TILE_W, BLOCK_IN], tl.float32)
-    depthwise_sum, pointwise_sum = tl.zeros([16, BLOCK_IN], tl.float32), tl.zeros([BLOCK_G, BLOCK_IN], tl.float32)
-    bias_sum = tl.zeros([BLOCK_G], tl.float32)
-    to_growth = None
+    matrix, to_growth = _matrix(pointwise, g, k, G, IN, IN), None
+    of_matrix = tl.zeros([BLOCK_G, BLOCK_IN], tl.float32)
+    sums = tl.zeros([16, BLOCK_IN], tl.float32), of_matrix, tl.zeros([BLOCK_G], tl.float32)
     if MIX:
         to_growth, to_input = _matrix(mix + IN, c, g, C, G, RECORD), _matrix(mix, c, k, C, IN, RECORD)
         mix_input, mix_growth = tl.zeros([BLOCK_C, BLOCK_IN], tl.float32), tl.zeros([BLOCK_C, BLOCK_G], tl.float32)
         mix_bias_sum = tl.zeros([BLOCK_C], tl.float32)
 
-    tiles = images * tl.cdiv(height, TILE_H) * tl.cdiv(width, TILE_W)
-    for tile in range(share, tiles, tl.num_programs(0)):
+    for tile in range(share, images * tl.cdiv(height, TILE_H) * tl.cdiv(width, TILE_W), tl.num_programs(0)):
         image, top, left = tile_origin(tile, height, width, TILE_H, TILE_W)
         corner = (image * height + top) * width + left
-        record, grad_corner = records + corner * RECORD, grad + corner * GRAD
+        record, tile_grad = records + corner * RECORD, grad + corner * GRAD
         source = load_pixels(record, row, column, top, left, height, width, k, IN, RECORD)  # [P, IN]
-        total = load_pixels(grad_corner, row, column, top, left, height, width, k, C, GRAD).to(tl.float32)
+        total = load_pixels(tile_grad, row, column, top, left, height, width, k, C, GRAD).to(tl.float32)
         if MIX:
-            of_next = load_pixels(grad_corner, row, column, top, left, height, width, c, C)
+            of_next = load_pixels(tile_grad, row, column, top, left, height, width, c, C)
             b = load_pixels(record + IN, row, column, top, left, height, width, g, G, RECORD)
             total = multiply(of_next, to_input, total, PRECISION)
             mix_input = multiply(tl.trans(of_next), source, mix_input, PRECISION)
             mix_growth = multiply(tl.trans(of_next), b, mix_growth, PRECISION)
             mix_bias_sum += tl.sum(of_next.to(tl.float32), axis=0)
-        for tap in range(9):
-            y, x = row + 1 - tap // 3, column + 1 - tap % 3
-            of_growth = _growth_gradient(
-                grad_corner,
-                record,
-                to_growth,
-                y,
-                x,
-                top,
-                left,
-                height,
-                width,
-                slope,
-                C,
-                G,
-                MIX,
-                PRECISION,
-                BLOCK_C,
-                BLOCK_G,
-            )  # [P, G]
-            weight = _vector(depthwise + tap, k, IN, 9)[None, :]
-            of_depthwise = multiply(of_growth, matrix, zero, PRECISION)  # [P, IN]
-            total += weight * of_depthwise
-            of_tap = tl.sum(source.to(tl.float32) * of_depthwise, axis=0)[None, :]
-            depthwise_sum += tl.where(tap_index[:, None] == tap, of_tap, 0.0)
-            product = tl.zeros([BLOCK_G, BLOCK_IN], tl.float32)
-            pointwise_sum += weight * multiply(tl.trans(of_growth), source, product, PRECISION)
-            bias_sum += tl.where(tap == 4, tl.sum(of_growth.to(tl.float32), axis=0), 0.0)
+        sums, total = _separable_gradient(
+            sums, total, source, tile_grad, record, depthwise, matrix, to_growth, row, column, top, left, height, width,
+            slope, C, G, IN, MIX, PRECISION, BLOCK_C, BLOCK_G, BLOCK_IN,
+        )  # fmt: skip
         if MIX:  # what the separable convolution before makes of it
             total = tl.where((k < C)[None, :] | (source.to(tl.float32) > 0), total, total * slope)
-        inside = ((row + top < height) & (column + left < width))[:, None] & (k < IN)[None, :]
-        at = (corner + row * width + column)[:, None] * IN + k[None, :]
-        tl.store(out + at, total.to(out.dtype.element_ty), mask=inside)
+        store_pixels(out + corner * IN, total, row, column, top, left, height, width, k, IN)
 
-    at = share * IN * 9 + k[None, :] * 9 + tap_index[:, None]
-    tl.store(depthwise_shares + at, depthwise_sum, mask=(k < IN)[None, :] & (tap_index < 9)[:, None])
-    at = (share * G + g[:, None]) * IN + k[None, :]
-    tl.store(pointwise_shares + at, pointwise_sum, mask=(g < G)[:, None] & (k < IN)[None, :])
-    tl.store(bias_shares + share * G + g, bias_sum, mask=g < G)
+    _store_separable(sums, share, depthwise_shares, pointwise_shares, bias_shares, G, IN, BLOCK_G, BLOCK_IN)
     if MIX:
-        mix_shares += (share * C + c[:, None]) * RECORD
-        tl.store(mix_shares + k[None, :], mix_input, mask=(c < C)[:, None] & (k < IN)[None, :])
-        tl.store(mix_shares + IN + g[None, :], mix_growth, mask=(c < C)[:, None] & (g < G)[None, :])
+        mix_shares += share * C * RECORD
+        _store_matrix(mix_shares, mix_input, c, k, C, IN, RECORD)
+        _store_matrix(mix_shares + IN, mix_growth, c, g, C, G, RECORD)
         tl.store(mix_bias_shares + share * C + c, mix_bias_sum, mask=c < C)
 
 

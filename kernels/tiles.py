@@ -53,6 +53,26 @@ def load_pixels(
 
 
 @triton.jit
+def store_pixels(
+    origin,  # pointer to pixel (0, 0) of the tile in x [H, W, C]
+    value,  # [P, K]
+    row,  # [P], not above the origin
+    column,  # [P], not left of it
+    top,
+    left,
+    height,
+    width,
+    channel,  # [K]
+    C: tl.constexpr,
+    PITCH: tl.constexpr = None,
+):
+    """The counterpart of :func:`load_pixels`: what lies inside is stored."""
+    inside = (row + top < height) & (column + left < width)
+    offset = (row * width + column)[:, None] * (C if PITCH is None else PITCH) + channel[None, :]
+    tl.store(origin + offset, value.to(origin.dtype.element_ty), mask=inside[:, None] & (channel < C)[None, :])
+
+
+@triton.jit
 def load_tap(
     weight,  # pointer to packed [9, Cout, Cin]
     tap,

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from cmslap import options
 
-_MOST_FRAMES = 4  # that are enlarged at the same time: each takes memory
-
 _DESCRIPTION = """\
 Send a video at half its size, and beside it the weights of a tiny network trained on this very video.
 
@@ -128,8 +126,6 @@ def encode(args: argparse.Namespace) -> int:
 
 
 def decode(args: argparse.Namespace) -> int:
-    import torch
-
     from cmslap.files import check_output
     from cmslap.video import require
 
@@ -148,8 +144,7 @@ def decode(args: argparse.Namespace) -> int:
     what = {"weights": weights.video, "precision": args.precision}
     enlarge = ByScene(weights, networks, autocast)
     encoding = Encoding(args.codec, args.crf, preset=args.preset)
-    workers = min(_MOST_FRAMES, torch.get_num_threads()) if device.type == "cpu" else 1
-    enlarge_video(args.input, args.output, enlarge, encoding, what, workers)
+    enlarge_video(args.input, args.output, enlarge, encoding, what, workers=None if device.type == "cpu" else 1)
     return 0
 
 

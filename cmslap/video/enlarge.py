@@ -33,9 +33,9 @@ Enlarge = Callable[[int, Frame], Frame]  # of the frame's number and the frame
 
 
 def enlarge_video(
-    source: Path, out: Path, enlarge: Enlarge, encoding: Encoding, what: dict[str, object], workers: int = 1
+    source: Path, out: Path, enlarge: Enlarge, encoding: Encoding, what: dict[str, object], workers: int | None = 1
 ) -> int:
-    """Write ``out`` with every frame of ``source`` enlarged, ``workers`` at a time; how many frames there are.
+    """Write ``out`` with every frame of ``source`` enlarged, :func:`side_by_side`; how many frames there are.
 
     ``what`` tells this run from others: one that was killed goes on where the same was asked for. Raises
     :class:`VideoError`, and OutputError of ``cmslap.files``.

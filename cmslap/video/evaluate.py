@@ -6,7 +6,7 @@ import bisect
 import dataclasses
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from cmslap.models import Network
 from cmslap.video.cmsw import AdaptedWeights, read
 from cmslap.video.encode import spans
 from cmslap.video.frames import Frame, cropped_or_padded, padded
-from cmslap.video.pipeline import ahead
+from cmslap.video.pipeline import ahead, side_by_side
 from cmslap.video.reading import VideoError, VideoReader, fingerprint
 from cmslap.video.writing import Encoding, packets, write_part
 
@@ -53,7 +53,6 @@ def by_networks(networks: list[Network]) -> Enlarge:
     return enlarge
 
 
-@torch.inference_mode()
 def psnr_of_scenes(
     original: Path, small: Path, starts: list[int], ways: dict[str, Enlarge], quiet: bool = False
 ) -> dict[str, list[float]]:
@@ -61,18 +60,19 @@ def psnr_of_scenes(
 
     Results are rounded to the video's levels first, as a receiver shows them.
     """
-    errors = {name: [] for name in ways}  # of each frame
+
+    @torch.inference_mode()
+    def errors(number: int, pair: tuple[Frame, Frame]) -> list[float]:
+        low, high = pair
+        scene = bisect.bisect(starts, number) - 1
+        image = torch.from_numpy(low.luma.astype(np.float32))[None, None] / low.white
+        shown = ((enlarge(scene, image)[0, 0].clamp(0, 1) * high.white).round().numpy() for enlarge in ways.values())
+        return [_error(high, luma[: high.luma.shape[0], : high.luma.shape[1]]) for luma in shown]
+
     with VideoReader(original) as large, VideoReader(small) as low_reader:
-        pairs = ahead(_pairs(large, low_reader, original))
-        for number, (low, high) in enumerate(
-            tqdm(pairs, "comparing", low_reader.properties.frames, disable=quiet or None)
-        ):
-            scene = bisect.bisect(starts, number) - 1
-            image = torch.from_numpy(low.luma.astype(np.float32))[None, None] / low.white
-            for name, enlarge in ways.items():
-                shown = (enlarge(scene, image)[0, 0].clamp(0, 1) * high.white).round().numpy()
-                errors[name].append(_error(high, shown[: high.luma.shape[0], : high.luma.shape[1]]))
-    return {name: _psnr(of_frames, starts) for name, of_frames in errors.items()}
+        of_frames = side_by_side(errors, enumerate(ahead(_pairs(large, low_reader, original))))
+        of_frames = list(tqdm(of_frames, "comparing", low_reader.properties.frames, disable=quiet or None))
+    return {name: _psnr(of_way, starts) for name, of_way in zip(ways, zip(*of_frames, strict=True), strict=True)}
 
 
 def _pairs(large: VideoReader, small: VideoReader, original: Path) -> Iterator[tuple[Frame, Frame]]:
@@ -90,7 +90,7 @@ def _error(frame: Frame, luma: np.ndarray) -> float:
     return float(np.mean(((luma - frame.luma.astype(np.float64)) / frame.white) ** 2))
 
 
-def _psnr(errors: list[float], starts: list[int]) -> list[float]:
+def _psnr(errors: Sequence[float], starts: list[int]) -> list[float]:
     """Of each scene, of the errors of all frames."""
     means = [np.mean(errors[first:last]) for first, last in spans(starts, len(errors))]
     return [-10 * math.log10(error) if error > 0 else math.inf for error in means]

@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 
 T = TypeVar("T")
+_MOST_WORKERS = 4  # each of which holds an item's memory
 _PATIENCE = 0.1  # seconds until a stage looks whether anybody still wants what it makes
 
 
@@ -57,12 +58,13 @@ def ahead(items: Iterable[T], most: int = 4) -> Iterator[T]:
         thread.join()
 
 
-def side_by_side(make: Callable[..., T], items: Iterable[tuple], workers: int) -> Iterator[T]:
-    """``make(*item)`` for all items, in order, by ``workers`` threads that share PyTorch's.
+def side_by_side(make: Callable[..., T], items: Iterable[tuple], workers: int | None = None) -> Iterator[T]:
+    """``make(*item)`` for all items, in order, by ``workers`` threads that share PyTorch's; by default as many, or 4.
 
     An item a thread, as threads that share an item wait for each other wherever the processor has other work too.
     """
     threads = torch.get_num_threads()
+    workers = workers or min(threads, _MOST_WORKERS)
     share = max(1, threads // workers)
     try:
         with ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(share)) as pool:

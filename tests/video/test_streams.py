@@ -225,7 +225,7 @@ def test_what_goes_wrong_in_a_stage_reaches_the_reader():
         next(taken)
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [1, 3, None])
 def test_workers_keep_the_order_and_share_the_threads(workers):
     before, begun = torch.get_num_threads(), []
 
@@ -236,6 +236,7 @@ def test_workers_keep_the_order_and_share_the_threads(workers):
 
     made = side_by_side(square, ((number, number) for number in range(40)), workers)
     results = [next(made)]
+    workers = workers or min(before, 4)
     assert len(begun) <= 2 * workers + 1
     results += made
     assert [value for value, _ in results] == [number**2 for number in range(40)]

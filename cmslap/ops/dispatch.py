@@ -99,13 +99,18 @@ def choose(operation: Operation, arguments: Arguments, needs_grad: bool) -> Back
 
 
 def is_fused(operation: Callable[..., Tensor], *values: object) -> bool:
-    """Whether a call with these arguments, all of them, runs as one kernel: no feature map inside it takes memory."""
+    """Whether a call with these arguments, all of them, runs as one kernel: no feature map inside it takes memory.
+
+    Not where the forced backend can't run it: asked before an autocast shortens the features, that is no mistake.
+    """
     operation = OPERATIONS[operation.__name__]
     arguments = prepare(operation, values)
-    if operation.name == "lapsrn_last_level":
-        level = OPERATIONS["lapsrn_level"]
-        return folds(arguments, choose(level, level.of(arguments), needs_gradients(level, arguments)))
-    return choose(operation, arguments, needs_gradients(operation, arguments)) is not REFERENCE
+    first = OPERATIONS["lapsrn_level"] if operation.name == "lapsrn_last_level" else operation
+    try:
+        backend = choose(first, first.of(arguments), needs_gradients(first, arguments))
+    except BackendError:
+        return False
+    return backend is not REFERENCE and (first is operation or folds(arguments, backend))
 
 
 def folds(arguments: Arguments, backend: Backend) -> bool:

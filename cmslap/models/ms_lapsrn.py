@@ -107,7 +107,7 @@ class _RecursivePyramid(Pyramid):
         level, head, options = self._arguments()
         u = self.upsample_bias[None, :, None, None]
         image = u[:, :1]
-        return not ops.explain(ops.lapsrn_last_level, u, image, *level, *head, *options).steps
+        return ops.is_fused(ops.lapsrn_last_level, u, image, *level, *head, *options)
 
 
 class MSLapSRN(_RecursivePyramid):

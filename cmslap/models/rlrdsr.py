@@ -101,8 +101,8 @@ class RLRDSR(Network):
         """As :meth:`Network.bytes_per_pixel`; without feature maps only images of the enlarged size are left."""
         image = torch.zeros(1, 1, 1, 1, device=self.head.bias.device, dtype=self.head.bias.dtype)
         with torch.no_grad():
-            backend = ops.explain(ops.dense_network, image, *self._arguments(), self.recursions).backend
-        return super().bytes_per_pixel(scale) if backend == "reference" else 6 * 4 * scale**2
+            fused = ops.is_fused(ops.dense_network, image, *self._arguments(), self.recursions, 0.0)
+        return 6 * 4 * scale**2 if fused else super().bytes_per_pixel(scale)
 
     def _arguments(self) -> list[Tensor]:
         """In the order of ops.dense_network's arguments."""

@@ -1,8 +1,8 @@
 """The operations: one small interface, many backends."""
 
 from cmslap.ops.arguments import ArgumentError
-from cmslap.ops.dispatch import BackendError, use_backend
-from cmslap.ops.explain import Explanation, explain, missing_arithmetic
+from cmslap.ops.dispatch import BackendError, is_fused, missing_arithmetic, use_backend
+from cmslap.ops.explain import Explanation, explain
 from cmslap.ops.interface import (
     conv2d_lrelu,
     dense_network,
@@ -22,6 +22,7 @@ __all__ = [
     "dense_network",
     "dense_recursion",
     "explain",
+    "is_fused",
     "lapsrn_last_level",
     "lapsrn_level",
     "missing_arithmetic",

@@ -1,11 +1,11 @@
-"""Which backend runs a call: the best that serves it, or the one the user forces."""
+"""Which backend runs a call: the best that serves it, or the one the user forces; and what a device computes in."""
 
 from __future__ import annotations
 
 import functools
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from cmslap.errors import UserError
+from cmslap.ops.arguments import needs_gradients, prepare
 from cmslap.ops.backend import Backend, Call
-from cmslap.ops.cpu import CPU
+from cmslap.ops.cpu import CPU, missing_bfloat16
 from cmslap.ops.cuda import CUDA
 from cmslap.ops.operation import OPERATIONS, Arguments, Operation
 from cmslap.ops.triton_backend import TRITON
@@ -97,6 +98,27 @@ def choose(operation: Operation, arguments: Arguments, needs_grad: bool) -> Back
     raise AssertionError("the reference serves every call")
 
 
+def is_fused(operation: Callable[..., Tensor], *values: object) -> bool:
+    """Whether a call with these arguments, all of them, runs as one kernel: no feature map inside it takes memory.
+
+    Not where the forced backend can't run it: asked before an autocast shortens the features, that is no mistake.
+    """
+    operation = OPERATIONS[operation.__name__]
+    arguments = prepare(operation, values)
+    first = OPERATIONS["lapsrn_level"] if operation.name == "lapsrn_last_level" else operation
+    try:
+        backend = choose(first, first.of(arguments), needs_gradients(first, arguments))
+    except BackendError:
+        return False
+    return backend is not REFERENCE and (first is operation or folds(arguments, backend))
+
+
+def folds(arguments: Arguments, backend: Backend) -> bool:
+    """Whether a checked call of ``lapsrn_last_level`` is one kernel, where ``backend`` runs the level."""
+    whole = OPERATIONS["lapsrn_last_level"]
+    return backend is not REFERENCE and whole.name in backend.forward and not needs_gradients(whole, arguments)
+
+
 @functools.cache  # once
 def _warn_that_it_is_slow(missing: str) -> None:
     warnings.warn(f"{missing}; PyTorch's own operations run instead, on a CPU several times slower", stacklevel=2)
@@ -144,3 +166,13 @@ def named(name: str, source: str) -> Backend:
         if backend.name == name:
             return backend
     raise BackendError(f"{source} must be one of {', '.join(backend.name for backend in BACKENDS)}, got {name!r}")
+
+
+def missing_arithmetic(dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why ``device`` does not multiply numbers of ``dtype`` but would convert them back and forth, or None."""
+    if dtype == torch.float32:
+        return None
+    if device.type == "cuda":
+        native = dtype == torch.float16 or torch.cuda.get_device_capability(device) >= (8, 0)
+        return None if native else f"{torch.cuda.get_device_name(device)} has no bfloat16"
+    return "there are no float16 kernels for a CPU" if dtype == torch.float16 else missing_bfloat16()

@@ -1,4 +1,4 @@
-"""Says which backend runs a call and why the others do not, and what a device can't compute in."""
+"""Says which backend runs a call and why the others do not."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from cmslap.ops import interface
 from cmslap.ops.arguments import ArgumentError, needs_gradients, prepare
-from cmslap.ops.cpu import missing_bfloat16
-from cmslap.ops.dispatch import BACKENDS, REFERENCE, choose, forced, named, objection, objection_by_default
+from cmslap.ops.dispatch import BACKENDS, REFERENCE, choose, folds, forced, named, objection, objection_by_default
 from cmslap.ops.operation import OPERATIONS, Arguments, Operation
 
 
@@ -37,16 +35,6 @@ class Explanation:
         return "\n".join(lines + [f"  not {name}: {reason}" for name, reason in self.others.items()])
 
 
-def missing_arithmetic(dtype: torch.dtype, device: torch.device) -> str | None:
-    """Why ``device`` does not multiply numbers of ``dtype`` but would convert them back and forth, or None."""
-    if dtype == torch.float32:
-        return None
-    if device.type == "cuda":
-        native = dtype == torch.float16 or torch.cuda.get_device_capability(device) >= (8, 0)
-        return None if native else f"{torch.cuda.get_device_name(device)} has no bfloat16"
-    return "there are no float16 kernels for a CPU" if dtype == torch.float16 else missing_bfloat16()
-
-
 def explain(operation: str | Callable[..., Tensor], *args: object, **kwargs: object) -> Explanation:
     """Which backend would run ``operation(*args, **kwargs)`` here and now, and why no other.
 
@@ -65,7 +53,7 @@ def explain(operation: str | Callable[..., Tensor], *args: object, **kwargs: obj
     if name != "lapsrn_last_level":
         return _explain(operation, arguments)
     level = _explain(OPERATIONS["lapsrn_level"], arguments)
-    if level.backend is not None and interface.folds(arguments, named(level.backend, "backend")):
+    if level.backend is not None and folds(arguments, named(level.backend, "backend")):
         return _explain(operation, arguments)
     n, channels, height, width = arguments["u"].shape
     features = arguments["u"].new_empty(1).expand(n, channels, 2 * height, 2 * width)  # takes no memory

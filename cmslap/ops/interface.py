@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cmslap.ops.arguments import needs_gradients, prepare
 from cmslap.ops.backend import Backend
-from cmslap.ops.dispatch import REFERENCE, choose, note
+from cmslap.ops.dispatch import REFERENCE, choose, folds, note
 from cmslap.ops.operation import OPERATIONS, Arguments, Operation
 from cmslap.ops.registration import call, reference_value
 
@@ -168,12 +168,6 @@ def lapsrn_last_level(
         return _run(whole, arguments, False, backend)
     f = _run(level, of_level, needs_gradients(level, of_level), backend)
     return _run_best(head, head.of({**arguments, "f": f}))
-
-
-def folds(arguments: Arguments, backend: Backend) -> bool:
-    """Whether a checked call of :func:`lapsrn_last_level` is one kernel, where ``backend`` runs the level."""
-    whole = OPERATIONS["lapsrn_last_level"]
-    return backend is not REFERENCE and whole.name in backend.forward and not needs_gradients(whole, arguments)
 
 
 def _call(name: str, *values: object) -> Tensor:

@@ -153,6 +153,18 @@ def test_explain_says_when_the_last_level_is_two_operations():
 
 
 @needs_extension
+@pytest.mark.parametrize("name", ["lapsrn_last_level", "dense_network"])
+def test_fused_is_what_one_kernel_runs(name):
+    def fused(**options):
+        return ops.is_fused(getattr(ops, name), *random_call(name, **options).values())
+
+    assert fused()
+    assert not fused(requires_grad=True)
+    with ops.use_backend("reference"):
+        assert not fused()
+
+
+@needs_extension
 def test_the_last_level_saves_nothing_for_a_head_that_trains_alone():
     arguments = random_call("lapsrn_last_level", N=1, C=4, D=2, H=5, W=6)
     arguments["residual_weight"].requires_grad_()

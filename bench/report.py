@@ -38,6 +38,7 @@ OFFICIAL = RESULTS / "evaluation" / "MSLapSRN_D5R8.json"
 OFFICIAL_BF16 = OFFICIAL.with_name("MSLapSRN_D5R8-bf16.json")
 CPU = RESULTS / "cpu"
 THIRD_PARTY = CPU / "third-party.json"
+BUSY = CPU / "busy.json"
 ABLATION = RESULTS / "training" / "ablation.json"
 RECIPES = ABLATION.with_name("recipes.json")
 TIME_TO_PSNR = ABLATION.with_name("time-to-psnr.json")
@@ -185,8 +186,16 @@ def _origin(name: str) -> str:
         what = f"CMS-LapSRN with D = {model['depth']}, R = {model['recursions']} and shared_conv = {shared}"
     return (
         f"- `{name}`: {what}, trained{init} for {record['step']:,} steps of batch {config['batch']} and HR patch "
-        f"{_patches(record)}, {record['seconds'] / 60:.0f} minutes on {_processor(record)}."
+        f"{_patches(record)}, {record['seconds'] / 60:.0f} minutes on {_processor(record)}{_mean(record)}."
     )
+
+
+def _mean(record: dict[str, Any]) -> str:
+    """What checkpoints were averaged for the weights, where some were."""
+    if "mean_of" not in record:
+        return ""
+    best = max(record["validation"], key=lambda entry: entry["mean"])
+    return f"; the mean of its best checkpoint, after {best['step']:,} steps, and the weights it began from"
 
 
 def _patches(record: dict[str, Any]) -> str:
@@ -369,10 +378,15 @@ def third_party() -> str:
 
 
 def records(folder: Path) -> dict[str, dict[str, Any]]:
-    """The records of a device's results by suite; those of one suite, in several files or steps, become one."""
+    """The records of a device's results by suite; those of one suite, in several files or steps, become one.
+
+    What was measured on a machine kept busy is not among them.
+    """
     found: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("*.json")):
         for record in _records(json.loads(path.read_text())):
+            if record.get("busy"):
+                continue
             known = found.setdefault(record["suite"], record)
             if known is not record:
                 known["results"] += record["results"]
@@ -427,6 +441,15 @@ def cpu_speed() -> str:
     if "cpu" not in records(CPU):
         return "Nothing has been measured on a CPU yet; `python -m bench` does."
     return _speed(records(CPU)["cpu"], CPU)
+
+
+def cpu_busy() -> str:
+    """Rows measured while other processes kept all processors busy."""
+    record = json.loads(BUSY.read_text())
+    beside = f"Beside {record['busy']} processes that compute all the time: "
+    return (
+        f"{_table(record['results'], share=False)}\n\n{_slower(record['results'])} {beside}{_origin_of_speed(record)}"
+    )
 
 
 def gpu_speed() -> str:
@@ -541,6 +564,7 @@ BLOCKS = {
     "claim": claim,
     "headline": headline,
     "cpu-speed": cpu_speed,
+    "cpu-busy": cpu_busy,
     "gpu-speed": gpu_speed,
 }
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bench.speed import baselines, cpu, gpu, plots, scaling, table
+from bench.speed import baselines, cpu, gpu, load, plots, scaling, table
 from bench.speed.ceilings import measure_ceilings
 from bench.speed.suite import measure_all
 from cmslap.devices import find_device
@@ -42,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--limit", type=_positive, metavar="SECONDS", help="for each first call; leave out what takes longer"
     )
+    parser.add_argument("--busy", type=_positive, metavar="N", help="while N other processes keep the processors busy")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures and where they come from")
     parser.add_argument("--plot", type=Path, metavar="OUT.png", help="draw them, too")
     return parser
@@ -86,17 +87,19 @@ def run(args: argparse.Namespace) -> int:
         "suite": args.suite,
         "effort": effort,
         "rounds": rounds,
+        "busy": args.busy or 0,
         "ceilings": measure_ceilings(device, suite.DTYPE),
         "results": [],
     }
     print(table.heading(record), flush=True)
-    for result in measure_all({name: cases[name] for name in chosen}, pace, record["ceilings"], args.without):
-        record["results"].append(result)
-        record["seconds"] = round(time.monotonic() - start, 1)
-        print(table.table(result) + "\n", flush=True)
-        if args.json:  # after every case, so that an interruption loses one
-            with replacing(args.json) as temporary:
-                temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    with load.busy(record["busy"]):
+        for result in measure_all({name: cases[name] for name in chosen}, pace, record["ceilings"], args.without):
+            record["results"].append(result)
+            record["seconds"] = round(time.monotonic() - start, 1)
+            print(table.table(result) + "\n", flush=True)
+            if args.json:  # after every case, so that an interruption loses one
+                with replacing(args.json) as temporary:
+                    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     if args.plot:
         plots.PLOTS[args.suite](record, args.plot)
     return int(any(_ours_failed(result) for result in record["results"]))

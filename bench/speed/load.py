@@ -1,13 +1,28 @@
-"""Whether a machine is idle enough to measure on."""
+"""Whether a machine is idle enough to measure on, and how it is kept busy."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 NOISY = 0.1  # share of the processors
+
+_COMPUTES = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"  # not longer than who started it
+
+
+@contextmanager
+def busy(processes: int) -> Iterator[None]:
+    """Inside the ``with``, so many other processes compute all the time."""
+    with ExitStack() as stack:
+        for _ in range(processes):
+            process = stack.enter_context(subprocess.Popen([sys.executable, "-c", _COMPUTES]))
+            stack.callback(process.kill)
+        yield
 
 
 def others(seconds: float = 0.5) -> float | None:

@@ -1,4 +1,5 @@
 import json
+import subprocess
 
 import pytest
 import torch
@@ -110,6 +111,14 @@ def test_a_busy_machine_is_said_to_be_one(record, others, noisy):
 def test_others_are_those_that_run_while_this_process_waits():
     share = load.others(0.1)
     assert share is None or 0 <= share <= 1
+
+
+def test_a_machine_is_kept_busy_until_the_end(monkeypatch):
+    started, popen = [], subprocess.Popen
+    monkeypatch.setattr(load.subprocess, "Popen", lambda *args: started.append(popen(*args)) or started[-1])
+    with load.busy(2):
+        assert [process.poll() for process in started] == [None, None]
+    assert all(process.poll() is not None for process in started)
 
 
 def test_one_line_a_case(record):

@@ -17,6 +17,7 @@ def folder(record, tmp_path):
     for index, result in enumerate(record["results"]):
         (out / f"{index}.json").write_text(json.dumps({**record, "results": [result]}))
     (out / "scaling.json").write_text(json.dumps({**record, "suite": "scaling"}))
+    (out / "busy.json").write_text(json.dumps({**record, "busy": 2}))
     (out / "run.json").write_text("[]")
     return out
 

@@ -119,12 +119,12 @@ def tiny(faulty: bool) -> None:
 
     one, cpu_device = 1, torch.device("cpu")
     sizes = gpu.Sizes(one, 8, 2, (1, 2), (1, 2), 4, (8, 6), folder=1, recursions=1)
-    triton = Baseline("cmslap triton", dies if faulty else functools.partial(baselines._run, "reference"))
+    triton = Baseline("cmslap triton", dies if faulty else baselines.plain)
     ours = [baselines.replace(baselines.backend("cpu"), name="cmslap cuda"), triton]
     baselines.ours = lambda device: ours
     baselines.compiled = lambda mode="default": Baseline(
         "torch.compile" if mode == "default" else f"torch.compile {mode}",
-        functools.partial(baselines._run, "reference"),
+        baselines.plain,
     )
     baselines.captured = list
     if faulty:

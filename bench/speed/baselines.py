@@ -61,7 +61,7 @@ def on(backend: str, call: Implementation) -> Implementation:
     return run
 
 
-def _run(work: Work) -> Implementation:
+def plain(work: Work) -> Implementation:
     return on("reference", work.drive(work.reference))
 
 
@@ -128,8 +128,8 @@ def gpu_backends() -> list[str]:
     return [backend.name for backend in BACKENDS if backend.name not in ("cpu", "reference") and not backend.missing]
 
 
-EAGER = Baseline("eager", _run)  # channels_last, the faster layout almost everywhere
-EAGER_NCHW = Baseline("eager NCHW", _run, torch.contiguous_format)
+EAGER = Baseline("eager", plain)  # channels_last, the faster layout almost everywhere
+EAGER_NCHW = Baseline("eager NCHW", plain, torch.contiguous_format)
 
 
 def _compile(mode: str, work: Work) -> Implementation:

@@ -129,22 +129,23 @@ def asymmetric() -> str:
     """VDSR beside Asym_VDSR: size, time, PSNR after equal training."""
     if not ASYMMETRIC.exists():
         return "Not trained yet; `python -m bench.experiments.asymmetric` does."
-    record = json.loads(ASYMMETRIC.read_text())
-    rows, times = record["networks"], record["forward"]["times"]
+    record, speed = json.loads(ASYMMETRIC.read_text()), records(CPU)["cpu"]
+    rows, cases = record["networks"], {result["case"]: result for result in speed["results"]}
     sets = list(next(iter(rows.values()))["psnr"])
     columns = ["", "parameters", "file", "time, plain PyTorch", "time, cmslap", *(f"Set5 {key}" for key in sets)]
     lines = [f"| {' | '.join([*columns, 'head 4x', 'butterfly 4x'])} |", "|---" * (len(columns) + 2) + "|"]
     for name, row in rows.items():
-        eager = min(times[f"{name}, {how}"]["median"] for how in ("eager", "torch.compile"))
-        cells = [f"{row['parameters']:,}", f"{row['bytes'] / 1e6:.2f} MB", seconds_text(eager)]
-        cells += [seconds_text(times[f"{name}, cmslap"]["median"]), *(f"{row['psnr'][key]:.2f}" for key in sets)]
+        forward = cases[f"sister-{name.replace('_', '')}"]
+        ours = forward["timings"][forward["baseline"]]["median"]
+        plain = ours * min(timing["speedup"] for timing in _baselines(forward).values())
+        cells = [f"{row['parameters']:,}", f"{row['bytes'] / 1e6:.2f} MB", seconds_text(plain), seconds_text(ours)]
+        cells += [f"{row['psnr'][key]:.2f}" for key in sets]
         cells += [f"{row['images'][f'{image} 4x']:.2f}" for image in HEAD_AND_BUTTERFLY]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    side = record["forward"]["side"]
     return "\n".join(lines) + (
-        f"\n\nEach {_schooling(record)}. The time is that of the forward pass after bicubic, 1×1×{side}×{side}, "
-        f"float32, {record['forward']['threads']} threads; plain PyTorch's is the faster one of eager channels_last "
-        "and torch.compile."
+        f"\n\nEach {_schooling(record)}. The time is that of a {forward['name'].partition(',')[0]} pass of "
+        f"{forward['size']}, float32, on {_processor(speed)}, commit `{speed['commit']}`; plain PyTorch's is that of "
+        "eager channels_last or torch.compile, whichever is faster."
     )
 
 

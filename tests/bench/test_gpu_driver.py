@@ -225,3 +225,18 @@ def test_the_commit_is_given_where_there_is_no_checkout(monkeypatch, tmp_path):
     assert provenance.provenance()["commit"] == os.environ.get("CMSLAP_COMMIT")
     monkeypatch.setenv("CMSLAP_COMMIT", "abc")
     assert provenance.provenance()["commit"] == "abc"
+
+
+def test_the_rivals_of_the_rehearsal_run():
+    """In a process of its own, as the rehearsal replaces those of the suites."""
+    script = """
+from bench.gpu import rehearsal
+from bench.speed import baselines
+from bench.speed.work import Setting, operation
+
+rehearsal.tiny(faulty=False)
+work = operation("conv2d_lrelu", False, Setting(side=4, channels=4))
+for baseline in (*baselines.ours(None), baselines.compiled(), baselines.EAGER_NCHW):
+    baseline.prepare(work)()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)

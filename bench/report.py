@@ -330,8 +330,7 @@ def video_nncodec() -> str:
 
 def video_speed() -> str:
     """A frame's network in float32 and in bfloat16, beside what else runs it."""
-    record = json.loads(VIDEO_SPEED.read_text())
-    return f"{_table(record['results'], share=False)}\n\n{_slower(record['results'])} {_origin_of_speed(record)}"
+    return _rows(json.loads(VIDEO_SPEED.read_text()))
 
 
 def video_stages() -> str:
@@ -373,9 +372,7 @@ def accelerate() -> str:
 
 def third_party() -> str:
     """Networks in plain PyTorch by the compiler's backend, beside PyTorch's own."""
-    record = json.loads(THIRD_PARTY.read_text())
-    results = record["results"]
-    return f"{_table(results, share=False)}\n\n{_slower(results)} {_origin_of_speed(record)}"
+    return _rows(json.loads(THIRD_PARTY.read_text()))
 
 
 def records(folder: Path) -> dict[str, dict[str, Any]]:
@@ -434,8 +431,7 @@ def claim() -> str:
 def headline() -> str:
     """The rows of a CPU's speed that most users ask for."""
     record = records(CPU)["cpu"]
-    chosen = [result for result in record["results"] if result["case"] in HEADLINE]
-    return f"{_table(chosen, share=False)}\n\n{_slower(chosen)} {_origin_of_speed(record)}"
+    return _rows(record | {"results": [result for result in record["results"] if result["case"] in HEADLINE]})
 
 
 def cpu_speed() -> str:
@@ -447,10 +443,7 @@ def cpu_speed() -> str:
 def cpu_busy() -> str:
     """Rows measured while other processes kept all processors busy."""
     record = json.loads(BUSY.read_text())
-    beside = f"Beside {record['busy']} processes that compute all the time: "
-    return (
-        f"{_table(record['results'], share=False)}\n\n{_slower(record['results'])} {beside}{_origin_of_speed(record)}"
-    )
+    return _rows(record, f"Beside {record['busy']} processes that compute all the time: ")
 
 
 def gpu_speed() -> str:
@@ -472,6 +465,12 @@ def _speed(record: dict[str, Any], folder: Path) -> str:
     results = [result for result in record["results"] if result["timings"]]
     parts = [_table(results, share=True), *_plots_of(folder), _slower(results), _origin_of_speed(record)]
     return "\n\n".join(parts)
+
+
+def _rows(record: dict[str, Any], beside: str = "") -> str:
+    """A record's rows without the roofline, what is slower, and where they come from."""
+    results = record["results"]
+    return f"{_table(results, share=False)}\n\n{_slower(results)} {beside}{_origin_of_speed(record)}"
 
 
 def _table(results: Sequence[dict[str, Any]], share: bool) -> str:

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+
+# Its functions hold the group that stands when it is imported, now none. Imported later (by an optimizer's first step)
+# it would keep ours past destroy_process_group, and Gloo's threads past the interpreter's end, where they abort.
+import torch.distributed.nn
 from torch import Tensor
 
 from cmslap.devices import find_device

@@ -308,7 +308,7 @@ def test_a_branch_decided_by_data(sign):
 
 
 RANK = """
-import sys, torch
+import sys, torch, torch.distributed.nn  # before the group stands: imported later, it keeps the group's threads alive
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from cmslap.checkpoints.checkpoint import load_model
@@ -44,6 +45,30 @@ def test_two_processes_follow_one(configure, table, environment, tmp_path):
     expected = load_model(Path(alone.out) / "last.safetensors").state_dict()
     for name, tensor in load_model(out / "last.safetensors").state_dict().items():
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-6)
+
+
+PROGRAM = """
+import os, sys, torch
+from cmslap.training import distributed
+workers = distributed.start("cpu")
+parameter = torch.ones(3, requires_grad=True)
+parameter.grad = torch.full((3,), 1.0 + workers.rank)
+workers.sum([parameter.grad])
+torch.optim.SGD([parameter]).step()  # imports much of torch
+distributed.stop(workers)
+names = [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]
+sys.exit(parameter.grad.tolist() != [3.0] * 3 or any("gloo" in name for name in names))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads' names are read from /proc")
+def test_no_thread_outlives_the_process_group(environment, tmp_path):
+    """A thread of Gloo's that lets go of a tensor while the interpreter ends aborts the process."""
+    file = tmp_path / "program.py"
+    file.write_text(PROGRAM)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*launcher, str(file)], env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
 
 
 def toml(table):

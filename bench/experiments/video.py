@@ -92,7 +92,7 @@ def measure(encoder: Encoder, scene_minutes: float) -> dict[str, Any]:
     encoder.shrink()
     film = encoder.film()
     starts = encoder.scenes(film.frames)
-    video, common = encoder.adapt_video(film, 60 * settings.minutes)
+    video, common = encoder.adapt_video(film, starts, 60 * settings.minutes)
     schedule = Schedule(60 * scene_minutes, SCENE_RATE, price=settings.price, seed=settings.seed)
 
     def adapt(number: int, schedule: Schedule) -> bytes:

@@ -30,7 +30,7 @@ def encode(encoder: Encoder, prices: list[float], scene_minutes: float) -> list[
     encoder.shrink()
     film = encoder.film()
     starts = encoder.scenes(film.frames)
-    video, common = encoder.adapt_video(film, 60 * encoder.settings.minutes)
+    video, common = encoder.adapt_video(film, starts, 60 * encoder.settings.minutes)
     size = film.shape.scale * film.shape.width, film.shape.scale * film.shape.height
     copies = []
     for price in prices:

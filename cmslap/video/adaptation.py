@@ -42,7 +42,10 @@ class Schedule:
 
 
 class Adaptation:
-    """Training ``network`` in place on the frames at ``places``; ``reference`` are the weights λ keeps it at."""
+    """Training ``network`` in place on the frames at ``places``, each drawn as often as ``shares`` says.
+
+    ``reference`` are the weights λ keeps it at.
+    """
 
     def __init__(
         self,
@@ -51,11 +54,12 @@ class Adaptation:
         places: np.ndarray,
         schedule: Schedule,
         reference: Sequence[Tensor] | None = None,
+        shares: np.ndarray | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.network, self.footage, self.places, self.schedule = network.train(), footage, places, schedule
         self.parameters = list(network.parameters())
-        self.reference, self.clock = reference, clock
+        self.reference, self.shares, self.clock = reference, shares, clock
         self.adam = torch.optim.Adam(self.parameters, schedule.rate)
         self.steps, self.seconds = 0, 0.0
 
@@ -79,7 +83,7 @@ class Adaptation:
 
     def _step(self) -> float:
         random = np.random.default_rng((self.schedule.seed, self.steps))
-        low, high = self.footage.crops(self.places, self.schedule.batch, self.schedule.side, random)
+        low, high = self.footage.crops(self.places, self.shares, self.schedule.batch, self.schedule.side, random)
         rate = self.schedule.rate * 0.5 * (1 + math.cos(math.pi * min(1, self.seconds / self.schedule.seconds)))
         self.adam.param_groups[0]["lr"] = rate
         low = low.contiguous(memory_format=torch.channels_last)

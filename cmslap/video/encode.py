@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -32,6 +34,8 @@ CENTROIDS = 1000, 300  # of the video's weights, of a scene's difference
 _MULTIPLE = 4  # what the sides of a frame are padded to: half of them are even, as chroma of half the size needs
 RATE, SCENE_RATE = 2e-3, 1e-3  # Adam's in the beginning: from nothing, from the video's weights
 _OF_VIDEO = 0.5  # share of the time to train that the whole video gets
+_PROBED = 4  # frames of a scene that bicubic interpolation is tried on
+_ROUNDING = 0.25  # levels: what rounding alone errs by
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class Encoder:
         seconds = 60 * self.settings.minutes
         with tqdm(total=seconds, unit="s", disable=None, bar_format=_BAR) as bar:
             bar.set_description("training on the video")
-            video, common = self.adapt_video(film, _OF_VIDEO * seconds, bar)
+            video, common = self.adapt_video(film, starts, _OF_VIDEO * seconds, bar)
             parts = [video]
             for number, (first, last) in enumerate(spans(starts, film.frames)):
                 bar.set_description(f"training on scene {number + 1} of {len(starts)}")
@@ -110,15 +114,16 @@ class Encoder:
     def _schedule(self, seconds: float, rate: float = RATE, price: float = 0.0) -> Schedule:
         return Schedule(seconds, rate, price=price, seed=self.settings.seed)
 
-    def adapt_video(self, film: Footage, seconds: float, bar: tqdm | None = None) -> tuple[bytes, Network]:
+    def adapt_video(
+        self, film: Footage, starts: list[int], seconds: float, bar: tqdm | None = None
+    ) -> tuple[bytes, Network]:
         """The encoded weights of the network trained on all frames, and the network they decode to."""
 
         def train(state: Path) -> bytes:
             torch.manual_seed(self.settings.seed)
             network = RLRDSR(SCALE, self.settings.recursions)
-            Adaptation(network, film, film.kept(0, film.frames), self._schedule(seconds), None, self.clock).run(
-                state, bar
-            )
+            places, shares = film.kept(0, film.frames), shares_of_frames(film, starts)
+            Adaptation(network, film, places, self._schedule(seconds), None, shares, self.clock).run(state, bar)
             return coding.encode(cmsw.flat(network), self.settings.centroids[0])
 
         data = self._once("video", train, bar, seconds)
@@ -139,8 +144,8 @@ class Encoder:
 
         def train(state: Path) -> bytes:
             network = cmsw.with_weights(common, cmsw.flat(common))
-            adaptation = Adaptation(network, film, film.kept(*span), schedule, reference_of(common), self.clock)
-            adaptation.run(state, bar)
+            places, reference = film.kept(*span), reference_of(common)
+            Adaptation(network, film, places, schedule, reference, None, self.clock).run(state, bar)
             return coding.encode(cmsw.flat(network) - cmsw.flat(common), self.settings.centroids[1])
 
         return self._once(name, train, bar, schedule.seconds)
@@ -165,6 +170,16 @@ _BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s, {remaining} lef
 def spans(starts: list[int], frames: int) -> Iterator[tuple[int, int]]:
     """The first frame of each scene and that of the next."""
     return zip(starts, [*starts[1:], frames], strict=True)
+
+
+def shares_of_frames(film: Footage, starts: list[int]) -> np.ndarray:  # [frames kept], in all 1
+    """How often to draw a frame: the more, the less bicubic interpolation errs in its scene, as PSNR counts ratios."""
+    shares = np.empty(len(film.kept(0, film.frames)))
+    for span in spans(starts, film.frames):
+        places = film.kept(*span)
+        probed = places[:: -(-len(places) // _PROBED)]
+        shares[places] = 1 / max(_ROUNDING, fmean(film.interpolation_error(place) for place in probed))
+    return shares / shares.sum()
 
 
 def encode(source: Path, out: Path, settings: Settings) -> cmsw.AdaptedWeights:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cmslap.files import replacing
-from cmslap.video.frames import Frame
+from cmslap.video.frames import Frame, bicubic
 
 LARGEST = 4 * 2**30  # bytes of a file; of a longer video, evenly spread frames are kept
 
@@ -67,8 +67,18 @@ class Footage:
         scale = self.shape.scale
         return self.data[place, self.shape.low :].reshape(scale * self.shape.height, scale * self.shape.width)
 
+    def interpolation_error(self, place: int) -> float:
+        """Mean absolute error of bicubic interpolation, in levels."""
+        low, high = self.low(place), self.high(place)
+        return float(np.abs(bicubic(low, high.shape, self.shape.white).astype(np.int32) - high).mean())
+
     def crops(
-        self, places: np.ndarray, batch: int, side: int, random: np.random.Generator
+        self,
+        places: np.ndarray,
+        shares: np.ndarray | None,  # how often each is drawn, in all 1; None draws all alike
+        batch: int,
+        side: int,
+        random: np.random.Generator,
     ) -> tuple[Tensor, Tensor]:  # [batch, 1, side, side], [batch, 1, scale side, scale side], in [0, 1]
         """Square crops at random of frames at random; ``side`` is lowered to the frame's."""
         shape, scale = self.shape, self.shape.scale
@@ -76,7 +86,7 @@ class Footage:
         low = np.empty((batch, 1, side, side), np.float32)
         high = np.empty((batch, 1, scale * side, scale * side), np.float32)
         for number in range(batch):
-            place = random.choice(places)
+            place = random.choice(places, p=shares)
             top, left = random.integers(0, shape.height - side + 1), random.integers(0, shape.width - side + 1)
             low[number, 0] = self.low(place)[top : top + side, left : left + side]
             top, left, wide = scale * top, scale * left, scale * side

@@ -10,8 +10,9 @@ import torch
 from cmslap.models import RLRDSR
 from cmslap.video import footage, scenes
 from cmslap.video.adaptation import Adaptation, Schedule, reference_of
+from cmslap.video.encode import shares_of_frames
 from cmslap.video.footage import Footage
-from cmslap.video.frames import Frame
+from cmslap.video.frames import Frame, bicubic
 
 
 def film(folder: Path, frames=6, height=20, width=24, white=255) -> Footage:
@@ -45,11 +46,28 @@ def train(shots, schedule, state, model=None, reference=None):
 def test_crops_are_of_the_same_place(tmp_path):
     for white in (255, 1023):
         shots = film(tmp_path, white=white)
-        low, high = shots.crops(shots.kept(2, 5), 5, 8, np.random.default_rng())
+        low, high = shots.crops(shots.kept(2, 5), None, 5, 8, np.random.default_rng())
         assert low.shape == (5, 1, 8, 8)
         assert high.shape == (5, 1, 16, 16)
         torch.testing.assert_close(high[:, :, ::2, ::2], low)
         assert 0 < low.max() <= 0.5
+
+
+def test_scenes_that_need_little_are_drawn_often(tmp_path):
+    """Bicubic interpolation errs by 4, 1 and 0 levels in scenes of 3, 5 and 2 frames; rounding errs by a quarter."""
+
+    def pairs():
+        for error in [4] * 3 + [1] * 5 + [0] * 2:
+            low = np.random.randint(0, 200, (6, 6), dtype=np.uint8)
+            yield Frame((low,), "gray", 0, 1), Frame((bicubic(low, (12, 12), 255) + np.uint8(error),), "gray", 0, 1)
+
+    footage.write(pairs(), tmp_path / "footage.bin", 10, 2)
+    shots = Footage(tmp_path / "footage.bin")
+    shares = shares_of_frames(shots, [0, 3, 8])
+    expected = np.array([1] * 3 + [4] * 5 + [16] * 2)
+    np.testing.assert_allclose(shares, expected / expected.sum())
+    crops, _ = shots.crops(shots.kept(0, 10), np.eye(10)[7], 4, 6, np.random.default_rng())
+    np.testing.assert_allclose(crops[:, 0] * 255, np.tile(shots.low(7), (4, 1, 1)), rtol=1e-6)
 
 
 def test_of_a_long_video_some_frames_are_kept(monkeypatch, tmp_path):
@@ -72,7 +90,7 @@ def test_training_lowers_the_loss(tmp_path):
 
 def loss(model, shots):
     with torch.no_grad():
-        low, high = shots.crops(shots.kept(0, shots.frames), 8, 20, np.random.default_rng(0))
+        low, high = shots.crops(shots.kept(0, shots.frames), None, 8, 20, np.random.default_rng(0))
         return float((model(low)[-1] - high).abs().mean())
 
 

@@ -41,6 +41,7 @@ THIRD_PARTY = CPU / "third-party.json"
 BUSY = CPU / "busy.json"
 ABLATION = RESULTS / "training" / "ablation.json"
 RECIPES = ABLATION.with_name("recipes.json")
+RECIPES_SEEDS = ABLATION.with_name("recipes-seeds.json")
 TIME_TO_PSNR = ABLATION.with_name("time-to-psnr.json")
 VIDEO = RESULTS / "video" / "sequence.json"
 VIDEO_OWN_SIZE = RESULTS / "video" / "own-size.json"
@@ -195,8 +196,7 @@ def _mean(record: dict[str, Any]) -> str:
     """What checkpoints were averaged for the weights, where some were."""
     if "mean_of" not in record:
         return ""
-    best = max(record["validation"], key=lambda entry: entry["mean"])
-    return f"; the mean of its best checkpoint, after {best['step']:,} steps, and the weights it began from"
+    return "; the mean of " + " and ".join(record["mean_of"])
 
 
 def _patches(record: dict[str, Any]) -> str:
@@ -230,15 +230,25 @@ def ablation() -> str:
 
 
 def recipes() -> str:
-    """A row for every recipe tried: what it changes, what it reaches."""
-    report = json.loads(RECIPES.read_text())
+    """The first recipes, each tried once."""
+    return _recipes(RECIPES)
+
+
+def recipes_seeds() -> str:
+    """Those that were tried with several seeds."""
+    return _recipes(RECIPES_SEEDS)
+
+
+def _recipes(path: Path) -> str:
+    """A row for every recipe: what it changes, what it reaches."""
+    report = json.loads(path.read_text())
     sets = list(report["runs"][0]["psnr"])
     lines = [f"| {' | '.join(['recipe', *sets, 'mean'])} |", "|---" * (2 + len(sets)) + "|"]
     for run in report["runs"]:
         changed = ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in run["changes"].items())
         psnr = [f"{value:.2f}" for value in (*run["psnr"].values(), run["mean"])]
         if len(run.get("seeds", ())) > 1:
-            psnr[-1] += f" (spread {run['spread']:.2f}, {len(run['seeds'])} seeds)"
+            psnr[-1] = f"{run['mean']:.3f} (spread {run['spread']:.3f}, {len(run['seeds'])} seeds)"
         lines.append(f"| {' | '.join([changed or 'base', *psnr])} |")
     return "\n".join([*lines, "", f"Base: {_training(report | report['runs'][0])}."])
 
@@ -560,6 +570,7 @@ BLOCKS = {
     "third-party": third_party,
     "ablation": ablation,
     "recipes": recipes,
+    "recipes-seeds": recipes_seeds,
     "time-to-psnr": time_to_psnr,
     "claim": claim,
     "headline": headline,

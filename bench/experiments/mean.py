@@ -1,9 +1,10 @@
 """The mean of several checkpoints of one training, which can be better than each of them.
 
-    python -m bench.experiments.mean runs/d5r2/best.safetensors began-from.safetensors \\
+    python -m bench.experiments.mean "its best checkpoint=runs/d5r2/best.safetensors" \\
+        "the weights it began from=began-from.safetensors" \\
         --record runs/d5r2/record.json --out cmslap/weights/cms-lapsrn-d5r2.safetensors
 
-Beside it, as ``.json``, goes the record with the hashes of what was averaged.
+Beside it, as ``.json``, goes the record with the names and hashes of what was averaged.
 """
 
 from __future__ import annotations
@@ -32,13 +33,14 @@ def mean(networks: list[Network]) -> Network:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", type=Path)
+    parser.add_argument("checkpoints", nargs="+", metavar="NAME=CHECKPOINT")
     parser.add_argument("--record", type=Path, required=True, help="the training's record.json")
     parser.add_argument("--out", type=Path, required=True, help="the safetensors file to write")
     args = parser.parse_args()
     record = json.loads(args.record.read_text(encoding="utf-8"))
-    record["mean_of"] = [hashlib.sha256(path.read_bytes()).hexdigest() for path in args.checkpoints]
-    save_model(mean([load_model(path) for path in args.checkpoints]), args.out)
+    paths = {name: Path(path) for name, _, path in (given.partition("=") for given in args.checkpoints)}
+    record["mean_of"] = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()}
+    save_model(mean([load_model(path) for path in paths.values()]), args.out)
     with replacing(args.out.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 

@@ -84,13 +84,16 @@ def test_recipes_tell_what_differs_from_the_first(configure, monkeypatch, tmp_pa
         validation={"data": base.data.train}, out=str(tmp_path / "muon"), optimizer={"name": "muon", "lr": 1e-3}
     )
     again = configure(validation={"data": base.data.train}, out=str(tmp_path / "again"), seed=1)
-    for config in (base, other, again):
+    begun = str(Path(other.out) / "last.safetensors")
+    later = configure(validation={"data": base.data.train}, out=str(tmp_path / "later"), init=begun)
+    for config in (base, other, again, later):
         train(config)
     out = tmp_path / "recipes.json"
-    monkeypatch.setattr(sys, "argv", ["", base.out, other.out, again.out, "--out", str(out)])
+    monkeypatch.setattr(sys, "argv", ["", base.out, other.out, again.out, later.out, "--out", str(out)])
     recipes.main()
-    first, second = json.loads(out.read_text())["runs"]
+    first, second, third = json.loads(out.read_text())["runs"]
     assert (first["changes"], second["changes"]) == ({}, {"optimizer.name": "muon"})
+    assert third["changes"] == {"init": "last.safetensors"}  # no path
     assert (first["seeds"], second["seeds"]) == ([base.seed, 1], [other.seed])
     records = [json.loads((Path(config.out) / "record.json").read_text()) for config in (base, again)]
     finals = [record["validation"][-1]["mean"] for record in records]

@@ -173,12 +173,15 @@ def spans(starts: list[int], frames: int) -> Iterator[tuple[int, int]]:
 
 
 def shares_of_frames(film: Footage, starts: list[int]) -> np.ndarray:  # [frames kept], in all 1
-    """How often to draw a frame: the more, the less bicubic interpolation errs in its scene, as PSNR counts ratios."""
+    """How often to draw a frame: the more, the less bicubic interpolation errs in its scene.
+
+    PSNR counts ratios of errors, their mean differences: the root stands between the two.
+    """
     shares = np.empty(len(film.kept(0, film.frames)))
     for span in spans(starts, film.frames):
         places = film.kept(*span)
         probed = places[:: -(-len(places) // _PROBED)]
-        shares[places] = 1 / max(_ROUNDING, fmean(film.interpolation_error(place) for place in probed))
+        shares[places] = max(_ROUNDING, fmean(film.interpolation_error(place) for place in probed)) ** -0.5
     return shares / shares.sum()
 
 

@@ -64,7 +64,7 @@ def test_scenes_that_need_little_are_drawn_often(tmp_path):
     footage.write(pairs(), tmp_path / "footage.bin", 10, 2)
     shots = Footage(tmp_path / "footage.bin")
     shares = shares_of_frames(shots, [0, 3, 8])
-    expected = np.array([1] * 3 + [4] * 5 + [16] * 2)
+    expected = np.array([1] * 3 + [2] * 5 + [4] * 2)  # the roots
     np.testing.assert_allclose(shares, expected / expected.sum())
     crops, _ = shots.crops(shots.kept(0, 10), np.eye(10)[7], 4, 6, np.random.default_rng())
     np.testing.assert_allclose(crops[:, 0] * 255, np.tile(shots.low(7), (4, 1, 1)), rtol=1e-6)

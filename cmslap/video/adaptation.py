@@ -2,6 +2,8 @@
 
 The loss is L1(ŷ, y) + λ ∑ |W_video − W|: a mean over pixels in percent of the range, a sum over weights. (The paper
 does not say. With images in [0, 1] λ = 0.003 leaves a scene a dozen weights; as a mean over weights it does nothing.)
+Errors of less than two levels count by their square (smooth L1): a scene of 50 dB has hardly larger ones, and the
+medians that L1 makes of them cost it PSNR.
 The price is paid by the proximal step of Adam, which puts a weight exactly at the video's where its subgradient would
 let it swing around it. It decides which weights differ, early, and would then keep them too near to the video's: so
 these train on without it.
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -24,6 +27,7 @@ from cmslap.files import replacing
 from cmslap.models import Network
 from cmslap.video.footage import Footage
 
+SMALL = 2 / 255  # an error from which on L1 is L1
 PERCENT = 100  # the loss that λ is a price in is in percent; what is minimised here is a hundredth of it
 CHOOSING = 0.3  # of the time of a training with a price: after it no further weight comes to differ, none pays
 SAVE_SECONDS = 10  # what a kill costs at most
@@ -87,7 +91,7 @@ class Adaptation:
         rate = self.schedule.rate * 0.5 * (1 + math.cos(math.pi * min(1, self.seconds / self.schedule.seconds)))
         self.adam.param_groups[0]["lr"] = rate
         low = low.contiguous(memory_format=torch.channels_last)
-        loss = (self.network(low, self.footage.shape.scale)[-1] - high).abs().mean()
+        loss = F.smooth_l1_loss(self.network(low, self.footage.shape.scale)[-1], high, beta=SMALL)
         self.adam.zero_grad()
         loss.backward()
         self._update(rate)

@@ -79,7 +79,7 @@ class Adaptation:
             self.seconds += spent
             if progress is not None:
                 progress.update(min(spent, max(0.0, progress.total - progress.n)))
-                progress.set_postfix_str(f"L1 {loss:.4f}", refresh=False)
+                progress.set_postfix_str(f"loss {loss:.4f}", refresh=False)
             if self.seconds - saved > SAVE_SECONDS:
                 self._save(state)
                 saved = self.seconds

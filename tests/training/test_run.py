@@ -218,9 +218,9 @@ def test_autocast_trains(configure, precision):
     train(config)
     full = configure(steps=3, out=config.out + "-full")
     train(full)
-    for low, high in zip(lines(config), lines(full), strict=True):
-        assert low["loss"] != high["loss"]
-        assert low["loss"] == pytest.approx(high["loss"], rel=0.05)
+    low, high = ([line["loss"] for line in lines(run)] for run in (config, full))
+    assert low != high  # one loss alone may round to the same
+    assert low == pytest.approx(high, rel=0.05)
 
 
 def test_compiled_network_is_called_with_fixed_shapes(configure, monkeypatch):

@@ -342,7 +342,7 @@ def video_speed() -> str:
     """A frame's network in float32 and in bfloat16, beside what else runs it."""
     record = json.loads(VIDEO_SPEED.read_text())
     rates = [
-        f"{result['images'] / timing['median']:.1f} in {result['dtype']}"
+        f"{result['images'] / timing['median']:.1f} by `{result['case']}`"
         for result in record["results"]
         for timing in [result["timings"][result["baseline"]]]
     ]

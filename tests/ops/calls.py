@@ -60,8 +60,7 @@ def relative_error(result: torch.Tensor, expected: torch.Tensor) -> float:
 def assert_gradients_close(gradients: list, expected: list, grad: torch.Tensor) -> None:
     """Each within 1e-4 of the float64 one, where ``grad`` is the output's gradient.
 
-    Of a single number, which may nearly cancel, the error is measured against what was summed.
+    What nearly cancels (a bias of a network with one channel) is a sum of terms that ``grad`` is the measure of.
     """
     for gradient, exact in zip(gradients, expected, strict=True):
-        scale = grad.double().norm() if gradient.numel() == 1 else exact.norm()
-        assert (gradient.double() - exact).norm() <= 1e-4 * scale
+        assert (gradient.double() - exact).norm() <= 1e-4 * exact.norm() + 1e-5 * grad.double().norm()

@@ -31,14 +31,21 @@ def mean(networks: list[Network]) -> Network:
     return network
 
 
+def _named(text: str) -> tuple[str, Path]:
+    name, _, path = text.partition("=")
+    if not name or not path:
+        raise argparse.ArgumentTypeError(f"must be NAME=CHECKPOINT, got {text!r}")
+    return name, Path(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoints", nargs="+", metavar="NAME=CHECKPOINT")
+    parser.add_argument("checkpoints", nargs="+", metavar="NAME=CHECKPOINT", type=_named)
     parser.add_argument("--record", type=Path, required=True, help="the training's record.json")
     parser.add_argument("--out", type=Path, required=True, help="the safetensors file to write")
     args = parser.parse_args()
     record = json.loads(args.record.read_text(encoding="utf-8"))
-    paths = {name: Path(path) for name, _, path in (given.partition("=") for given in args.checkpoints)}
+    paths = dict(args.checkpoints)
     record["mean_of"] = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()}
     save_model(mean([load_model(path) for path in paths.values()]), args.out)
     with replacing(args.out.with_suffix(".json")) as temporary:

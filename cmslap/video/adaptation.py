@@ -87,7 +87,7 @@ class Adaptation:
 
     def _step(self) -> float:
         random = np.random.default_rng((self.schedule.seed, self.steps))
-        low, high = self.footage.crops(self.places, self.shares, self.schedule.batch, self.schedule.side, random)
+        low, high = self.footage.crops(self.places, self.schedule.batch, self.schedule.side, random, self.shares)
         rate = self.schedule.rate * 0.5 * (1 + math.cos(math.pi * min(1, self.seconds / self.schedule.seconds)))
         self.adam.param_groups[0]["lr"] = rate
         low = low.contiguous(memory_format=torch.channels_last)

@@ -123,7 +123,8 @@ class Encoder:
             torch.manual_seed(self.settings.seed)
             network = RLRDSR(SCALE, self.settings.recursions)
             places, shares = film.kept(0, film.frames), shares_of_frames(film, starts)
-            Adaptation(network, film, places, self._schedule(seconds), None, shares, self.clock).run(state, bar)
+            adaptation = Adaptation(network, film, places, self._schedule(seconds), shares=shares, clock=self.clock)
+            adaptation.run(state, bar)
             return coding.encode(cmsw.flat(network), self.settings.centroids[0])
 
         data = self._once("video", train, bar, seconds)
@@ -145,7 +146,7 @@ class Encoder:
         def train(state: Path) -> bytes:
             network = cmsw.with_weights(common, cmsw.flat(common))
             places, reference = film.kept(*span), reference_of(common)
-            Adaptation(network, film, places, schedule, reference, None, self.clock).run(state, bar)
+            Adaptation(network, film, places, schedule, reference, clock=self.clock).run(state, bar)
             return coding.encode(cmsw.flat(network) - cmsw.flat(common), self.settings.centroids[1])
 
         return self._once(name, train, bar, schedule.seconds)

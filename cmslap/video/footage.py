@@ -75,10 +75,10 @@ class Footage:
     def crops(
         self,
         places: np.ndarray,
-        shares: np.ndarray | None,  # how often each is drawn, in all 1; None draws all alike
         batch: int,
         side: int,
         random: np.random.Generator,
+        shares: np.ndarray | None = None,  # how often each place is drawn, in all 1; None draws all alike
     ) -> tuple[Tensor, Tensor]:  # [batch, 1, side, side], [batch, 1, scale side, scale side], in [0, 1]
         """Square crops at random of frames at random; ``side`` is lowered to the frame's."""
         shape, scale = self.shape, self.shape.scale

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from bench.experiments import ablation, history, masrn, recipes, time_to_psnr
+from bench.experiments import ablation, history, masrn, mean, recipes, time_to_psnr
 from bench.speed import networks
 from cmslap import MASRN, AsymVDSR
+from cmslap.checkpoints.checkpoint import load_model, save_model
 from cmslap.training.config import flat, from_dict
 from cmslap.training.data import TrainingImages
 from cmslap.training.distributed import Workers
@@ -101,6 +103,28 @@ def test_recipes_tell_what_differs_from_the_first(configure, monkeypatch, tmp_pa
     assert first["spread"] == pytest.approx(abs(finals[0] - finals[1]))
     assert first["psnr"].keys() == second["psnr"].keys()
     assert first["training_seconds"] > 0
+
+
+def test_the_mean_of_checkpoints_names_them(monkeypatch, tmp_path, capsys):
+    models = [AsymVDSR(), AsymVDSR()]
+    paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for model, path in zip(models, paths, strict=True):
+        save_model(model, path)
+    record, out = tmp_path / "record.json", tmp_path / "mean.safetensors"
+    record.write_text(json.dumps({"step": 7}))
+    named = [f"{name}={path}" for name, path in zip(("the first", "the second"), paths, strict=True)]
+    options = ["--record", str(record), "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["", *named, *options])
+    mean.main()
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+    expected = {"step": 7, "mean_of": {"the first": hashes[0], "the second": hashes[1]}}
+    assert json.loads(out.with_suffix(".json").read_text()) == expected
+    for ours, *theirs in zip(load_model(out).parameters(), *(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(ours, sum(theirs) / 2)
+    monkeypatch.setattr(sys, "argv", ["", str(paths[0]), *options])
+    with pytest.raises(SystemExit):
+        mean.main()
+    assert "must be NAME=CHECKPOINT" in capsys.readouterr().err
 
 
 def test_recipes_refuse_a_run_that_was_stopped(configure, monkeypatch, tmp_path, capsys):

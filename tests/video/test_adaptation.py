@@ -46,7 +46,7 @@ def train(shots, schedule, state, model=None, reference=None):
 def test_crops_are_of_the_same_place(tmp_path):
     for white in (255, 1023):
         shots = film(tmp_path, white=white)
-        low, high = shots.crops(shots.kept(2, 5), None, 5, 8, np.random.default_rng())
+        low, high = shots.crops(shots.kept(2, 5), 5, 8, np.random.default_rng())
         assert low.shape == (5, 1, 8, 8)
         assert high.shape == (5, 1, 16, 16)
         torch.testing.assert_close(high[:, :, ::2, ::2], low)
@@ -66,7 +66,7 @@ def test_scenes_that_need_little_are_drawn_often(tmp_path):
     shares = shares_of_frames(shots, [0, 3, 8])
     expected = np.array([1] * 3 + [2] * 5 + [4] * 2)  # the roots
     np.testing.assert_allclose(shares, expected / expected.sum())
-    crops, _ = shots.crops(shots.kept(0, 10), np.eye(10)[7], 4, 6, np.random.default_rng())
+    crops, _ = shots.crops(shots.kept(0, 10), 4, 6, np.random.default_rng(), np.eye(10)[7])
     np.testing.assert_allclose(crops[:, 0] * 255, np.tile(shots.low(7), (4, 1, 1)), rtol=1e-6)
 
 
@@ -90,7 +90,7 @@ def test_training_lowers_the_loss(tmp_path):
 
 def loss(model, shots):
     with torch.no_grad():
-        low, high = shots.crops(shots.kept(0, shots.frames), None, 8, 20, np.random.default_rng(0))
+        low, high = shots.crops(shots.kept(0, shots.frames), 8, 20, np.random.default_rng(0))
         return float((model(low)[-1] - high).abs().mean())
 
 

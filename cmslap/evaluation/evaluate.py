@@ -62,10 +62,11 @@ class Report:
     def mean(self, scale: int) -> Row:
         """Mean over the images, as the tables print it."""
         rows = [row for row in self.rows if row.scale == scale]
-        return Row("mean", scale, _mean([row.bicubic for row in rows]), _mean([row.model for row in rows]))
+        return Row("mean", scale, mean([row.bicubic for row in rows]), mean([row.model for row in rows]))
 
 
-def _mean(qualities: list[Quality]) -> Quality:
+def mean(qualities: list[Quality]) -> Quality:
+    """PSNR and SSIM, averaged each."""
     return Quality(*map(fmean, zip(*qualities, strict=True)))
 
 

@@ -8,7 +8,6 @@ returns the exit status. 0 is success, 1 a failure, 2 a wrong command line. The 
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import os
 import signal
@@ -20,7 +19,7 @@ from typing import NoReturn
 from cmslap import __version__, info
 from cmslap.checkpoints import command as convert
 from cmslap.checkpoints import export_command as export
-from cmslap.errors import in_one_line
+from cmslap.errors import in_one_line, nearest
 from cmslap.evaluation import command as evaluate
 from cmslap.inference import command as upscale
 from cmslap.inference import compare_command as compare
@@ -39,14 +38,9 @@ class CommandParser(argparse.ArgumentParser):
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: object = None) -> tuple[object, list[str]]:
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            self.unknown(unknown)
+            flag = next((argument.partition("=")[0] for argument in unknown if argument.startswith("-")), "")
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{nearest(flag, self._option_string_actions)}")
         return found, []
-
-    def unknown(self, arguments: list[str]) -> NoReturn:
-        message = f"unrecognized arguments: {' '.join(arguments)}"
-        flag = next((argument.partition("=")[0] for argument in arguments if argument.startswith("-")), None)
-        near = difflib.get_close_matches(flag, self._option_string_actions, n=1) if flag else []
-        self.error(message + (f"; did you mean {near[0]}?" if near else ""))
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cmslap.checkpoints.weights import CheckpointError, Weights, check_tensors
+from cmslap.errors import require
 
 
 def read_mat(path: Path) -> Weights:
@@ -36,10 +37,9 @@ def read_mat(path: Path) -> Weights:
 
 
 def _load(path: Path) -> Mapping[str, Any]:
-    try:
-        from scipy.io import loadmat
-    except ImportError:
-        raise CheckpointError("reading .mat files needs scipy: pip install cmslap[matlab]") from None
+    require("reading .mat files", "matlab", "scipy")
+    from scipy.io import loadmat
+
     with path.open("rb") as file:
         try:
             return loadmat(file, simplify_cells=True)

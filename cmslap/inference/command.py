@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from cmslap import options, video
+from cmslap.errors import require
 
 _DESCRIPTION = """\
 Enlarge images and videos.
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.inputs:
         args.parser.error("the following arguments are required: IN")
     if any(Path(name).suffix.lower() in video.SUFFIXES for name in args.inputs):
-        video.require("av")
+        require("a video", "video", "av")
         from cmslap.video.upscale import run as upscale_videos
 
         return upscale_videos(args)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from cmslap import options
+from cmslap.errors import require
 
 _DESCRIPTION = """\
 Send a video at half its size, and beside it the weights of a tiny network trained on this very video.
@@ -101,9 +102,8 @@ def _add_evaluate(actions: argparse._SubParsersAction) -> None:
 
 def encode(args: argparse.Namespace) -> int:
     from cmslap.files import check_output
-    from cmslap.video import require
 
-    require("av", "constriction", "scipy")
+    require("a video", "video", "av", "constriction", "scipy")
     from cmslap.video.encode import Settings
     from cmslap.video.encode import encode as run
     from cmslap.video.writing import check
@@ -127,9 +127,8 @@ def encode(args: argparse.Namespace) -> int:
 
 def decode(args: argparse.Namespace) -> int:
     from cmslap.files import check_output
-    from cmslap.video import require
 
-    require("av", "constriction", "scipy")
+    require("a video", "video", "av", "constriction", "scipy")
     from cmslap.devices import find_device, inference_autocast
     from cmslap.video.enlarge import ByScene, enlarge_video
     from cmslap.video.evaluate import load_beside
@@ -150,9 +149,8 @@ def decode(args: argparse.Namespace) -> int:
 
 def evaluate(args: argparse.Namespace) -> int:
     from cmslap.files import check_output
-    from cmslap.video import require
 
-    require("av", "constriction", "scipy", "bjontegaard")
+    require("a video", "video", "av", "constriction", "scipy", "bjontegaard")
     for path in filter(None, (args.json, args.plot)):
         check_output(path, args.overwrite)
     from cmslap.video.report import report

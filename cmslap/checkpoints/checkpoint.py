@@ -24,8 +24,9 @@ from cmslap.devices import find_device
 from cmslap.errors import nearest
 from cmslap.files import replacing
 from cmslap.models import NETWORKS, Network
+from cmslap.options import DEFAULT_MODEL
 
-ALIASES = {"cms-lapsrn": "cms-lapsrn-d5r2"}  # the name people type -> the weights it means today
+ALIASES = {"cms-lapsrn": DEFAULT_MODEL}  # the name people type -> the weights it means today
 
 
 def save_model(model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:

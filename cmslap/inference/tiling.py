@@ -24,7 +24,6 @@ MEMBERS = 8  # of the self-ensemble
 WORKING_MEMORY = 2**30  # bytes for the network's feature maps on a CPU
 _SMALLEST_TILE = 32  # LR pixels: below, nearly all the work is halo
 _TILE_TO_HALO = 6  # a tile this many halos wide has as much again around it, nearly
-_UNKNOWN = 2 * 2**30  # bytes assumed where the system does not say
 _LARGEST_TENSOR = 2**31 - 1  # elements; convolution libraries index with 32 bits
 
 
@@ -181,10 +180,7 @@ def _available_to_system() -> int:
                 return int(line.split()[1]) * 1024
     except OSError:
         pass  # not Linux
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    except (AttributeError, ValueError, OSError):
-        return _UNKNOWN
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def _container_limit() -> int:

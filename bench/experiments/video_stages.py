@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from cmslap import options
-from cmslap.files import replacing
+from cmslap.files import write_json
 from cmslap.provenance import provenance
 from cmslap.video.reading import VideoReader
 
@@ -63,8 +63,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         record = {**provenance(), **measure(args.clip, args.bitrate, args.budget, Path(work))}
-    with replacing(args.out) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_json(args.out, record)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import sys
@@ -17,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cmslap import ops
+from cmslap.files import write_json
 from cmslap.provenance import provenance
 from cmslap.training import checkpoint, directory, distributed, record
 from cmslap.training.config import Config
@@ -240,7 +240,8 @@ class Run:
         now, entries = time.perf_counter(), self.log.read()
         first = [mean_loss(losses, self.counts) for losses in self.first_losses[: self.step].cpu()]
         made = record.build(self._state(), self.init_sha256, len(self.images), first, entries)
-        checkpoint.write(self.out / "record.json", (json.dumps(made, indent=1) + "\n").encode())
+        with checkpoint.writing(self.out / "record.json"):
+            write_json(self.out / "record.json", made)
         if curves_can_be_drawn() and (ending or now - self.drawn > CURVES_EVERY):
             with checkpoint.writing(self.out / "curves.png"):
                 draw_curves(self.out / "curves.png", entries)

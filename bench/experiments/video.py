@@ -25,11 +25,11 @@ from tqdm import trange
 
 from cmslap import options
 from cmslap.files import write_json
-from cmslap.options import bitrate
 from cmslap.provenance import provenance
 from cmslap.video import SUFFIXES
 from cmslap.video.adaptation import Schedule
 from cmslap.video.cmsw import AdaptedWeights
+from cmslap.video.command import bitrate
 from cmslap.video.encode import SCENE_RATE, Encoder, Settings, spans
 from cmslap.video.evaluate import bits_of_scenes, by_networks, enlargers, psnr_of_scenes, rival, rows
 from cmslap.video.frames import Frame, bicubic, chroma_size

@@ -16,9 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from cmslap import options
 from cmslap.files import write_json
 from cmslap.provenance import provenance
+from cmslap.video.command import bitrate
 from cmslap.video.reading import VideoReader
 
 
@@ -57,7 +57,7 @@ def measure(clip: Path, bitrate: int, minutes: float, work: Path) -> dict[str, o
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clip", type=Path)
-    parser.add_argument("--bitrate", type=options.bitrate, default=600_000, help="of the small video (default 600k)")
+    parser.add_argument("--bitrate", type=bitrate, default=600_000, help="of the small video (default 600k)")
     parser.add_argument("--budget", type=float, default=8, help="minutes to train (default %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     args = parser.parse_args()

@@ -76,7 +76,7 @@ def convert(args: argparse.Namespace) -> int:
     if not args.input.is_file():
         raise CheckpointError(f"{args.input}: no such file")
     try:
-        model = read_weights(args.input).complete(recursions=args.recursions, shared_conv=args.shared_conv).build()
+        model = read_weights(args.input).build(recursions=args.recursions, shared_conv=args.shared_conv)
     except CheckpointError as error:
         raise CheckpointError(f"{args.input}: {error}") from None
     save_model(model, args.output, {"converted_from": args.input.name})

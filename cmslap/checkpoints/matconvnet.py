@@ -28,7 +28,9 @@ def read_mat(path: Path) -> Weights:
             return _vdsr(contents["model"])
         parameters = _tensors({record["name"]: record["value"] for record in contents["net"]["params"]})
         layers = {layer["name"]: layer for layer in contents["net"]["layers"]}
-        _check_activations(layers)
+        for name, layer in layers.items():
+            if layer["type"] == "dagnn.ReLU" and layer["block"]["leak"] != 0.2:
+                raise CheckpointError(f"layer {name!r} has slope {layer['block']['leak']}, expected 0.2")
         if "img_up_f" in parameters:
             return _ms_lapsrn(parameters, layers)
         if "level1_img_up_f" in parameters:
@@ -107,12 +109,6 @@ def _channels(parameters: Mapping[str, Tensor]) -> int:
 
 def _count(pattern: str, names: Mapping[str, Any]) -> int:
     return sum(re.fullmatch(pattern, name) is not None for name in names)
-
-
-def _check_activations(layers: Mapping[str, dict]) -> None:
-    for name, layer in layers.items():
-        if layer["type"] == "dagnn.ReLU" and layer["block"]["leak"] != 0.2:
-            raise CheckpointError(f"layer {name!r} has slope {layer['block']['leak']}, expected 0.2")
 
 
 def _recursions(layers: Mapping[str, dict]) -> int:

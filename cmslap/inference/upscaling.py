@@ -194,7 +194,12 @@ class Planner:
 def run(plan: Plan, progress: bool = False) -> Image.Image | np.ndarray:
     """The enlarged image of a plan; ``progress`` shows a bar over tiles and ensemble members."""
     array = np.asarray(plan.image)
-    _check_memory(array, plan)
+    needed, available = _needed_memory(array, plan), available_memory(torch.device("cpu"))
+    if needed > available:  # else the work would end in swapping or a kill
+        raise UpscaleError(
+            f"a result of {plan.target[1]}x{plan.target[0]} pixels needs {needed / 2**30:.1f} GiB of memory, "
+            f"and {available / 2**30:.1f} GiB are free"
+        )
     try:
         with _own_settings():
             result = _enlarge(array, plan, progress)
@@ -207,16 +212,6 @@ def run(plan: Plan, progress: bool = False) -> Image.Image | np.ndarray:
             raise
         raise UpscaleError(reason) from None
     return result
-
-
-def _check_memory(array: np.ndarray, plan: Plan) -> None:
-    """Refuse before the work what would end in swapping or a kill."""
-    needed, available = _needed_memory(array, plan), available_memory(torch.device("cpu"))
-    if needed > available:
-        raise UpscaleError(
-            f"a result of {plan.target[1]}x{plan.target[0]} pixels needs {needed / 2**30:.1f} GiB of memory, "
-            f"and {available / 2**30:.1f} GiB are free"
-        )
 
 
 def _needed_memory(array: np.ndarray, plan: Plan) -> int:

@@ -26,7 +26,12 @@ class Log:
     def __init__(self, path: Path, after: int, tensorboard: bool) -> None:
         self.path = path
         kept = [line for line, step in _lines(path) if step <= after]
-        self.events = _tensorboard(path.parent / "tensorboard", after) if tensorboard else None
+        self.events = None
+        if tensorboard:
+            require("tensorboard = true", "tensorboard", "tensorboard")
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.events = SummaryWriter(path.parent / "tensorboard", purge_step=after + 1)
         with replacing(path) as temporary:
             temporary.write_bytes(b"".join(kept))
 
@@ -63,13 +68,6 @@ def _lines(path: Path) -> Iterator[tuple[bytes, int]]:
         except (ValueError, LookupError, TypeError):
             raise RunError(f"{path}, line {number}: damaged; remove that line to go on") from None
         yield line, step
-
-
-def _tensorboard(folder: Path, after: int) -> Any:  # noqa: ANN401 - a SummaryWriter, which may not be installed
-    require("tensorboard = true", "tensorboard", "tensorboard")
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(folder, purge_step=after + 1)
 
 
 def curves_can_be_drawn() -> bool:

@@ -18,15 +18,9 @@ from cmslap.training.config import Config, ConfigError, flat
 from cmslap.training.data import TrainingImages
 from cmslap.training.trainer import Trainer
 
-CURVE_POINTS = 500
+CURVE_POINTS = 500  # of the loss at most, evenly spread, the last one included
 FIRST = 200  # steps whose every loss is kept, to be compared with a rerun's
 TOLERANCE = 0.01  # of a rerun's loss: other processors round differently, and training amplifies that
-
-
-def _thin(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """At most CURVE_POINTS of the entries, evenly spread, the last one included."""
-    stride = -(-len(entries) // CURVE_POINTS) or 1
-    return entries[::-1][::stride][::-1]
 
 
 def published(table: dict[str, Any]) -> dict[str, Any]:
@@ -58,6 +52,7 @@ def build(
     its first steps one by one, ``log`` are its lines.
     """
     training = [entry for entry in log if "loss" in entry]
+    stride = -(-len(training) // CURVE_POINTS) or 1
     speeds = [entry["images_per_second"] for entry in training]
     return {
         **state["origins"][-1],
@@ -70,7 +65,7 @@ def build(
         "seconds": round(state["seconds"], 1),  # with decoding, validating and saving
         "images_per_second": statistics.median(speeds) if speeds else None,  # of the training steps alone
         "first_losses": first_losses,
-        "loss": [{key: entry[key] for key in ("step", "loss", "lr")} for entry in _thin(training)],
+        "loss": [{key: entry[key] for key in ("step", "loss", "lr")} for entry in training[::-1][::stride][::-1]],
         "validation": [{key: entry[key] for key in ("step", "psnr", "mean")} for entry in log if "psnr" in entry],
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from cmslap import options
@@ -55,7 +56,7 @@ def _add_encode(actions: argparse._SubParsersAction) -> None:
     parser.add_argument("input", type=Path, metavar="IN", help="the video")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="SMALL.mp4", help="the weights: SMALL.cmsw")
     parser.add_argument(
-        "-b", "--bitrate", type=options.bitrate, required=True, metavar="N",
+        "-b", "--bitrate", type=bitrate, required=True, metavar="N",
         help="bits a second of the small video, such as 600k or 1.5M",
     )  # fmt: skip
     parser.add_argument("--budget", type=_minutes, default=10.0, metavar="MINUTES", help="to train (default 10)")
@@ -157,6 +158,15 @@ def evaluate(args: argparse.Namespace) -> int:
 
     report(args.original, args.small, not args.no_rival, args.json, args.plot)
     return 0
+
+
+def bitrate(text: str) -> int:
+    """Bits a second: 600k, 1.5M or a plain number."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([kM]?)", text)
+    bits = round(float(match[1]) * {"": 1, "k": 1000, "M": 10**6}[match[2]]) if match else 0
+    if not 1000 <= bits <= 10**9:
+        raise argparse.ArgumentTypeError(f"must be bits a second from 1k to 1000M, such as 600k or 1.5M, got {text!r}")
+    return bits
 
 
 def _minutes(text: str) -> float:

@@ -4,8 +4,6 @@ One rule for every output: a regular file appears by renaming a finished one ove
 standard stream is redirected to is written to; of a symbolic link, what it points to is meant.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """LapSRN (Lai et al., CVPR 2017): no recursion, no sharing across levels, activations after the convolutions."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 

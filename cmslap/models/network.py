@@ -3,8 +3,6 @@
 And what Laplacian pyramids have in common: levels of 2×, the receptive field they add up to, starting values.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Checkpoints that survive a kill or a full disk, and the weights a run exports."""
 
-from __future__ import annotations
-
 import io
 import pickle
 import zipfile

@@ -1,7 +1,5 @@
 """The folder of a run: whether a run may begin or go on in it, and that one at a time does."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os

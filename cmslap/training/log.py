@@ -1,7 +1,5 @@
 """The log of a run: JSON lines, TensorBoard's events on request, and the curves as an image (extra ``plot``)."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

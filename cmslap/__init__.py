@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from cmslap import ops
     from cmslap.checkpoints.checkpoint import load_model, save_model
     from cmslap.compiler import accelerate, restore
-    from cmslap.inference import upscale
+    from cmslap.inference.upscaling import upscale
     from cmslap.models import MASRN, RLRDSR, VDSR, AsymVDSR, CMSLapSRN, LapSRN, MSLapSRN
 
 # Imported when first used: importing PyTorch takes longer than the command line's --help may.
@@ -20,7 +20,7 @@ _HOMES = {  # the networks' is cmslap.models
     "load_model": "cmslap.checkpoints.checkpoint",
     "restore": "cmslap.compiler",
     "save_model": "cmslap.checkpoints.checkpoint",
-    "upscale": "cmslap.inference",
+    "upscale": "cmslap.inference.upscaling",
 }
 
 __all__ = [

@@ -1,14 +1,13 @@
 """The command line: ``cmslap upscale | compare | train | evaluate | convert | export | video | info``.
 
-Each command lives in the package it belongs to, as a module with ``add_parser(subparsers)`` and ``run(args)``; ``run``
-returns the exit status. 0 is success, 1 a failure, 2 a wrong command line. The modules import what is heavy in
-``run``, so that ``--help`` is quick.
+Each package adds its commands in its ``command.py``: ``add_parser(subparsers)`` there sets ``run`` to a function of
+the arguments that returns the exit status. 0 is success, 1 a failure, 2 a wrong command line. What is heavy is imported
+when a command runs, so that ``--help`` is quick.
 """
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import os
 import signal
@@ -18,16 +17,14 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from cmslap import __version__, info
-from cmslap.checkpoints import command as convert
-from cmslap.checkpoints import export_command as export
-from cmslap.errors import in_one_line
-from cmslap.evaluation import command as evaluate
-from cmslap.inference import command as upscale
-from cmslap.inference import compare_command as compare
-from cmslap.training import command as train
+from cmslap.checkpoints import command as checkpoints
+from cmslap.errors import in_one_line, nearest
+from cmslap.evaluation import command as evaluation
+from cmslap.inference import command as inference
+from cmslap.training import command as training
 from cmslap.video import command as video
 
-COMMANDS = (upscale, compare, train, evaluate, convert, export, video, info)
+PACKAGES = (inference, training, evaluation, checkpoints, video, info)
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -39,22 +36,17 @@ class CommandParser(argparse.ArgumentParser):
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: object = None) -> tuple[object, list[str]]:
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            self.unknown(unknown)
+            flag = next((argument.partition("=")[0] for argument in unknown if argument.startswith("-")), "")
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{nearest(flag, self._option_string_actions)}")
         return found, []
-
-    def unknown(self, arguments: list[str]) -> NoReturn:
-        message = f"unrecognized arguments: {' '.join(arguments)}"
-        flag = next((argument.partition("=")[0] for argument in arguments if argument.startswith("-")), None)
-        near = difflib.get_close_matches(flag, self._option_string_actions, n=1) if flag else []
-        self.error(message + (f"; did you mean {near[0]}?" if near else ""))
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = CommandParser(prog="cmslap", description="Laplacian-pyramid super-resolution.")
     parser.add_argument("--version", action="version", version=f"cmslap {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in COMMANDS:
-        command.add_parser(subparsers)
+    for package in PACKAGES:
+        package.add_parser(subparsers)
     return parser
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import importlib.util
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -12,6 +15,23 @@ class UserError(Exception):
     The message is one line that names the argument or file, what came, and what is accepted. Subclasses also
     derive from the built-in exception that fits (ValueError, OSError, ...), so Python callers need not know this one.
     """
+
+
+class MissingPackageError(UserError, ImportError):
+    """A package that one of the extras has and that is not installed."""
+
+
+def require(use: str, extra: str, *packages: str) -> None:
+    """Raise :class:`MissingPackageError` unless the packages that ``use`` needs, one of our extras, are installed."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingPackageError(f"{use} needs the package {missing[0]}: pip install 'cmslap[{extra}]'")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """What to add to the complaint about an unknown word: "; did you mean loss?", or nothing where none is like it."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def in_one_line(error: BaseException, *files: Path) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -59,6 +60,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
                 _pour(temporary, target)
             else:
                 _rename(temporary, target)
+
+
+def write_json(path: str | os.PathLike[str], record: object) -> None:
+    """Write a record as :func:`replacing` writes files."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -78,15 +78,6 @@ def size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def bitrate(text: str) -> int:
-    """Bits a second: 600k, 1.5M or a plain number."""
-    match = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([kM]?)", text)
-    bits = round(float(match[1]) * {"": 1, "k": 1000, "M": 10**6}[match[2]]) if match else 0
-    if not 1000 <= bits <= 10**9:
-        raise argparse.ArgumentTypeError(f"must be bits a second from 1k to 1000M, such as 600k or 1.5M, got {text!r}")
-    return bits
-
-
 def tile(text: str) -> int:
     return _whole(text, 10**9, "a number of pixels, 0 or more")
 

@@ -9,7 +9,6 @@ evaluate`; PSNR and SSIM are those of the whole image. The figures also go to a 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import matplotlib as mpl
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 import cmslap
 from cmslap.checkpoints.checkpoint import ALIASES
 from cmslap.evaluation.evaluate import Quality, enlarge, quality
-from cmslap.files import replacing
+from cmslap.files import replacing, write_json
 from cmslap.imaging.resize import imresize
 
 mpl.use("agg")
@@ -89,8 +88,7 @@ def main() -> None:
             show(axes, window, caption(title, measured[title]) if title in measured else title)
     with replacing(args.out) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
-    with replacing(args.out.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps({"scale": SCALE, "images": figures}, indent=1) + "\n")
+    write_json(args.out.with_suffix(".json"), {"scale": SCALE, "images": figures})
 
 
 if __name__ == "__main__":

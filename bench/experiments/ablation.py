@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.speed.timing import Pace, take_turns
-from cmslap.files import replacing
+from cmslap.files import write_json
 from cmslap.training import config as configuration
 from cmslap.training import directory, distributed, loop
 from cmslap.training.config import Config
@@ -79,8 +79,7 @@ def main() -> None:
     shared = {key: record[key] for key in ("commit", "torch", "device", "threads", "config", "step")}
     del shared["config"]["model"]["shared_conv"], shared["config"]["out"]
     shared["variants"] = {name: result(config, records[name], timings[name].median) for name, config in configs.items()}
-    with replacing(args.out) as temporary:
-        temporary.write_text(json.dumps(shared, indent=1) + "\n", encoding="utf-8")
+    write_json(args.out, shared)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@ weights on the first folder of ``validation.data``. Their speed is measured by `
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from bench.experiments.ablation import train
 from cmslap.checkpoints.checkpoint import load_model, save_model
 from cmslap.evaluation.evaluate import evaluate
-from cmslap.files import replacing
+from cmslap.files import write_json
 from cmslap.models import Network
 from cmslap.training import config as configuration
 
@@ -52,8 +51,7 @@ def main() -> None:
         }
     shared = {key: record[key] for key in ("commit", "torch", "device", "threads", "config", "step")}
     report = {**shared, "networks": rows}
-    with replacing(args.out) as temporary:
-        temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(args.out, report)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from cmslap.files import replacing
+from cmslap.files import replacing, write_json
 
 
 def history(runs: list[Path]) -> dict[str, Any]:
@@ -65,8 +65,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     args = parser.parse_args()
     found = history(args.runs)
-    with replacing(args.out) as temporary:
-        temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_json(args.out, found)
 
 
 if __name__ == "__main__":

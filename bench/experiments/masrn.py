@@ -9,7 +9,6 @@ sees the same images. The picture shows part of scikit-image's astronaut, enlarg
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict
@@ -21,7 +20,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from tqdm import trange
 
-from cmslap.files import replacing
+from cmslap.files import write_json
 from cmslap.imaging import imresize
 from cmslap.models import MASRN, NETWORKS, masrn
 from cmslap.provenance import provenance
@@ -191,8 +190,7 @@ def main() -> None:
         if not math.isfinite(runs[name]["loss"]):
             runs[name] = {"loss": None, "psnr": dict.fromkeys(runs[name]["psnr"])}
     report = {**provenance(torch.device("cpu")), "config": published(asdict(config)), "runs": runs}
-    with replacing(args.out) as temporary:
-        temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(args.out, report)
     if args.picture:
         shown = {
             "bicubic": imresize,

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from cmslap.checkpoints.checkpoint import load_model, save_model
-from cmslap.files import replacing
+from cmslap.files import write_json
 from cmslap.models import Network
 
 
@@ -48,8 +48,7 @@ def main() -> None:
     paths = dict(args.checkpoints)
     record["mean_of"] = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()}
     save_model(mean([load_model(path) for path in paths.values()]), args.out)
-    with replacing(args.out.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_json(args.out.with_suffix(".json"), record)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from cmslap.files import replacing
+from cmslap.files import write_json
 from cmslap.training.config import flat
 
 SHARED = ("cmslap", "torch", "device", "threads", "commit")
@@ -59,8 +59,7 @@ def main() -> None:
         row(value, [record for record, own in zip(records, changed, strict=True) if own == value]) for value in distinct
     ]
     report = {"config": base, "runs": rows}
-    with replacing(args.out) as temporary:
-        temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(args.out, report)
 
 
 if __name__ == "__main__":

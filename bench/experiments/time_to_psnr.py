@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.experiments import ablation
-from cmslap.files import replacing
+from cmslap.files import write_json
 from cmslap.ops import use_backend
 from cmslap.training import config as configuration
 from cmslap.training.config import Config
@@ -64,8 +64,7 @@ def main() -> None:
             record, points = run(config, name)
         report |= {key: record[key] for key in ("commit", "torch", "device", "threads", "config")}
         report["runs"][name] = {"seconds": reached(points, args.psnr), "curve": points}
-    with replacing(args.out) as temporary:
-        temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(args.out, report)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -25,12 +24,12 @@ import numpy as np
 from tqdm import trange
 
 from cmslap import options
-from cmslap.files import replacing
-from cmslap.options import bitrate
+from cmslap.files import write_json
 from cmslap.provenance import provenance
 from cmslap.video import SUFFIXES
 from cmslap.video.adaptation import Schedule
 from cmslap.video.cmsw import AdaptedWeights
+from cmslap.video.command import bitrate
 from cmslap.video.encode import SCENE_RATE, Encoder, Settings, spans
 from cmslap.video.evaluate import bits_of_scenes, by_networks, enlargers, psnr_of_scenes, rival, rows
 from cmslap.video.frames import Frame, bicubic, chroma_size
@@ -164,8 +163,7 @@ def main() -> None:
             result = measure(Encoder(original, work, settings, time.process_time), args.scene_budget)
         record["rates"][rate] = {"summary": summary(result["table"]), **result}
         print(rate, record["rates"][rate]["summary"])
-        with replacing(args.out) as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_json(args.out, record)
 
 
 if __name__ == "__main__":

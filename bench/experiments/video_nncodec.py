@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cmslap.files import replacing
+from cmslap.files import write_json
 from cmslap.provenance import provenance
 from cmslap.video import coding
 from cmslap.video.cmsw import flat, with_weights
@@ -125,8 +125,7 @@ def main() -> None:
         "fewer": [{"centroids": key, **result(f" {key}", bits)} for key, bits in sizes.items()],
         "nncodec": [{"qp": qp, **result(f" {qp}", bits)} for qp, bits in of_nncodec.items()],
     }  # fmt: skip
-    with replacing(args.out) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_json(args.out, record)
     print(*map(json.dumps, [record["cmsw"], *record["fewer"], *record["nncodec"]]), sep="\n")
 
 

@@ -19,6 +19,7 @@ from bench.experiments.video import sequence
 from cmslap import options
 from cmslap.video import SUFFIXES, cmsw
 from cmslap.video.adaptation import Schedule
+from cmslap.video.command import bitrate
 from cmslap.video.encode import SCENE_RATE, Encoder, Settings, spans
 from cmslap.video.reading import fingerprint
 from cmslap.video.report import report
@@ -53,7 +54,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="of clips")
     parser.add_argument("--size", type=options.size, default=(384, 216), help="of the sequence (default 384x216)")
     parser.add_argument("--scenes", type=int, default=4, help="of 32 frames (default %(default)s)")
-    parser.add_argument("--bitrate", type=options.bitrate, action="append", required=True, help="repeatable")
+    parser.add_argument("--bitrate", type=bitrate, action="append", required=True, help="repeatable")
     parser.add_argument("--lambda", dest="prices", type=float, action="append", required=True, help="repeatable")
     parser.add_argument("--budget", type=float, default=1, help="minutes of a core to train on the video")
     parser.add_argument("--scene-budget", type=float, default=1 / 6, help="minutes of a core to train on a scene")

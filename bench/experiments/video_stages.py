@@ -16,9 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from cmslap import options
-from cmslap.files import replacing
+from cmslap.files import write_json
 from cmslap.provenance import provenance
+from cmslap.video.command import bitrate
 from cmslap.video.reading import VideoReader
 
 
@@ -57,14 +57,13 @@ def measure(clip: Path, bitrate: int, minutes: float, work: Path) -> dict[str, o
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clip", type=Path)
-    parser.add_argument("--bitrate", type=options.bitrate, default=600_000, help="of the small video (default 600k)")
+    parser.add_argument("--bitrate", type=bitrate, default=600_000, help="of the small video (default 600k)")
     parser.add_argument("--budget", type=float, default=8, help="minutes to train (default %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         record = {**provenance(), **measure(args.clip, args.bitrate, args.budget, Path(work))}
-    with replacing(args.out) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_json(args.out, record)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from bench.speed.ceilings import measure_ceilings
 from bench.speed.suite import measure_all
 from cmslap.devices import find_device
 from cmslap.errors import UserError
-from cmslap.files import replacing
+from cmslap.files import write_json
 from cmslap.provenance import provenance
 
 SUITES = {"cpu": cpu, "gpu": gpu, "scaling": scaling}
@@ -98,8 +97,7 @@ def run(args: argparse.Namespace) -> int:
             record["seconds"] = round(time.monotonic() - start, 1)
             print(table.table(result) + "\n", flush=True)
             if args.json:  # after every case, so that an interruption loses one
-                with replacing(args.json) as temporary:
-                    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+                write_json(args.json, record)
     if args.plot:
         plots.PLOTS[args.suite](record, args.plot)
     return int(any(_ours_failed(result) for result in record["results"]))

@@ -20,7 +20,7 @@ from bench.speed.baselines import Baseline, gpu_backends
 from bench.speed.timing import Implementation
 from bench.speed.work import Setting, Work, forward_of, network_work
 from cmslap.checkpoints.checkpoint import load_model
-from cmslap.inference import upscale
+from cmslap.inference.upscaling import upscale
 
 SMALLEST, LARGEST = 48, 96  # pixels a side of a folder's images
 FIRST_SIDE = 64  # pixels a side of the first image

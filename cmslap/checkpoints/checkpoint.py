@@ -6,7 +6,6 @@ arguments (``config``, JSON), so a file says by itself which network it is.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Mapping
@@ -22,10 +21,12 @@ from cmslap.checkpoints.matconvnet import read_mat
 from cmslap.checkpoints.pytorch import read_pth
 from cmslap.checkpoints.weights import CheckpointError, Weights, infer
 from cmslap.devices import find_device
+from cmslap.errors import nearest
 from cmslap.files import replacing
 from cmslap.models import NETWORKS, Network
+from cmslap.options import DEFAULT_MODEL
 
-ALIASES = {"cms-lapsrn": "cms-lapsrn-d5r2"}  # the name people type -> the weights it means today
+ALIASES = {"cms-lapsrn": DEFAULT_MODEL}  # the name people type -> the weights it means today
 
 
 def save_model(model: nn.Module, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
@@ -89,8 +90,7 @@ def find_weights(name_or_path: str | os.PathLike[str]) -> Path:
         return path
     name, names = str(name_or_path), shipped_names()
     if name not in names:
-        nearest = difflib.get_close_matches(name.lower(), names, n=1)
-        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        hint = nearest(name.lower(), names)
         raise CheckpointError(f"no weights named {name!r}{hint} (known: {', '.join(names)}; or give a file)")
     return _weights_folder() / f"{ALIASES.get(name, name)}.safetensors"
 

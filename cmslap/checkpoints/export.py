@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
-from cmslap.errors import UserError
+from cmslap.errors import UserError, require
 from cmslap.files import replacing
 from cmslap.models import Network
 from cmslap.ops import use_backend
@@ -72,12 +72,9 @@ def _difference(network: Network, scale: int, run: Callable[[Tensor], Tensor], s
 
 def _write_onnx(program: ExportedProgram, path: Path, about: dict[str, str]) -> Callable[[Tensor], Tensor]:
     """Write the program; what runs the file in ONNX Runtime."""
-    try:
-        import onnx  # noqa: F401 (PyTorch's exporter needs it)
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ExportError(f".onnx needs {error.name}; install it with: pip install 'cmslap[export]'") from None
+    require("a .onnx file", "export", "onnx", "onnxscript", "onnxruntime")  # PyTorch's exporter imports the first two
+    import onnxruntime
+
     onnx_program = torch.onnx.export(
         program, dynamo=True, verbose=False, input_names=["image"], output_names=["enlarged"]
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -46,30 +46,28 @@ class Weights:
         if self.architecture not in NETWORKS:
             raise CheckpointError(f"architecture {self.architecture!r} is none of {', '.join(sorted(NETWORKS))}")
 
-    def _unsaid(self) -> list[str]:
-        return [name for name in NETWORKS[self.architecture].not_in_weights if name not in self.config]
+    def build(self, **given: int | None) -> Network:
+        """The network with these weights, on the CPU in float32 and in eval mode.
 
-    def complete(self, **given: int | None) -> Weights:
-        """With the arguments that ``config`` lacks; None stands for not given."""
+        ``given`` are arguments that ``config`` lacks; None stands for not given.
+        """
+        unsaid = [name for name in NETWORKS[self.architecture].not_in_weights if name not in self.config]
         given = {name: value for name, value in given.items() if value is not None}
         for name, value in given.items():
-            if name not in self._unsaid() and self.config.get(name) != value:
+            if name not in unsaid and self.config.get(name) != value:
                 said = f"{name}={self.config[name]}" if name in self.config else f"{self.architecture} has no {name}"
                 raise CheckpointError(f"{name}={value} was given, but the file itself says {said}")
-        return replace(self, config=self.config | given)
-
-    def build(self) -> Network:
-        """The network with these weights, on the CPU in float32 and in eval mode."""
-        if unsaid := self._unsaid():
+        if unsaid := [name for name in unsaid if name not in given]:
             options = " ".join(f"--{name.replace('_', '-')} {name[0].upper()}" for name in unsaid)
             raise CheckpointError(
                 f"it holds bare tensors of {self.architecture}, which do not say {' and '.join(unsaid)}; "
                 f"name them once with: cmslap convert IN OUT.safetensors {options}"
             )
-        self._check_claims()
+        config = self.config | given
+        self._check_claims(config)
         try:
             with torch.device("meta"), _SkipInit():  # takes no memory, whatever the file claims
-                model = NETWORKS[self.architecture](**self.config)
+                model = NETWORKS[self.architecture](**config)
         except (TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"config does not fit {self.architecture}: {error}") from None
         expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -77,10 +75,10 @@ class Weights:
         model.load_state_dict({name: tensor.float() for name, tensor in self.tensors.items()}, assign=True)
         return model.eval()
 
-    def _check_claims(self) -> None:
+    def _check_claims(self, config: dict[str, int]) -> None:
         """Refuse a configuration that is out of all proportion to the tensors before anything is made of it."""
         elements = sum(tensor.numel() for tensor in self.tensors.values())
-        for name, value in self.config.items():
+        for name, value in config.items():
             if isinstance(value, bool) or not isinstance(value, int):
                 raise CheckpointError(f"config {name} must be an integer, got {value!r:.60}")
             most = _MOST_RECURSIONS if name in NETWORKS[self.architecture].not_in_weights else elements

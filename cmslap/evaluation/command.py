@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from cmslap import options
-from cmslap.files import check_output, replacing
+from cmslap.files import check_output, write_json
 
 _EXAMPLES = """\
 examples:
@@ -39,8 +38,7 @@ def run(args: argparse.Namespace) -> int:
         check_output(args.json, args.overwrite)
     from cmslap.checkpoints.checkpoint import load_model
     from cmslap.devices import find_device, inference_autocast
-    from cmslap.evaluation.evaluate import evaluate
-    from cmslap.evaluation.tables import table, to_json
+    from cmslap.evaluation.evaluate import evaluate, table, to_json
     from cmslap.imaging import find_images
 
     device = find_device(args.device)
@@ -52,7 +50,5 @@ def run(args: argparse.Namespace) -> int:
         reports = [evaluate(model, folder, scales, progress=True) for folder in args.data]
     print(table(reports))
     if args.json is not None:
-        record = to_json(reports, model, args.model, device, args.precision)
-        with replacing(args.json) as temporary:
-            temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(args.json, to_json(reports, model, args.model, device, args.precision))
     return 0

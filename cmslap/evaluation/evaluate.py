@@ -12,20 +12,25 @@ VDSR's published tables round luma, the original's and the result's, to 8 bits i
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from cmslap.checkpoints.checkpoint import find_weights
 from cmslap.errors import UserError
 from cmslap.evaluation.metrics import WINDOW, psnr, ssim
 from cmslap.imaging import find_images, imresize, join_colour, luma, read_planes, split_colour
 from cmslap.models import Network
+from cmslap.options import PRECISIONS
+from cmslap.provenance import provenance
 
 
 class BenchmarkError(UserError, ValueError):
@@ -62,10 +67,11 @@ class Report:
     def mean(self, scale: int) -> Row:
         """Mean over the images, as the tables print it."""
         rows = [row for row in self.rows if row.scale == scale]
-        return Row("mean", scale, _mean([row.bicubic for row in rows]), _mean([row.model for row in rows]))
+        return Row("mean", scale, mean([row.bicubic for row in rows]), mean([row.model for row in rows]))
 
 
-def _mean(qualities: list[Quality]) -> Quality:
+def mean(qualities: list[Quality]) -> Quality:
+    """PSNR and SSIM, averaged each."""
     return Quality(*map(fmean, zip(*qualities, strict=True)))
 
 
@@ -137,3 +143,53 @@ def quality(
     result = result.clamp(0, 1).mul(255).round() / 255
     result, truth = luma(result), luma(truth)
     return Quality(psnr(result, truth, scale).item(), ssim(result, truth, scale).item())
+
+
+def table(reports: Iterable[Report]) -> str:
+    """Means of every set and scale, for a terminal."""
+    lines = [
+        f"{'set':<12} {'scale':>5} {'bicubic':>16} {'model':>16} {'gain':>7}",
+        f"{'':<18} {'PSNR / SSIM':>16} {'PSNR / SSIM':>16} {'dB':>7}",
+    ]
+    for report in reports:
+        for scale in report.scales():
+            row = report.mean(scale)
+            bicubic, network = (f"{quality.psnr:.2f} / {quality.ssim:.4f}" for quality in (row.bicubic, row.model))
+            gain = row.model.psnr - row.bicubic.psnr
+            lines.append(f"{report.data:<12} {f'{scale}x':>5} {bicubic:>16} {network:>16} {gain:>+7.2f}")
+    return "\n".join(lines)
+
+
+def to_json(
+    reports: Iterable[Report], model: Network, name: str, device: torch.device, precision: str
+) -> dict[str, Any]:
+    """Every figure, the weights they are for and what they were measured with."""
+    return {
+        "model": {
+            "name": Path(name).name,
+            "sha256": hashlib.sha256(find_weights(name).read_bytes()).hexdigest(),
+            "architecture": type(model).__name__,
+            "config": model.config(),
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        },
+        "precision": PRECISIONS[precision],
+        "provenance": provenance(device),
+        "results": [
+            {
+                "data": report.data,
+                "scale": scale,
+                **_figures(report.mean(scale)),
+                "images": [{"image": row.image, **_figures(row)} for row in report.rows if row.scale == scale],
+            }
+            for report in reports
+            for scale in report.scales()
+        ],
+    }
+
+
+def _figures(row: Row) -> dict[str, dict[str, float | None]]:
+    """JSON has no infinity: the PSNR of two equal images is null."""
+    return {
+        way: {"psnr": quality.psnr if math.isfinite(quality.psnr) else None, "ssim": quality.ssim}
+        for way, quality in (("bicubic", row.bicubic), ("model", row.model))
+    }

@@ -134,13 +134,9 @@ def _warn_of_losses(image: Image.Image) -> None:
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # the further images of an MPO are previews and depth maps
         warnings.warn(f"of {frames} frames only the first is read", ImageWarning, 3)
-    if image.mode in ("LA", "RGB", "RGBA") and any(";16" in _raw_mode(tile.args) for tile in image.tile):
+    stored = str([tile.args for tile in image.tile])  # how Pillow's decoder is to read samples, such as RGB;16B
+    if image.mode in ("LA", "RGB", "RGBA") and ";16" in stored:
         warnings.warn("16-bit colour is read as 8-bit", ImageWarning, 3)
-
-
-def _raw_mode(args: object) -> str:
-    """The layout of the stored samples, such as RGB;16B, out of the arguments for Pillow's decoder."""
-    return str(args[0] if isinstance(args, tuple) and args else args)
 
 
 def check_writable(path: str | os.PathLike[str], mode: str, size: tuple[int, int], suffix: str | None = None) -> None:

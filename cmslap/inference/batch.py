@@ -15,19 +15,15 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from cmslap import imaging
-from cmslap.errors import UserError, in_one_line
+from cmslap.errors import in_one_line
 from cmslap.files import check_output
 from cmslap.inference.compare import beside_bicubic
 from cmslap.inference.page import Comparison, write_page
-from cmslap.inference.plan import Planner
+from cmslap.inference.upscaling import Planner, UpscaleError
 from cmslap.inference.upscaling import run as upscale
 from cmslap.options import DEFAULT_MODEL
 
 _STDIN, _STDOUT = Path("/dev/stdin"), Path("/dev/stdout")
-
-
-class CommandError(UserError, ValueError):
-    """Inputs and an output that do not fit together."""
 
 
 class Job(NamedTuple):
@@ -70,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 def pair(inputs: list[str], output: str, recursive: bool = False, form: str | None = None) -> list[Job]:
     """What is read and what is written, a job an image; refuses clashes before any work is done.
 
-    Raises :class:`CommandError`.
+    Raises :class:`UpscaleError`.
     """
     out = _STDOUT if output == "-" else Path(output)
     found = list(dict.fromkeys(pair for name in inputs for pair in _find(name, recursive, out)))
@@ -83,7 +79,7 @@ def pair(inputs: list[str], output: str, recursive: bool = False, form: str | No
     elif one_image and not is_folder:
         jobs = [Job(found[0][0], out, _agreed(out, suffix))]
     elif is_stream or out.is_file() or (not is_folder and out.suffix.lower() in imaging.WRITABLE):
-        raise CommandError(f"-o {output} is a file; several images, or those of a folder, need a folder")
+        raise UpscaleError(f"-o {output} is a file; several images, or those of a folder, need a folder")
     else:
         names = [_output_name(below, suffix) for _, below in found]
         jobs = [Job(source, out / name, name.suffix) for (source, _), name in zip(found, names, strict=True)]
@@ -95,7 +91,7 @@ def _agreed(out: Path, suffix: str | None) -> str:
     """The format of a file that is named: by its name, with which ``--format`` must agree."""
     same = {".jpeg": ".jpg", ".tiff": ".tif"}
     if suffix is not None and same.get(out.suffix.lower(), out.suffix.lower()) != suffix:
-        raise CommandError(f"-o {out} is not named as --format {suffix[1:]} is; leave one of them out")
+        raise UpscaleError(f"-o {out} is not named as --format {suffix[1:]} is; leave one of them out")
     return out.suffix
 
 
@@ -113,7 +109,7 @@ def _find(name: str, recursive: bool, out: Path) -> Iterator[tuple[Path, Path]]:
     else:
         matches = [Path(match) for match in sorted(glob.glob(name, recursive=True)) if Path(match).is_file()]  # noqa: PTH207
         if not matches:
-            raise CommandError(f"{name}: no {'file matches' if glob.has_magic(name) else 'such file or folder'}")
+            raise UpscaleError(f"{name}: no {'file matches' if glob.has_magic(name) else 'such file or folder'}")
         for match in matches:
             yield match, Path(match.name)
 
@@ -135,9 +131,9 @@ def _check_clashes(jobs: list[Job]) -> None:
     taken: dict[Path, Path] = {}
     for source, destination, _ in jobs:
         if destination.resolve() in sources:
-            raise CommandError(f"{destination} is one of the inputs; give another -o")
+            raise UpscaleError(f"{destination} is one of the inputs; give another -o")
         if destination in taken:
-            raise CommandError(f"{taken[destination]} and {source} would both become {destination}")
+            raise UpscaleError(f"{taken[destination]} and {source} would both become {destination}")
         taken[destination] = source
 
 
@@ -145,7 +141,7 @@ def _upscale_file(job: Job, planner: Planner, args: argparse.Namespace) -> list[
     """Write one result; with ``--compare`` what the page shows of it."""
     if job.destination == _STDOUT and (sys.stdout.isatty() or sys.stdout.name == os.devnull):
         state = "a terminal" if sys.stdout.isatty() else "closed"
-        raise CommandError(f"{_STDOUT}: standard output is {state}; redirect it to a file or a program")
+        raise UpscaleError(f"{_STDOUT}: standard output is {state}; redirect it to a file or a program")
     check_output(job.destination, args.overwrite)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", imaging.ImageWarning)

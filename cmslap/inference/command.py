@@ -1,4 +1,4 @@
-"""``cmslap upscale``: images or videos in, larger ones out."""
+"""``cmslap upscale``: images or videos in, larger ones out; ``cmslap compare``: a page with before/after sliders."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 
 from cmslap import options, video
+from cmslap.errors import require
 
-_DESCRIPTION = """\
+_UPSCALE_DESCRIPTION = """\
 Enlarge images and videos.
 
 IN are files, folders and patterns such as 'photos/*.png'; - is standard input. OUT is a file, a folder, or - for
@@ -18,7 +19,7 @@ A video (mp4, mkv, mov, webm and others) keeps its time stamps, colors, sound an
 when the same command is given again.
 """
 
-_EXAMPLES = """\
+_UPSCALE_EXAMPLES = """\
 examples:
   cmslap upscale photo.jpg -o large.png
   cmslap upscale holiday/ -o large/ --scale 2 --skip-existing
@@ -29,9 +30,28 @@ examples:
 """
 
 
+_COMPARE_DESCRIPTION = """\
+Make a page that shows images enlarged by bicubic interpolation and by networks, under a slider and a magnifier.
+
+The page is one file that needs no other, to be opened in a browser or sent to somebody. With --original, each IN is a
+large image: it is shrunk first, and the page has it beside the enlargements, with PSNR and SSIM.
+"""
+
+_COMPARE_EXAMPLES = """\
+examples:
+  cmslap compare photo.jpg -o page.html
+  cmslap compare photos/ -o page.html --original -m cms-lapsrn-d5r2 -m cms-lapsrn-d5r8
+"""
+
+
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    _add_upscale(subparsers)
+    _add_compare(subparsers)
+
+
+def _add_upscale(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
-        "upscale", help="enlarge images and videos", description=_DESCRIPTION, epilog=_EXAMPLES
+        "upscale", help="enlarge images and videos", description=_UPSCALE_DESCRIPTION, epilog=_UPSCALE_EXAMPLES
     )
     parser.add_argument("inputs", nargs="*", metavar="IN", help="image, video, folder, pattern, or - for stdin")
     parser.add_argument("-i", "--input", action="extend", nargs="+", default=[], metavar="IN", help="IN, as an option")
@@ -54,7 +74,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--huge", action="store_true", help="read images over the limit that guards against hostile ones"
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="a line for each image that is written")
-    parser.set_defaults(run=run, parser=parser)
+    parser.set_defaults(run=upscale, parser=parser)
 
 
 def _add_size_options(parser: argparse.ArgumentParser) -> None:
@@ -83,15 +103,39 @@ def _add_writing_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compare", type=Path, metavar="PAGE.html", help=page)
 
 
-def run(args: argparse.Namespace) -> int:
+def _add_compare(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser(
+        "compare",
+        help="make a page with before/after sliders",
+        description=_COMPARE_DESCRIPTION,
+        epilog=_COMPARE_EXAMPLES,
+    )
+    parser.add_argument("inputs", nargs="+", metavar="IN", help="image or folder")
+    parser.add_argument("-o", "--output", required=True, type=Path, metavar="PAGE.html", help="the page to write")
+    parser.add_argument(
+        "-s", "--scale", type=options.scale, default=options.DEFAULT_SCALE, metavar="S",
+        help="factor above 1 (default %(default)s)",
+    )  # fmt: skip
+    options.add_model_option(parser, "; repeatable", action="append")
+    parser.add_argument("--original", action="store_true", help="shrink each image first, and show it as well")
+    options.add_device_options(parser)
+    parser.add_argument("--overwrite", action="store_true", help="replace the page if it exists")
+    parser.set_defaults(run=compare)
+
+
+def upscale(args: argparse.Namespace) -> int:
     args.inputs += args.input
     if not args.inputs:
         args.parser.error("the following arguments are required: IN")
     if any(Path(name).suffix.lower() in video.SUFFIXES for name in args.inputs):
-        video.require("av")
-        from cmslap.video.upscale import run as upscale_videos
+        require("a video", "video", "av")
+        from cmslap.video.upscale import run
+    else:
+        from cmslap.inference.batch import run
+    return run(args)
 
-        return upscale_videos(args)
-    from cmslap.inference.batch import run as upscale_all
 
-    return upscale_all(args)
+def compare(args: argparse.Namespace) -> int:
+    from cmslap.inference.compare import run
+
+    return run(args)

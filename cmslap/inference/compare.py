@@ -22,6 +22,7 @@ from cmslap.devices import find_device, inference_autocast
 from cmslap.errors import UserError, in_one_line
 from cmslap.evaluation.evaluate import Quality, quality
 from cmslap.evaluation.metrics import WINDOW
+from cmslap.files import check_output
 from cmslap.imaging import find_images, imresize, interpolable, read_image, store_planes, to_8_bits, to_planes
 from cmslap.inference.page import Comparison, Version, write_page
 from cmslap.inference.upscaling import upscale
@@ -38,6 +39,7 @@ class ComparisonError(UserError, ValueError):
 
 def run(args: argparse.Namespace) -> int:
     """Write the page that ``cmslap compare`` is asked for, without the images that cannot be shown."""
+    check_output(args.output, args.overwrite)
     if args.original and args.scale != int(args.scale):
         raise ComparisonError(f"--original takes a whole --scale, got {args.scale:g}")
     device = find_device(args.device)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from collections.abc import Callable, Iterator
 from math import ceil
 from pathlib import Path
@@ -24,7 +25,6 @@ MEMBERS = 8  # of the self-ensemble
 WORKING_MEMORY = 2**30  # bytes for the network's feature maps on a CPU
 _SMALLEST_TILE = 32  # LR pixels: below, nearly all the work is halo
 _TILE_TO_HALO = 6  # a tile this many halos wide has as much again around it, nearly
-_UNKNOWN = 2 * 2**30  # bytes assumed where the system does not say
 _LARGEST_TENSOR = 2**31 - 1  # elements; convolution libraries index with 32 bits
 
 
@@ -171,24 +171,8 @@ def available_memory(device: torch.device) -> int:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    return min(_available_to_system(), _container_limit())
-
-
-def _available_to_system() -> int:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass  # not Linux
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    except (AttributeError, ValueError, OSError):
-        return _UNKNOWN
-
-
-def _container_limit() -> int:
-    try:
-        return int(Path("/sys/fs/cgroup/memory.max").read_text())
-    except (OSError, ValueError):  # no cgroup, or "max"
-        return 2**63 - 1
+    system, container = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+    found = re.search(r"MemAvailable: *(\d+) kB", system.read_text()) if system.exists() else None
+    available = 1024 * int(found[1]) if found else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    limit = container.read_text().strip() if container.exists() else "max"
+    return available if limit == "max" else min(available, int(limit))

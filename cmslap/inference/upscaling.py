@@ -1,23 +1,57 @@
-"""Upscaling one image: the network on luma or RGB, MATLAB's bicubic on chroma and alpha."""
+"""Upscaling one image: the network on luma or RGB, MATLAB's bicubic on chroma and alpha.
+
+What it will do (network, factor, sizes, tiles, precision) is settled in a plan before any of it is done.
+"""
 
 from __future__ import annotations
 
 import math
+import numbers
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 
-from cmslap.errors import out_of_memory
-from cmslap.imaging import imresize, imresize_rows, join_colour, split_colour, spread_colour, store_planes, to_planes
-from cmslap.inference.plan import Plan, Planner, UpscaleError
-from cmslap.inference.tiling import available_memory, super_resolve_rows
+from cmslap.checkpoints.checkpoint import load_model
+from cmslap.devices import inference_autocast
+from cmslap.errors import UserError, out_of_memory
+from cmslap.imaging import (
+    imresize,
+    imresize_rows,
+    interpolable,
+    join_colour,
+    split_colour,
+    spread_colour,
+    store_planes,
+    to_planes,
+)
+from cmslap.inference.tiling import Tile, available_memory, divide, super_resolve_rows, working_memory
+from cmslap.models import Network
+from cmslap.options import DEFAULT_MODEL, DEFAULT_SCALE
 
 _ROWS = 128  # of the result that are joined, converted and rounded at a time
+
+
+class UpscaleError(UserError, ValueError):
+    """A scale, size, tile, device, array or output that cannot be served; the message says what can."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one image is enlarged."""
+
+    image: Image.Image | np.ndarray  # in a mode that can be interpolated
+    target: tuple[int, int]  # height, width of the result
+    network: Network
+    factor: int  # the scale the network runs at; bicubic makes the target of that
+    tiles: list[Tile]
+    ensemble: bool
+    autocast: torch.autocast  # of the network's precision
 
 
 def upscale(
@@ -87,10 +121,85 @@ def _own_settings() -> Iterator[None]:
         torch.set_default_dtype(default)
 
 
+class Planner:
+    """Makes the plans of any number of images. Arguments and errors as of :func:`upscale`.
+
+    What is wrong whatever the image is refused here, once.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | str | os.PathLike[str] | None = None,
+        scale: float | None = None,
+        *,
+        size: tuple[int, int] | None = None,  # width, height
+        tile: int | None = None,
+        ensemble: bool = False,
+        device: str | torch.device | None = None,
+        precision: str = "float32",
+    ) -> None:
+        if scale is not None and size is not None:
+            raise UpscaleError("scale and size exclude each other; give one of them")
+        scale = DEFAULT_SCALE if scale is None else scale
+        if isinstance(scale, bool) or not isinstance(scale, numbers.Real) or not 1 < scale < math.inf:
+            raise UpscaleError(f"scale must be a number above 1, got {scale!r}; shrinking is cmslap.imaging.imresize's")
+        if tile is not None and (isinstance(tile, bool) or not isinstance(tile, int) or tile < 0):
+            raise UpscaleError(f"tile must be an integer of at least 0 pixels, got {tile!r}")
+        if isinstance(model, nn.Module) and device is not None:
+            raise UpscaleError("device goes with a model's name; a network that is passed in runs where it is")
+        self.scale, self.size, self.tile, self.ensemble = scale, size, tile, ensemble
+        model = DEFAULT_MODEL if model is None else model
+        self.network = model if isinstance(model, nn.Module) else load_model(model, device=device or "auto")
+        self.autocast = inference_autocast(precision, next(self.network.parameters()).device)
+        if size is None:
+            self._factor(scale)
+
+    def plan(self, image: Image.Image | np.ndarray) -> Plan:
+        """How to enlarge ``image``."""
+        if isinstance(image, Image.Image):
+            image = interpolable(image)
+            shape = (image.height, image.width, len(image.getbands()))
+        else:
+            image = np.asarray(image)
+            shape = image.shape
+            if not (image.dtype.kind == "f" or (image.dtype.kind == "u" and image.dtype.itemsize <= 2)):
+                raise UpscaleError(f"image must be uint8, uint16 or floating point, got {image.dtype}")
+        if len(shape) not in (2, 3) or 0 in shape or shape[2:] > (4,):
+            raise UpscaleError(f"image must be [H, W] or [H, W, 1 to 4], got shape {list(shape)}")
+        height, width = shape[:2]
+        target = self._target(height, width)
+        factor = self._factor(max(target[0] / height, target[1] / width))
+        tiles = divide(self.network, factor, (height, width), self.tile)
+        return Plan(image, target, self.network, factor, tiles, self.ensemble, self.autocast)
+
+    def _target(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the result for an image of ``height`` × ``width``; it must be an enlargement."""
+        if self.size is None:
+            return math.floor(height * self.scale + 0.5), math.floor(width * self.scale + 0.5)
+        wanted_width, wanted_height = self.size
+        if min(self.size) < 1 or (wanted_height <= height and wanted_width <= width):
+            wanted, given = f"{wanted_width}x{wanted_height}", f"{width}x{height}"
+            raise UpscaleError(f"size must be larger than the image's {given} in one side, got {wanted}")
+        return wanted_height, wanted_width
+
+    def _factor(self, ratio: float) -> int:
+        """The smallest of the network's scales that is at least ``ratio``."""
+        factor = next((scale for scale in self.network.scales if scale >= ratio), None)
+        if factor is None:
+            name, largest = type(self.network).__name__, self.network.scales[-1]
+            raise UpscaleError(f"this {name} serves scales up to {largest}, and {ratio:g} was asked for")
+        return factor
+
+
 def run(plan: Plan, progress: bool = False) -> Image.Image | np.ndarray:
     """The enlarged image of a plan; ``progress`` shows a bar over tiles and ensemble members."""
     array = np.asarray(plan.image)
-    _check_memory(array, plan)
+    needed, available = _needed_memory(array, plan), available_memory(torch.device("cpu"))
+    if needed > available:  # else the work would end in swapping or a kill
+        raise UpscaleError(
+            f"a result of {plan.target[1]}x{plan.target[0]} pixels needs {needed / 2**30:.1f} GiB of memory, "
+            f"and {available / 2**30:.1f} GiB are free"
+        )
     try:
         with _own_settings():
             result = _enlarge(array, plan, progress)
@@ -105,16 +214,6 @@ def run(plan: Plan, progress: bool = False) -> Image.Image | np.ndarray:
     return result
 
 
-def _check_memory(array: np.ndarray, plan: Plan) -> None:
-    """Refuse before the work what would end in swapping or a kill."""
-    needed, available = _needed_memory(array, plan), available_memory(torch.device("cpu"))
-    if needed > available:
-        raise UpscaleError(
-            f"a result of {plan.target[1]}x{plan.target[0]} pixels needs {needed / 2**30:.1f} GiB of memory, "
-            f"and {available / 2**30:.1f} GiB are free"
-        )
-
-
 def _needed_memory(array: np.ndarray, plan: Plan) -> int:
     """Bytes of main memory at most, the image itself left out: the result, and what makes it or Pillow's copy of it."""
     height, width, *channels = array.shape
@@ -124,9 +223,10 @@ def _needed_memory(array: np.ndarray, plan: Plan) -> int:
     row_of_tiles = 4 * plan.network.image_channels * plan.factor**2 * rows * width
     if plan.target != (plan.factor * height, plan.factor * width):
         row_of_tiles *= 3  # with what imresize_rows makes of it
+    network = working_memory(plan.network, plan.factor, plan.tiles)
     joining = 4 * (3 * channels + 6) * min(_ROWS, plan.target[0]) * plan.target[1]
     copy = 4 * pixels if isinstance(plan.image, Image.Image) and plan.image.mode in ("LA", "RGB") else 0
-    return array.itemsize * channels * pixels + max(copy, planes + row_of_tiles + max(plan.working_memory, joining))
+    return array.itemsize * channels * pixels + max(copy, planes + row_of_tiles + max(network, joining))
 
 
 def _enlarge(array: np.ndarray, plan: Plan, progress: bool) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 
@@ -10,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cmslap import ops
-from cmslap.models.network import length, unrounded
-from cmslap.models.pyramid import Pyramid, bilinear_kernel
+from cmslap.models.network import Pyramid, length, unrounded
 
 
 class _Level(nn.Module):
@@ -62,18 +60,6 @@ class LapSRN(Pyramid):
         if super().check_scale(scale) > self.scale:
             raise ValueError(f"scale must be at most {self.scale}, the levels this LapSRN has weights for, got {scale}")
         return scale
-
-    def reset_parameters(self) -> None:
-        """Start as the reference code does: kernels N(0, 2/(9·C)), conv_in σ = 0.001, bilinear image upsampling."""
-        sigma = math.sqrt(2 / (9 * self.channels))
-        for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                nn.init.zeros_(parameter)
-            elif name.endswith("image_weight"):
-                with torch.no_grad():
-                    parameter.copy_(bilinear_kernel())
-            else:
-                nn.init.normal_(parameter, std=1e-3 if name.startswith("conv_in") else sigma)
 
     def forward(
         self,

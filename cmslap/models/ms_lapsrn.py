@@ -6,15 +6,13 @@ The two networks differ in one thing: where the feature upsampling takes its ker
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from cmslap import ops
-from cmslap.models.network import check_positive, length, unrounded
-from cmslap.models.pyramid import Pyramid, bilinear_kernel
+from cmslap.models.network import Pyramid, check_positive, length, unrounded
 
 
 class _RecursivePyramid(Pyramid):
@@ -38,18 +36,6 @@ class _RecursivePyramid(Pyramid):
         self.conv_res = nn.Conv2d(channels, 1, 3, padding=1)
         self.image_weight = nn.Parameter(torch.empty(1, 1, 4, 4))
         self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Start as the reference code does: kernels N(0, 2/(9·C)), conv_in σ = 0.001, bilinear image upsampling."""
-        sigma = math.sqrt(2 / (9 * self.channels))
-        nn.init.normal_(self.conv_in.weight, std=1e-3)
-        for kernel in (self.embedding_weight, self.upsample_weight, self.conv_res.weight):
-            if kernel is not None:
-                nn.init.normal_(kernel, std=sigma)
-        for bias in (self.conv_in.bias, self.embedding_bias, self.upsample_bias, self.conv_res.bias):
-            nn.init.zeros_(bias)
-        with torch.no_grad():
-            self.image_weight.copy_(bilinear_kernel())
 
     def forward(
         self,

@@ -38,12 +38,6 @@ def writing(path: Path) -> Iterator[None]:
         raise CheckpointError(f"cannot write {path}: {reason}{kept}") from error
 
 
-def write(path: Path, data: bytes) -> None:
-    """Replace the file whole. Raises :class:`CheckpointError`; the previous file then survives."""
-    with writing(path), replacing(path) as temporary:
-        temporary.write_bytes(data)
-
-
 def save(folder: Path, state: dict[str, Any]) -> None:
     """Write ``state`` (tensors and plain values) as ``last.pt``; an intact one before it stays as ``previous.pt``.
 

@@ -51,7 +51,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     from cmslap.training import config
     from cmslap.training.loop import train
-    from cmslap.training.reproduce import reproduce
+    from cmslap.training.record import reproduce
 
     settings = args.settings + (args.resume or []) + (args.reproduce or [])
     made = config.load(args.config, settings, begun=args.reproduce is not None)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import difflib
 import inspect
 import json
 import math
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cmslap.devices import PRECISIONS
-from cmslap.errors import UserError
+from cmslap.errors import UserError, nearest
 from cmslap.models import NETWORKS, Network
 from cmslap.training import SHIPPED, shipped
 
@@ -204,16 +203,13 @@ def _require(condition: object, key: str, value: object, accepted: str) -> None:
 
 
 def _one_of(key: str, value: object, accepted: Sequence[str]) -> None:
-    if value not in accepted:
-        close = difflib.get_close_matches(str(value), accepted, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"{key} = {value!r}: expected one of {', '.join(accepted)}{hint}")
+    near = nearest(str(value), accepted)
+    _require(value in accepted, key, value, f"one of {', '.join(accepted)}{near}")
 
 
 def _unknown(key: str, table: str, accepted: Sequence[str]) -> str:
-    close = difflib.get_close_matches(key, accepted, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(accepted)}"
-    return f"unknown key {key!r} in {f'table [{table}]' if table else 'the top level'}; {hint}"
+    where = f"table [{table}]" if table else "the top level"
+    return f"unknown key {key!r} in {where}{nearest(key, accepted) or '; it takes ' + ', '.join(accepted)}"
 
 
 def _typed(value: Any, wanted: Any, key: str) -> Any:  # noqa: ANN401 - a TOML value

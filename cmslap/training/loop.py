@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -16,19 +16,38 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cmslap import ops
+from cmslap.files import write_json
 from cmslap.provenance import provenance
-from cmslap.training import checkpoint, curves, directory, distributed, record
-from cmslap.training.clock import DataClock
+from cmslap.training import checkpoint, directory, distributed, record
 from cmslap.training.config import Config
-from cmslap.training.data import TrainingImages
+from cmslap.training.data import DataClock, TrainingImages
 from cmslap.training.directory import RunError
 from cmslap.training.distributed import Workers
-from cmslap.training.log import Log
-from cmslap.training.stop import StopRequest
+from cmslap.training.log import Log, curves_can_be_drawn, draw_curves
+from cmslap.training.record import mean_loss
 from cmslap.training.trainer import Trainer
 from cmslap.training.validation import ValidationSets
 
 CURVES_EVERY = 30  # seconds: drawing takes a good part of one
+
+
+class StopRequest:
+    """While entered, the first SIGINT or SIGTERM only sets ``signal`` to its number; a second one acts as usual."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        signal.signal(number, self.previous[number])
+
+    def __enter__(self) -> StopRequest:
+        self.previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
 
 
 class Run:
@@ -64,7 +83,7 @@ class Run:
         if workers.first:
             self.log = Log(self.out / directory.LOG, self.step, config.tensorboard)
             self.best = max([self.best, *(entry["mean"] for entry in self.log.read() if "mean" in entry)])
-            if not curves.available():
+            if not curves_can_be_drawn():
                 self._say("no curves.png: matplotlib is not installed; pip install cmslap[plot]")
 
     def _resume(self) -> None:
@@ -221,10 +240,11 @@ class Run:
         now, entries = time.perf_counter(), self.log.read()
         first = [mean_loss(losses, self.counts) for losses in self.first_losses[: self.step].cpu()]
         made = record.build(self._state(), self.init_sha256, len(self.images), first, entries)
-        checkpoint.write(self.out / "record.json", (json.dumps(made, indent=1) + "\n").encode())
-        if curves.available() and (ending or now - self.drawn > CURVES_EVERY):
+        with checkpoint.writing(self.out / "record.json"):
+            write_json(self.out / "record.json", made)
+        if curves_can_be_drawn() and (ending or now - self.drawn > CURVES_EVERY):
             with checkpoint.writing(self.out / "curves.png"):
-                curves.draw(self.out / "curves.png", entries)
+                draw_curves(self.out / "curves.png", entries)
             self.drawn = now
 
     def _state(self) -> dict[str, Any]:
@@ -234,12 +254,6 @@ class Run:
     def _say(self, text: str) -> None:
         if self.workers.first:
             tqdm.write(text, file=sys.stderr)
-
-
-def mean_loss(scale_losses: Tensor, counts: dict[int, int]) -> float:
-    """Mean over a step's images of the scales' mean losses [number of scales], on the CPU."""
-    images = torch.tensor(list(counts.values()), dtype=torch.float64)
-    return float((scale_losses * images).sum() / images.sum())
 
 
 def train(config: Config, resume: bool = False, resume_hint: str = "--resume") -> int:

@@ -1,23 +1,26 @@
-"""The training record: what a set of weights came from, as JSON beside them."""
+"""The training record: what a set of weights came from, as JSON beside them; and whether it still holds."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import statistics
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+from tqdm import trange
+
 from cmslap.checkpoints.checkpoint import find_weights
-from cmslap.training.config import Config, flat
+from cmslap.training import distributed
+from cmslap.training.config import Config, ConfigError, flat
+from cmslap.training.data import TrainingImages
+from cmslap.training.trainer import Trainer
 
-CURVE_POINTS = 500
+CURVE_POINTS = 500  # of the loss at most, evenly spread, the last one included
 FIRST = 200  # steps whose every loss is kept, to be compared with a rerun's
-
-
-def _thin(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """At most CURVE_POINTS of the entries, evenly spread, the last one included."""
-    stride = -(-len(entries) // CURVE_POINTS) or 1
-    return entries[::-1][::stride][::-1]
+TOLERANCE = 0.01  # of a rerun's loss: other processors round differently, and training amplifies that
 
 
 def published(table: dict[str, Any]) -> dict[str, Any]:
@@ -49,6 +52,7 @@ def build(
     its first steps one by one, ``log`` are its lines.
     """
     training = [entry for entry in log if "loss" in entry]
+    stride = -(-len(training) // CURVE_POINTS) or 1
     speeds = [entry["images_per_second"] for entry in training]
     return {
         **state["origins"][-1],
@@ -61,6 +65,54 @@ def build(
         "seconds": round(state["seconds"], 1),  # with decoding, validating and saving
         "images_per_second": statistics.median(speeds) if speeds else None,  # of the training steps alone
         "first_losses": first_losses,
-        "loss": [{key: entry[key] for key in ("step", "loss", "lr")} for entry in _thin(training)],
+        "loss": [{key: entry[key] for key in ("step", "loss", "lr")} for entry in training[::-1][::stride][::-1]],
         "validation": [{key: entry[key] for key in ("step", "psnr", "mean")} for entry in log if "psnr" in entry],
     }
+
+
+def mean_loss(scale_losses: Tensor, counts: dict[int, int]) -> float:
+    """Mean over a step's images of the scales' mean losses [number of scales], on the CPU."""
+    images = torch.tensor(list(counts.values()), dtype=torch.float64)
+    return float((scale_losses * images).sum() / images.sum())
+
+
+def reproduce(path: Path, config: Config) -> int:
+    """Rerun the first steps of the record at ``path``, whose configuration is ``config``; nothing is written.
+
+    Prints the largest difference of a loss, and returns 0 if it is within :data:`TOLERANCE`, else 1. With the
+    record's commit, kind of processor and number of threads there is none.
+    """
+    record = json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else {}
+    recorded = record.get("first_losses")
+    if not recorded:
+        raise ConfigError(f"{path} keeps no losses of first steps to compare with: a run's record.json is expected")
+    begun_from = record.get("init_sha256")
+    if begun_from and begun_from != init_digest(config):
+        raise ConfigError(
+            f"init = {config.init!r} are not the weights this run began from; give theirs with init=FILE. Those that "
+            "came with the package then are in its history: "
+            f"git show {record['commit'].removesuffix('-dirty')}:cmslap/weights/NAME.safetensors"
+        )
+    differences = [abs(loss / was - 1) for loss, was in zip(first_losses(config, len(recorded)), recorded, strict=True)]
+    worst = max(range(len(differences)), key=differences.__getitem__)
+    equal = sum(difference == 0 for difference in differences)
+    print(
+        f"{len(recorded)} losses, {equal} of them equal to the bit; "
+        f"the largest relative difference is {differences[worst]:.1e}, in step {worst + 1}"
+    )
+    return int(differences[worst] > TOLERANCE)
+
+
+def first_losses(config: Config, steps: int) -> list[float]:
+    """The losses of a run's first steps, in one process."""
+    workers = distributed.start(config.device)
+    try:
+        trainer, counts = Trainer(config, workers), config.counts
+        images = TrainingImages(config.data, config.patch, trainer.model, workers.device)
+        values = []
+        for step in trange(steps, desc="rerunning", unit="step"):
+            scale_losses = trainer.learn(step, images.batch(step, config.seed, counts))
+            values.append(mean_loss(scale_losses.cpu(), counts))
+        return values
+    finally:
+        distributed.stop(workers)

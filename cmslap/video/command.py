@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from cmslap import options
+from cmslap.errors import require
 
 _DESCRIPTION = """\
 Send a video at half its size, and beside it the weights of a tiny network trained on this very video.
@@ -54,7 +56,7 @@ def _add_encode(actions: argparse._SubParsersAction) -> None:
     parser.add_argument("input", type=Path, metavar="IN", help="the video")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="SMALL.mp4", help="the weights: SMALL.cmsw")
     parser.add_argument(
-        "-b", "--bitrate", type=options.bitrate, required=True, metavar="N",
+        "-b", "--bitrate", type=bitrate, required=True, metavar="N",
         help="bits a second of the small video, such as 600k or 1.5M",
     )  # fmt: skip
     parser.add_argument("--budget", type=_minutes, default=10.0, metavar="MINUTES", help="to train (default 10)")
@@ -101,9 +103,8 @@ def _add_evaluate(actions: argparse._SubParsersAction) -> None:
 
 def encode(args: argparse.Namespace) -> int:
     from cmslap.files import check_output
-    from cmslap.video import require
 
-    require("av", "constriction", "scipy")
+    require("a video", "video", "av", "constriction", "scipy")
     from cmslap.video.encode import Settings
     from cmslap.video.encode import encode as run
     from cmslap.video.writing import check
@@ -127,9 +128,8 @@ def encode(args: argparse.Namespace) -> int:
 
 def decode(args: argparse.Namespace) -> int:
     from cmslap.files import check_output
-    from cmslap.video import require
 
-    require("av", "constriction", "scipy")
+    require("a video", "video", "av", "constriction", "scipy")
     from cmslap.devices import find_device, inference_autocast
     from cmslap.video.enlarge import ByScene, enlarge_video
     from cmslap.video.evaluate import load_beside
@@ -150,15 +150,23 @@ def decode(args: argparse.Namespace) -> int:
 
 def evaluate(args: argparse.Namespace) -> int:
     from cmslap.files import check_output
-    from cmslap.video import require
 
-    require("av", "constriction", "scipy", "bjontegaard")
+    require("a video", "video", "av", "constriction", "scipy", "bjontegaard")
     for path in filter(None, (args.json, args.plot)):
         check_output(path, args.overwrite)
     from cmslap.video.report import report
 
     report(args.original, args.small, not args.no_rival, args.json, args.plot)
     return 0
+
+
+def bitrate(text: str) -> int:
+    """Bits a second: 600k, 1.5M or a plain number."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([kM]?)", text)
+    bits = round(float(match[1]) * {"": 1, "k": 1000, "M": 10**6}[match[2]]) if match else 0
+    if not 1000 <= bits <= 10**9:
+        raise argparse.ArgumentTypeError(f"must be bits a second from 1k to 1000M, such as 600k or 1.5M, got {text!r}")
+    return bits
 
 
 def _minutes(text: str) -> float:

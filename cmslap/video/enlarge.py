@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from cmslap.inference import upscaling
-from cmslap.inference.plan import Planner
 from cmslap.inference.tiling import divide, super_resolve_rows
+from cmslap.inference.upscaling import Planner, run
 from cmslap.models import Network
 from cmslap.video.cmsw import AdaptedWeights
 from cmslap.video.frames import Frame, bicubic, chroma_size, cropped_or_padded, from_av, padded, to_av
@@ -78,7 +77,7 @@ class ByNetwork:
         if self.planner.network.image_channels == 3:
             return padded(self._in_rgb(frame), _EVEN)
         plan = self.planner.plan(frame.luma.astype(np.float32) / frame.white)
-        luma = upscaling.run(plan)
+        luma = run(plan)
         return with_luma(frame, (luma * frame.white).round().astype(frame.luma.dtype))
 
     def _in_rgb(self, frame: Frame) -> Frame:
@@ -86,7 +85,7 @@ class ByNetwork:
         image = to_av(frame)
         image.color_range, image.colorspace = self.color[:2]
         rgb = image.reformat(format="rgb24" if frame.white == 255 else "rgb48le").to_ndarray()
-        larger = upscaling.run(self.planner.plan(rgb))
+        larger = run(self.planner.plan(rgb))
         back = av.VideoFrame.from_ndarray(larger, "rgb24" if frame.white == 255 else "rgb48le")
         unspecified = 2
         matrix = None if self.color[1] == unspecified else self.color[1]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from cmslap.files import replacing
+from cmslap.files import replacing, write_json
 from cmslap.provenance import provenance
 from cmslap.video.evaluate import load_beside, rival, table
 from cmslap.video.reading import VideoReader
@@ -35,8 +34,7 @@ def report(original: Path, smalls: Sequence[Path], with_rival: bool, record: Pat
         )
     if record is not None:
         data = {**provenance(), "original": original.name, "results": results, "bjontegaard": differences}
-        with replacing(record) as temporary:
-            temporary.write_text(json.dumps(finite(data), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(record, finite(data))
     if plot is not None:
         draw(results, plot)
 

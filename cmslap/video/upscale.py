@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from cmslap.files import check_output
-from cmslap.inference.plan import Planner
+from cmslap.inference.upscaling import Planner
 from cmslap.video import SUFFIXES
 from cmslap.video.cmsw import CmswError
 from cmslap.video.enlarge import ByNetwork, enlarge_video

@@ -59,7 +59,7 @@ def test_recursions_must_be_given(model, same, tmp_path):
     path = saved(model.state_dict(), tmp_path / "model.pth")
     refused(path, "do not say recursions", "cmslap convert")
     shared = {"shared_conv": 2} if isinstance(model, CMSLapSRN) else {}
-    assert same(model, read_weights(path).complete(recursions=3, **shared).build())
+    assert same(model, read_weights(path).build(recursions=3, **shared))
 
 
 def test_the_public_ms_lapsrn_ports_are_refused(tmp_path):

@@ -8,7 +8,8 @@ from PIL import Image
 import cmslap
 from cmslap.devices import DeviceError
 from cmslap.imaging import imresize, rgb_to_ycbcr, ycbcr_to_rgb
-from cmslap.inference import UpscaleError, tiling, upscaling
+from cmslap.inference import tiling, upscaling
+from cmslap.inference.upscaling import UpscaleError
 from cmslap.models import NETWORKS
 
 SMALL = {

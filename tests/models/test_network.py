@@ -10,7 +10,8 @@ import cmslap
 from cmslap.checkpoints.checkpoint import CheckpointError
 from cmslap.evaluation.evaluate import BenchmarkError, evaluate, quality
 from cmslap.imaging import imresize, rgb_to_ycbcr
-from cmslap.inference import UpscaleError, tiling
+from cmslap.inference import tiling
+from cmslap.inference.upscaling import UpscaleError
 from cmslap.models import NETWORKS, Network
 from cmslap.training.config import ConfigError, from_dict
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cmslap.training.config import LossConfig
-from cmslap.training.losses import pixel_loss, pyramid_loss
+from cmslap.training.trainer import pixel_loss, pyramid_loss
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import pytest
 
 from cmslap.cli import main
 from cmslap.training import config as configuration
-from cmslap.training import loop, reproduce
+from cmslap.training import loop
+from cmslap.training.record import first_losses
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_a_run_resumed_with_other_settings_is_rerun_with_those_it_began_with(con
     assert configuration.load(str(path)).patch == 32
     assert configuration.load(str(path), begun=True).steps == 6
     again = configuration.load(str(path), [f"data.train={json.dumps(begun.data.train)}"], begun=True)
-    assert reproduce.losses(again, 6) == record["first_losses"][:6]
+    assert first_losses(again, 6) == record["first_losses"][:6]
 
 
 def test_what_is_no_record_is_told_in_one_line(tmp_path, images, capsys):

@@ -141,7 +141,7 @@ def test_upscale_by_a_network_of_luma_and_of_rgb(here, capfd, monkeypatch, sound
                 return [cmslap.imaging.imresize(image, float(scale or 2))]
 
         loaded = Bicubic(**TINY).eval()
-        monkeypatch.setattr("cmslap.inference.plan.load_model", lambda *args, **options: loaded)
+        monkeypatch.setattr("cmslap.inference.upscaling.load_model", lambda *args, **options: loaded)
     assert run(capfd, f"upscale in.mp4 -o large.mp4 -m {model} -s 2 --crf 2 --preset ultrafast -g cpu")[0] == 0
     assert times_of("large.mp4") == times_of("in.mp4")
     assert sound_of("large.mp4") == sound_of("in.mp4")

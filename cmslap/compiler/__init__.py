@@ -1,7 +1,7 @@
 """``torch.compile(net, backend="cmslap")``: any network's 3×3 convolutions on the operations of ``cmslap.ops``.
 
-Read on in the order of the work: backend, functional (the graph without mutation), patterns and fusing (its
-rewriting), recursion (blocks that repeat), layout (memory formats).
+Read on in the order of the work: backend, functional (the graph without mutation), fusing (its rewriting, node by
+node), eligibility (what is left to PyTorch), recursion (blocks that repeat), layout (memory formats).
 """
 
 from __future__ import annotations

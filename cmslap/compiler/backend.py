@@ -30,36 +30,31 @@ def cmslap(
     ``names`` are the modules' paths by ``str(id(module))``; without them the report goes by the paths Dynamo knows.
     """
     needs_grad = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+    found = Report()
     try:
         functional = functionalize(gm, inputs)
-        fused, left = fuse(functional.graph, needs_grad, names or {})
+        found.add(*fuse(functional.graph, needs_grad, names or {}))
     except Unfit as finding:
-        functional, fused, left = None, [], [Skipped("", "a graph", str(finding))]
-    found = Report()
-    found.add(fused, left)
+        found.add([], [Skipped("", "a graph", str(finding))])
     log.info("%s", found)
     if report is not None:
-        report.add(fused, left)
-    if fused:
+        report.add(found.fused, found.left)
+    if found.fused:
         functional.recompile()
         gm = functional
     devices = {x.device.type for x in inputs if isinstance(x, Tensor)}
     # Beside fused convolutions on the CPU, what Inductor gains on sums and activations it loses on memory formats.
-    if (fused and devices == {"cpu"}) or not all(map(_has_compiler, devices)):
+    if (found.fused and devices == {"cpu"}) or not all(map(_has_compiler, devices)):
         return gm.forward
-    from torch._inductor import list_mode_options  # takes a second
-    from torch._inductor.compile_fx import compile_fx
-
-    return compile_fx(gm, inputs, config_patches={**(list_mode_options(mode) if mode else {}), **(options or {})})
+    return torch._TorchCompileInductorWrapper(mode, options, dynamic=None)(gm, inputs)
 
 
 def _has_compiler(device: str) -> bool:
     if device != "cpu":
         return device == "cuda" and has_triton()
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
+    from torch._inductor import cpp_builder, exc  # takes a second
 
     try:
-        return bool(get_cpp_compiler())
-    except InvalidCxxCompiler:
+        return bool(cpp_builder.get_cpp_compiler())
+    except exc.InvalidCxxCompiler:
         return False

@@ -5,46 +5,47 @@ What reads memory as it lies, and the caller, get the format that PyTorch's own 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
-from cmslap.compiler.patterns import CONVOLUTIONS, aten, value
+from cmslap.compiler.nodes import aten
 
-CHANNELS_LAST = {"memory_format": torch.channels_last}
 STRIDED = (aten.as_strided.default, aten.as_strided_scatter.default)
 
 
 def pin(graph: fx.Graph) -> None:
     """Say where a memory format matters, before the graph is rewritten."""
     for node in list(graph.nodes):
+        foreign = isinstance(node.target, OpOverload) and node.target.namespace not in ("aten", "prims")
         if node.target is aten.view.default:
             node.target = aten.reshape.default  # which serves any
-        elif node.op == "output" or node.target in STRIDED or _is_foreign(node.target):
+        elif node.op == "output" or node.target in STRIDED or foreign:
             for image in node.all_input_nodes:
                 format = _format(image)
                 if format is not None:
-                    with graph.inserting_before(node):
-                        pinned = graph.call_function(aten.contiguous.default, (image,), {"memory_format": format})
-                    pinned.meta.update(image.meta)
-                    node.replace_input_with(image, pinned)
+                    _lay(image, node, format)
 
 
-def spread(graph: fx.Graph) -> None:
-    """Give the convolutions left to PyTorch images in channels_last memory too, which on CPUs they are faster on."""
+def spread(nodes: Iterable[fx.Node]) -> None:
+    """Give nodes, in their graph's order, their first argument in channels_last memory."""
     laid: dict[fx.Node, fx.Node] = {}
-    for node in list(graph.nodes):
-        if node.target in CONVOLUTIONS and value(node).dim() == 4 and value(node).device.type == "cpu":
-            image = node.args[0]
-            if image not in laid:
-                with graph.inserting_before(node):
-                    laid[image] = graph.call_function(aten.contiguous.default, (image,), CHANNELS_LAST)
-                laid[image].meta.update(image.meta)
+    for node in nodes:
+        image = node.args[0]
+        if image in laid:
             node.replace_input_with(image, laid[image])
+        else:
+            laid[image] = _lay(image, node, torch.channels_last)
 
 
-def _is_foreign(target: object) -> bool:
-    return isinstance(target, OpOverload) and target.namespace not in ("aten", "prims")
+def _lay(image: fx.Node, user: fx.Node, format: torch.memory_format) -> fx.Node:
+    with user.graph.inserting_before(user):
+        laid = user.graph.call_function(aten.contiguous.default, (image,), {"memory_format": format})
+    laid.meta.update(image.meta)
+    user.replace_input_with(image, laid)
+    return laid
 
 
 def _format(node: fx.Node) -> torch.memory_format | None:

@@ -35,10 +35,7 @@ class Report:
 
     def add(self, fused: Iterable[Fused], left: Iterable[Skipped]) -> None:
         """Add what happened in one graph; what is known already, of another, stays."""
-        calls: Counter[Fused] = Counter()
-        for row in fused:
-            calls[replace(row, calls=0)] += row.calls
-        rows = [replace(row, calls=count) for row, count in calls.items()]
+        rows = [replace(row, calls=calls * row.calls) for row, calls in Counter(fused).items()]
         self.fused += [row for row in rows if row not in self.fused]
         self.left += [row for row in dict.fromkeys(left) if row not in self.left]
 
@@ -48,29 +45,19 @@ class Report:
         fused = len({name for row in self.fused for name in row.modules})
         left = len(self.left)
         head = f"{fused} convolution{'s' * (fused != 1)} fused, {left} module{'s' * (left != 1)} left alone"
-        rows = [("fused", row.operation, _count(row.text, row.calls), _shortened([*row.modules])) for row in self.fused]
-        rows += [("left alone", row.kind, row.reason, row.module or "(the module itself)") for row in self.left]
-        return "\n".join([head, *_table(_merged(rows))])
-
-
-def _count(text: str, calls: int) -> str:
-    return text if calls == 1 else f"{text}, {calls} times"
-
-
-def _merged(rows: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Rows that differ only in their module, as one."""
-    modules: dict[tuple[str, ...], list[str]] = {}
-    for *what, module in rows:
-        modules.setdefault(tuple(what), []).append(module)
-    return [(*what, _shortened(names)) for what, names in modules.items()]
+        modules: dict[tuple[str, str, str], list[str]] = {}  # a line for all of which the same is said
+        for row in self.fused:
+            times = f", {row.calls} times" * (row.calls > 1)
+            modules.setdefault(("fused", row.operation, row.text + times), []).extend(row.modules)
+        for row in self.left:
+            modules.setdefault(("left alone", row.kind, row.reason), []).append(row.module or "(the module itself)")
+        widths = [max(map(len, column)) for column in zip(*modules, strict=True)]
+        for row, names in modules.items():
+            head += "\n  " + "  ".join([*map(str.ljust, row, widths), _shortened(names)])
+        return head
 
 
 def _shortened(names: list[str]) -> str:
     if len(names) <= 3:
         return ", ".join(names)
     return f"{names[0]}, {names[1]}, ..., {names[-1]} ({len(names)})"
-
-
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
-    return ["  " + "  ".join([*(f"{c:<{w}}" for c, w in zip(row, widths, strict=False)), row[-1]]) for row in rows]

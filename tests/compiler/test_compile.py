@@ -115,11 +115,11 @@ def test_levels_of_any_size(name):
 class Pair(nn.Module):
     """A 3×3 convolution as two, with what may come between and after."""
 
-    def __init__(self, first=(3, 1), bias=False, between=None, middle=16):
+    def __init__(self, first=(3, 1), bias=False, between=None, middle=16, kind=nn.Conv2d):
         super().__init__()
         second = first[::-1]
         self.first = nn.Conv2d(16, middle, first, padding=(first[0] // 2, first[1] // 2), bias=bias)
-        self.second = nn.Conv2d(middle, 24, second, padding=(second[0] // 2, second[1] // 2))
+        self.second = kind(middle, 24, second, padding=(second[0] // 2, second[1] // 2))
         self.between = between or nn.Identity()
 
     def forward(self, x):
@@ -140,9 +140,11 @@ def test_asymmetric_pairs_become_one_convolution(first):
     assert [row.text for row in report.fused] == ["conv 3×3 16→24 + ReLU"]
 
 
-@pytest.mark.parametrize("options", [{"bias": True}, {"between": nn.ReLU()}, {"middle": 8}])
+@pytest.mark.parametrize(
+    "options", [{"bias": True}, {"between": nn.ReLU()}, {"middle": 8}, {"kind": nn.ConvTranspose2d}]
+)
 def test_other_pairs_stay_two(options):
-    """A bias between them stops at the image's border, a narrow middle multiplies less."""
+    """A bias between them stops at the image's border, a narrow middle multiplies less, a transposed one is another."""
     net = Pair(**options)
     plain, x = copy.deepcopy(net), torch.randn(1, 16, 5, 6)
     report = cmslap.accelerate(net)
@@ -354,7 +356,7 @@ def test_two_processes_average_gradients(tmp_path):
 def test_options_are_inductors(inductor, monkeypatch):
     given = {}
 
-    def compile_fx(gm, inputs, config_patches):
+    def compile_fx(gm, inputs, config_patches, **others):
         given.update(config_patches)
         return gm
 

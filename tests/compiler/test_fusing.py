@@ -435,8 +435,9 @@ def test_arguments_with_defaults():
             wrong(net)
 
 
-def test_unbatched_images():
-    net, x = nn.Sequential(conv(), nn.ReLU()), torch.randn(16, 6, 5)
+@pytest.mark.parametrize("layer", [conv, lambda: nn.ConvTranspose2d(16, 16, 3, stride=2)])
+def test_unbatched_images(layer):
+    net, x = nn.Sequential(layer(), nn.ReLU()), torch.randn(16, 6, 5)
     expected = net(x)
     cmslap.accelerate(net)
     torch.testing.assert_close(net(x), expected)

@@ -86,6 +86,16 @@ def changes_kernels_together(self, x):
     return torch.relu(y)
 
 
+def recurs_twice_at_once(self, x):
+    u, v = x * 1, x * 2
+    a, b = torch.relu(u), torch.relu(v)
+    for _ in range(2):
+        b = torch.relu(self.a(b) + v)
+    for _ in range(2):
+        a = torch.relu(self.a(a) + u)
+    return a, b
+
+
 def add_biases(net):
     net.biases = nn.ParameterList(nn.Parameter(torch.randn(16)) for _ in range(2))
 
@@ -98,6 +108,7 @@ def add_biases(net):
         (changes_the_source_before_upsampling, None),
         (changes_the_kernel, None),
         (changes_kernels_together, None),
+        (recurs_twice_at_once, None),
     ],
 )
 def test_nothing_moves_past_what_changes_it(code, prepare):

@@ -1,7 +1,5 @@
 """Laplacian-pyramid super-resolution: networks, fused operations, training and inference."""
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING
 

@@ -5,8 +5,6 @@ the arguments that returns the exit status. 0 is success, 1 a failure, 2 a wrong
 when a command runs, so that ``--help`` is quick.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import os

@@ -1,7 +1,5 @@
 """Where to compute, and how exactly: the device, and float32 or half of it where the device multiplies such numbers."""
 
-from __future__ import annotations
-
 import torch
 
 from cmslap import ops, options

@@ -1,7 +1,5 @@
 """The one exception family the command line turns into a single clear line."""
 
-from __future__ import annotations
-
 import difflib
 import importlib.util
 import re

@@ -4,8 +4,6 @@ One rule for every output: a regular file appears by renaming a finished one ove
 standard stream is redirected to is written to; of a symbolic link, what it points to is meant.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import json
@@ -32,7 +30,7 @@ def check_output(path: str | os.PathLike[str], overwrite: bool = False) -> None:
 
     Raises :class:`OutputError`.
     """
-    with _named(path):
+    with naming(path):
         target, is_stream = _resolve(Path(path))
         if is_stream:
             if not os.access(target, os.W_OK):
@@ -48,10 +46,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path; put what the block has written there to ``path`` if it succeeds, else remove it.
 
     The temporary file keeps the suffix of ``path``, since many writers choose the format by it. It lies beside
-    ``path``, and what killed processes left there of earlier attempts is removed. Raises :class:`OutputError`.
+    ``path``, and what killed processes left there of earlier attempts is removed. Raises :class:`OutputError`; what was
+    at ``path`` then survives.
     """
-    with _named(path):
+    with naming(path):
         target, is_stream = _resolve(Path(path))
+    with naming(path, "; the previous one is intact" if target.is_file() and not is_stream else ""):
         folder = Path(tempfile.gettempdir()) if is_stream else target.parent
         folder.mkdir(parents=True, exist_ok=True)
         with _temporary(folder, target) as temporary:
@@ -69,14 +69,14 @@ def write_json(path: str | os.PathLike[str], record: object) -> None:
 
 
 @contextmanager
-def _named(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Give an operating system's error the name of the file it is about."""
+def naming(path: str | os.PathLike[str], kept: str = "") -> Iterator[None]:
+    """Make an operating system's error an :class:`OutputError`, with the name of the file it is about."""
     try:
         yield
     except UserError:
         raise
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error}){kept}") from error
 
 
 def _resolve(path: Path) -> tuple[Path, bool]:

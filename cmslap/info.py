@@ -1,7 +1,5 @@
 """``cmslap info``: versions, devices, which backends are ready and why the others are not."""
 
-from __future__ import annotations
-
 import argparse
 import platform
 from collections.abc import Iterator

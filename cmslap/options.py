@@ -1,7 +1,5 @@
 """What commands have in common on the command line. Imports nothing heavy: ``--help`` must be quick."""
 
-from __future__ import annotations
-
 import argparse
 import math
 import re

@@ -1,7 +1,5 @@
 """Where a figure comes from: commit, versions and device, for the files that record figures."""
 
-from __future__ import annotations
-
 import os
 import platform
 import subprocess

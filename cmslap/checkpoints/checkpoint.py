@@ -4,8 +4,6 @@ Our own format is safetensors: the state_dict, and in its metadata the class (``
 arguments (``config``, JSON), so a file says by itself which network it is.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping

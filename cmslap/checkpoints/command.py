@@ -1,7 +1,5 @@
 """``cmslap convert``: anybody's checkpoint of these networks to ours; ``cmslap export``: ours to run without us."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Networks as ONNX and ``torch.export`` files, to run without this package."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -5,8 +5,6 @@ transposed convolution is the adjoint and stores [height, width, out, in]. One p
 scipy drop axes of length 1, so shapes are compared without them.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path

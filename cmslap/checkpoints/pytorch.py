@@ -5,8 +5,6 @@ upsample features with 4×4 kernels, not 3×3. Those of MS-LapSRN do not hand a 
 on each adds its residual to the bilinear image alone, so their weights fit our network at 2x and fail beyond.
 """
 
-from __future__ import annotations
-
 import pickle
 import re
 import warnings

@@ -1,7 +1,5 @@
 """Weights in the names and layouts of our networks, whatever file they came from."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """``cmslap evaluate``: the tables of the field, on folders of images."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

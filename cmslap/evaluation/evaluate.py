@@ -10,8 +10,6 @@ VDSR's published tables round luma, the original's and the result's, to 8 bits i
 33.65 and 31.34 dB on Set5 at 2x, 3x and 4x so, and 37.58, 33.68 and 31.36 here.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """PSNR and SSIM as the super-resolution tables compute them: on luma in [0, 1], a border left out, in float64."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ All values are fractions of 255: RGB lies in [0, 1], Y in [16/255, 235/255], Cb 
 at 128/255. Super-resolution papers run their networks on this Y and measure PSNR on it.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 import torch.nn.functional as F

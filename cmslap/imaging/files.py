@@ -1,7 +1,5 @@
 """Reading and writing images: PNG, JPEG, WebP, TIFF (and BMP, GIF and PNM to read)."""
 
-from __future__ import annotations
-
 import io
 import itertools
 import os

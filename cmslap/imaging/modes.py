@@ -1,7 +1,5 @@
 """Pillow's modes: which of them can be interpolated, and what becomes of the others."""
 
-from __future__ import annotations
-
 import io
 import warnings
 

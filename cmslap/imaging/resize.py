@@ -4,8 +4,6 @@ One implementation for single images and for batches, on any device and in any f
 papers are measured with this resampling; PIL's, OpenCV's and torch's own bicubic differ from it visibly in PSNR.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """What ``cmslap upscale`` does: many images, one after the other, and what goes wrong with one is no other's matter."""
 
-from __future__ import annotations
-
 import argparse
 import glob
 import os

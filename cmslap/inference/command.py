@@ -1,7 +1,5 @@
 """``cmslap upscale``: images or videos in, larger ones out; ``cmslap compare``: a page with before/after sliders."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

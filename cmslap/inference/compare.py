@@ -1,7 +1,5 @@
 """Enlarging an image in several ways, to be looked at side by side: what a page of ``cmslap compare`` shows."""
 
-from __future__ import annotations
-
 import argparse
 import base64
 import io

@@ -4,8 +4,6 @@
 licence.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Sequence

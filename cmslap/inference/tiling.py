@@ -5,8 +5,6 @@ that are kept. At the image's own border there is no halo: there the padding is 
 large tiles are follows from how much memory there is.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import re

@@ -3,8 +3,6 @@
 What it will do (network, factor, sizes, tiles, precision) is settled in a plan before any of it is done.
 """
 
-from __future__ import annotations
-
 import math
 import numbers
 import os

@@ -4,8 +4,6 @@ The values are those of ``cmslap.imaging.imresize``, whose matrices depend on th
 operators whatever the size, so a network can be exported.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,7 +1,5 @@
 """LapSRN (Lai et al., CVPR 2017): no recursion, no sharing across levels, activations after the convolutions."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 
@@ -44,6 +42,7 @@ class LapSRN(Pyramid):
     def __init__(self, scale: int = 4, depth: int = 10, channels: int = 64) -> None:
         super().__init__(scale, depth, channels)
         self.scales = tuple(served for served in Pyramid.scales if served <= scale)
+        self.scales_in_words = f"powers of two up to {scale}, the levels this LapSRN has weights for"
         self.conv_in = nn.Conv2d(1, channels, 3, padding=1)
         self.levels = nn.ModuleList(_Level(depth, channels, self.negative_slope) for _ in range(scale.bit_length() - 1))
         self.reset_parameters()
@@ -55,11 +54,6 @@ class LapSRN(Pyramid):
         levels = sum(re.fullmatch(r"levels\.\d+\.image_weight", name) is not None for name in tensors)
         depth = sum(re.fullmatch(r"levels\.0\.convs\.\d+\.weight", name) is not None for name in tensors)
         return {"scale": 2**levels, "depth": depth, "channels": length(tensors.get("conv_in.weight"))}
-
-    def check_scale(self, scale: int) -> int:
-        if super().check_scale(scale) > self.scale:
-            raise ValueError(f"scale must be at most {self.scale}, the levels this LapSRN has weights for, got {scale}")
-        return scale
 
     def forward(
         self,

@@ -4,8 +4,6 @@ The structure is that of "Multi scale Super-Resolution with fewer parameters by 
 Share net". Its own network failed; docs/masrn.md says why, and what is different here.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

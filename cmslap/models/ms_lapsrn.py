@@ -4,8 +4,6 @@ Every pyramid level runs the same recursive block, the same 2× feature upsampli
 The two networks differ in one thing: where the feature upsampling takes its kernel from.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

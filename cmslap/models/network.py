@@ -3,8 +3,6 @@
 And what Laplacian pyramids have in common: levels of 2×, the receptive field they add up to, starting values.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Mapping, Sequence
@@ -72,14 +70,9 @@ class Pyramid(Network):
 
     def __init__(self, scale: int, depth: int, channels: int) -> None:
         super().__init__()
-        self.scale = Pyramid.check_scale(self, scale)
+        self.scale = self.check_scale(scale)
         self.depth = check_positive("depth", depth)
         self.channels = check_positive("channels", channels)
-
-    def check_scale(self, scale: int) -> int:
-        if not isinstance(scale, int) or scale not in Pyramid.scales:
-            raise ValueError(f"scale must be a power of two, 2 or more, got {scale!r}")
-        return scale
 
     def output_scales(self, scale: int) -> list[int]:
         return [2**level for level in range(1, scale.bit_length())]

@@ -4,8 +4,6 @@ Head 3×3, N replicas of one light-weight residual dense block that share its pa
 and PixelShuffle, plus the bicubic image. The paper gives no widths; these are the ones its bit rates fit.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

@@ -4,8 +4,6 @@ The image is enlarged by bicubic interpolation first; twenty convolutions then a
 weights serves every scale that it was trained for, and gives something for any other.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

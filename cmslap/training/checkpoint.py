@@ -1,20 +1,17 @@
-"""Checkpoints that survive a kill or a full disk, and the weights a run exports."""
-
-from __future__ import annotations
+"""Checkpoints that survive a kill or a full disk, and the weights a run starts from."""
 
 import io
 import pickle
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from cmslap.checkpoints.checkpoint import load_model, save_model
-from cmslap.errors import UserError
+from cmslap.checkpoints.checkpoint import load_model
+from cmslap.checkpoints.weights import CheckpointError
 from cmslap.files import replacing
 
 LAST, PREVIOUS = "last.pt", "previous.pt"
@@ -22,38 +19,22 @@ COUNTED = ("step", "best", "seconds", "losses", "summed", "first_losses")  # wha
 KEYS = {*COUNTED, "config", "pictures", "model", "ema", "optimizers", "scaler"}
 
 
-class CheckpointError(UserError, OSError):
-    """A checkpoint that cannot be written or read."""
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn what goes wrong with writing ``path`` through ``replacing`` into a :class:`CheckpointError`."""
-    try:
-        yield
-    except OSError as error:
-        kept = "; the previous one is intact" if path.exists() else ""
-        # replacing's errors have a cause
-        reason = getattr(error.__cause__, "strerror", None) or error.strerror or error
-        raise CheckpointError(f"cannot write {path}: {reason}{kept}") from error
-
-
 def save(folder: Path, state: dict[str, Any]) -> None:
     """Write ``state`` (tensors and plain values) as ``last.pt``; an intact one before it stays as ``previous.pt``.
 
-    Raises :class:`CheckpointError`; what was there then survives.
+    Raises OutputError of ``cmslap.files``; what was there then survives.
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
     last = folder / LAST
-    with writing(last), replacing(last) as temporary:
+    with replacing(last) as temporary:
         temporary.write_bytes(buffer.getvalue())
         if last.exists() and _intact(last.read_bytes()):
             last.replace(folder / PREVIOUS)
 
 
 def load(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read what :func:`save` wrote; runs no code from the file."""
+    """Read what :func:`save` wrote; runs no code from the file. Raises :class:`CheckpointError`."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -88,12 +69,6 @@ def _intact(data: bytes) -> bool:
             return archive.testzip() is None
     except Exception:  # a damaged archive raises almost anything
         return False
-
-
-def export(path: Path, model: nn.Module, metadata: dict[str, str]) -> None:
-    """Write the model's weights as safetensors. Raises as :func:`save`."""
-    with writing(path):
-        save_model(model, path, metadata)
 
 
 def initialise(model: nn.Module, path: str) -> None:

@@ -1,7 +1,5 @@
 """``cmslap train``: train a network from a TOML file."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import shlex

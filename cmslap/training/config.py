@@ -3,8 +3,6 @@
 An unknown key, a wrong type or an impossible value is one line that names the key; nothing is ignored silently.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import datetime
 import inspect

@@ -7,8 +7,6 @@ The batch of a step is a pure function of (seed, step). So a resumed run draws w
 drawn, and every process of a distributed run can compute the whole draw and take its share.
 """
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import time

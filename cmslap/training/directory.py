@@ -1,7 +1,5 @@
 """The folder of a run: whether a run may begin or go on in it, and that one at a time does."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os
@@ -57,21 +55,14 @@ def claimed(out: Path) -> Iterator[None]:
     """
     out.mkdir(parents=True, exist_ok=True)
     with (out / LOCK).open("a+") as file:
-        if not _lock(file.fileno(), out):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             file.seek(0)
-            raise RunError(f"{out} is in use by {file.read()}: wait for its end, or choose another out")
+            raise RunError(f"{out} is in use by {file.read()}: wait for its end, or choose another out") from None
+        except OSError as error:
+            tqdm.write(f"warning: no file locks in {out} ({error}): start no second run in it", sys.stderr)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()
         yield
-
-
-def _lock(descriptor: int, out: Path) -> bool:
-    """Whether the file is now locked by this process; where there are no locks, a warning takes their place."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        tqdm.write(f"warning: no file locks in {out} ({error}): start no second run in it", sys.stderr)
-    return True

@@ -1,7 +1,5 @@
 """Several processes under ``torchrun``: who they are, and the sum over them."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 

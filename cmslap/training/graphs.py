@@ -4,8 +4,6 @@ What a graph holds is addresses. So images are copied into buffers that stay, an
 parameters keep. The optimizer and the sum over processes are outside: they come once a step, not once a scale.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 

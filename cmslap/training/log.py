@@ -1,7 +1,5 @@
 """The log of a run: JSON lines, TensorBoard's events on request, and the curves as an image (extra ``plot``)."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os
@@ -10,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cmslap.errors import require
-from cmslap.files import replacing
+from cmslap.files import naming, replacing
 from cmslap.training.config import flat
 from cmslap.training.directory import RunError
 
@@ -19,8 +17,8 @@ class Log:
     """A JSON-lines file: one object a line, each with its ``step``, going on after step ``after``.
 
     What the file has of later steps is dropped, and so is a last line that a kill cut short. With ``tensorboard`` the
-    numbers also go to a folder of that name beside the file. Raises :class:`ConfigError` where that is not
-    installed, and :class:`RunError`.
+    numbers also go to a folder of that name beside the file. Raises MissingPackageError where that is not installed,
+    and :class:`RunError`.
     """
 
     def __init__(self, path: Path, after: int, tensorboard: bool) -> None:
@@ -36,11 +34,8 @@ class Log:
             temporary.write_bytes(b"".join(kept))
 
     def write(self, entry: dict[str, Any]) -> None:
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
-        except OSError as error:  # a full disk's names no file
-            raise OSError(error.errno, error.strerror, str(self.path)) from error
+        with naming(self.path), self.path.open("a", encoding="utf-8") as file:  # a full disk's error names no file
+            file.write(json.dumps(entry) + "\n")
         if self.events:
             for name, value in flat(entry, dot="/").items():
                 if name != "step":

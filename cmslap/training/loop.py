@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cmslap import ops
+from cmslap.checkpoints.checkpoint import save_model
 from cmslap.files import write_json
 from cmslap.provenance import provenance
 from cmslap.training import checkpoint, directory, distributed, record
@@ -221,7 +222,7 @@ class Run:
         self._say(f"step {self.step}: " + ", ".join(f"{name} {value:.2f} dB" for name, value in values.items()))
 
     def _export(self, name: str) -> None:
-        checkpoint.export(self.out / f"{name}.safetensors", self.trainer.average, {"step": str(self.step)})
+        save_model(self.trainer.average, self.out / f"{name}.safetensors", {"step": str(self.step)})
 
     def _save(self) -> None:
         self._check_finite()
@@ -240,11 +241,9 @@ class Run:
         now, entries = time.perf_counter(), self.log.read()
         first = [mean_loss(losses, self.counts) for losses in self.first_losses[: self.step].cpu()]
         made = record.build(self._state(), self.init_sha256, len(self.images), first, entries)
-        with checkpoint.writing(self.out / "record.json"):
-            write_json(self.out / "record.json", made)
+        write_json(self.out / "record.json", made)
         if curves_can_be_drawn() and (ending or now - self.drawn > CURVES_EVERY):
-            with checkpoint.writing(self.out / "curves.png"):
-                draw_curves(self.out / "curves.png", entries)
+            draw_curves(self.out / "curves.png", entries)
             self.drawn = now
 
     def _state(self) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 Schedules are pure functions of the step, so that resuming needs no state.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The training record: what a set of weights came from, as JSON beside them; and whether it still holds."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import statistics

@@ -1,7 +1,5 @@
 """The network being trained, its loss, optimizer and averaged weights: one step from images to an update."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 from collections.abc import Iterator

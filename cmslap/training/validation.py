@@ -4,8 +4,6 @@ The tables of ``cmslap evaluate`` go through RGB and 8 bits as the literature do
 networks of luma in that.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from torch import Tensor

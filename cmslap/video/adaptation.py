@@ -9,8 +9,6 @@ let it swing around it. It decides which weights differ, early, and would then k
 these train on without it.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Sequence

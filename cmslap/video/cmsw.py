@@ -8,8 +8,6 @@ with, the price λ the scenes' weights were trained with, and the bytes of each 
 parts. Nothing in the file is executed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

@@ -4,8 +4,6 @@ The coder's model is a table of integers that add up to 2^16. As fractions of th
 of them, are exact in double precision, so every machine decodes the same bits.
 """
 
-from __future__ import annotations
-
 import struct
 import warnings
 

@@ -1,7 +1,5 @@
 """``cmslap video encode | decode | evaluate``: a small video, and the weights that make it large."""
 
-from __future__ import annotations
-
 import argparse
 import re
 from pathlib import Path

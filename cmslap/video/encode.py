@@ -4,8 +4,6 @@ Every stage leaves a file in a folder beside the output, whole or not at all; wh
 it was at, and training with the seconds it had left.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
 import time

@@ -2,8 +2,6 @@
 work at the same time, and what was killed goes on.
 """
 
-from __future__ import annotations
-
 import bisect
 import itertools
 from collections.abc import Callable, Iterator

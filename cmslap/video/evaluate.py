@@ -1,7 +1,5 @@
 """``cmslap video evaluate``: what the weights gain, what they cost, and what the bits would have bought elsewhere."""
 
-from __future__ import annotations
-
 import bisect
 import dataclasses
 import math

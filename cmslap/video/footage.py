@@ -1,7 +1,5 @@
 """What networks are adapted on: luma of decoded small frames beside the originals', in a file and not in memory."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass

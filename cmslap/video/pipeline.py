@@ -1,7 +1,5 @@
 """Stages that work at the same time."""
 
-from __future__ import annotations
-
 import collections
 import queue
 import threading

@@ -1,7 +1,5 @@
 """The evaluation of small videos and their weights as text, JSON and a plot."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import warnings

@@ -1,7 +1,5 @@
 """Where scenes begin: every so many frames, or where the picture changes at once."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import numpy as np

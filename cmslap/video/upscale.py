@@ -1,7 +1,5 @@
 """What ``cmslap upscale`` does with videos."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A folder beside an output, for what a kill should not lose."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterator, Mapping

@@ -4,8 +4,6 @@ A part is a NUT file, which takes any codec and time stamp, and appears whole or
 on with the part it was at, whatever the container that comes out in the end.
 """
 
-from __future__ import annotations
-
 import heapq
 import os
 import sys

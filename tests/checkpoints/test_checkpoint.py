@@ -143,7 +143,7 @@ def test_integer_tensors(network, tmp_path):
         ({"architecture": "EDSR"}, f"'EDSR' is none of {', '.join(sorted(NETWORKS))}"),
         ({"config": "{"}, "config is not JSON"),
         ({"config": "[1]"}, "config must be an object"),
-        ({"config": '{"scale": 3}'}, "scale must be a power of two"),
+        ({"config": '{"scale": 3}'}, "scale must be one of powers of two"),
         ({"config": '{"wheels": 4}'}, "wheels"),
     ],
 )

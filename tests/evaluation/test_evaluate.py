@@ -179,10 +179,10 @@ def test_a_image_too_small_for_the_scale_is_named(tmp_path):
 
 @pytest.mark.parametrize("scale", [0, 1, 3, -2])
 def test_a_scale_the_network_does_not_serve(scale, tmp_path):
-    with pytest.raises(BenchmarkError, match=f"power of two.*{scale}"):
+    with pytest.raises(BenchmarkError, match=f"powers of two.*{scale}"):
         evaluate(CMSLapSRN(depth=1, recursions=1, channels=4, shared_conv=1), tmp_path, [2, scale])
 
 
 def test_more_levels_than_the_network_has(tmp_path):
-    with pytest.raises(BenchmarkError, match="at most 2"):
+    with pytest.raises(BenchmarkError, match="up to 2"):
         evaluate(LapSRN(scale=2, depth=1, channels=4), tmp_path, [2, 4])

@@ -59,7 +59,7 @@ def test_scales_are_the_networks_own_by_default(network, scales, images, tmp_pat
     ("arguments", "said"),
     [
         (["--data", "{images}", "--data", "nowhere"], "nowhere: no such folder"),
-        (["--data", "{images}", "-s", "3"], "power of two"),
+        (["--data", "{images}", "-s", "3"], "powers of two"),
         (["--data", "{images}", "-m", "nothing.safetensors"], "nothing.safetensors: no such file"),
     ],
 )

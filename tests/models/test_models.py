@@ -55,11 +55,11 @@ def test_scale_chooses_the_levels(network):
     assert len(model(y, scale=2)) == 1
     torch.testing.assert_close(model(y, scale=2)[0], whole[0])
     if network is cmslap.LapSRN:
-        with pytest.raises(ValueError, match="scale must be at most 4"):
+        with pytest.raises(ValueError, match="scale must be one of powers of two up to 4"):
             model(y, scale=8)
     else:
         assert model(y, scale=16)[-1].shape == (1, 1, 80, 48)
-    with pytest.raises(ValueError, match="scale must be a power of two"):
+    with pytest.raises(ValueError, match="scale must be one of powers of two"):
         model(y, scale=3)
 
 

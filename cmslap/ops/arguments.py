@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -24,11 +24,16 @@ class ArgumentError(UserError, ValueError):
     """An argument an operation can't take."""
 
 
-def prepare(operation: Operation, values: Iterable[object]) -> Arguments:
-    """One call's arguments as backends take them. Raises ArgumentError."""
-    arguments = dict(zip(operation.arguments, values, strict=True))
-    for name in ("weights", "biases"):
-        if isinstance(arguments.get(name), list | tuple):
+def prepare(operation: Operation, args: Sequence[object], kwargs: Mapping[str, object]) -> Arguments:
+    """One call's arguments as backends take them. Raises ArgumentError, and TypeError for those it has no place for."""
+    try:
+        bound = operation.bind(*args, **kwargs)
+    except TypeError:
+        operation.reference(*args, **kwargs)  # fails, too, and says it in the words for a function
+        raise
+    arguments = dict(zip(operation.arguments, bound, strict=True))
+    for name in operation.stacked:
+        if isinstance(arguments[name], list | tuple):
             arguments[name] = _stack(name, arguments[name])
     activation = operation.activation(arguments)
     if isinstance(activation, Tensor) and is_autocast(activation.device.type):
@@ -50,7 +55,7 @@ def needs_gradients(operation: Operation, arguments: Arguments) -> bool:
 def _stack(name: str, value: Sequence[object]) -> Tensor:
     """D weights or biases given one by one, as one tensor."""
     if not value or any(not isinstance(tensor, Tensor) or tensor.shape != value[0].shape for tensor in value):
-        raise ArgumentError(f"{name} must be one tensor or a sequence of tensors of one shape, got {value!r:.60}")
+        raise _wrong(name, "one tensor or a sequence of tensors of one shape", f"{value!r:.60}")
     return torch.stack(tuple(value))
 
 
@@ -74,7 +79,7 @@ def check(operation: Operation, arguments: Arguments) -> None:
     """Raise ArgumentError for the first argument that does not fit."""
     _check_tensors(operation, arguments)
     if "recursions" in arguments:
-        _check_integer("recursions", arguments["recursions"], 1, None)
+        _check_integer("recursions", arguments["recursions"], 1)
     if "negative_slope" in arguments:
         _check_slope(arguments["negative_slope"])
     if "shared_conv" in arguments:
@@ -84,69 +89,56 @@ def check(operation: Operation, arguments: Arguments) -> None:
 def _check_tensors(operation: Operation, arguments: Arguments) -> None:
     sizes: dict[str, int] = {}
     first_name, features_name = operation.activation_name, operation.features_name
-    for name, shape in operation.shapes.items():
+    for name, dimensions in operation.dimensions.items():
         tensor = arguments[name]
         if tensor is None and name in operation.optional:
             continue
         if not isinstance(tensor, Tensor):
-            raise ArgumentError(f"{name} must be a tensor [{_commas(shape)}], got {_kind(tensor)}")
-        _check_shape(operation, name, tensor, sizes)
-        if name != first_name:
-            _check_device(name, tensor, first_name, arguments[first_name])
-        if name not in operation.images:
-            _check_dtype(name, tensor, features_name, arguments[features_name])
-    if operation.images:
-        _check_image_dtypes(operation.images, arguments, features_name)
+            kind = "None" if tensor is None else type(tensor).__name__
+            raise _wrong(name, f"a tensor [{_commas(operation.shapes[name])}]", kind)
+        learnt = len(sizes)
+        if not fits(tensor.shape, dimensions, sizes):
+            known = dict(itertools.islice(sizes.items(), learnt))  # without what this argument says
+            raise _wrong(name, _expected(operation, name, known), list(tensor.shape))
+        if tensor.numel() == 0:
+            raise ArgumentError(f"{name} must have at least one element, got {list(tensor.shape)}")
+        if name == first_name:
+            device = tensor.device
+        if tensor.device != device:
+            raise _wrong(name, f"on {device} as {first_name} is", tensor.device)
+        dtype, like = tensor.dtype, operation.dtypes_of[name]
+        if name == features_name and dtype not in DTYPES:
+            raise _wrong(name, "float32, bfloat16, float16 or float64", _plain(dtype))
+        if dtype != arguments[like].dtype:
+            raise _wrong(name, f"{_plain(arguments[like].dtype)} as {like} is", _plain(dtype))
+    for name in operation.images[:1]:
+        features, image = arguments[features_name].dtype, arguments[name].dtype
+        if image != features and (image != torch.float32 or features == torch.float64):
+            also = "" if features in (torch.float32, torch.float64) else ", or float32"
+            raise _wrong(name, f"{_plain(features)} as {features_name} is{also}", _plain(image))
 
 
-def _check_shape(operation: Operation, name: str, tensor: Tensor, sizes: dict[str, int]) -> None:
-    """Compare with the dimensions known from the arguments before, and learn the new ones."""
-    learnt = len(sizes)
-    if not fits(tensor.shape, operation.dimensions[name], sizes):
-        known = dict(itertools.islice(sizes.items(), learnt))  # without what this argument says
-        named = [
-            f"{text}={extent(dimension, known)}"
-            for text, dimension in zip(operation.shapes[name].split(), operation.dimensions[name], strict=True)
-            if not text.isdecimal() and all(part in known for part in re.findall("[A-Za-z]+", text))
-        ]
-        where = f" with {', '.join(named)}" if named else ""
-        raise ArgumentError(f"{name} must be [{_commas(operation.shapes[name])}]{where}, got {list(tensor.shape)}")
-    if tensor.numel() == 0:
-        raise ArgumentError(f"{name} must have at least one element, got {list(tensor.shape)}")
+def _expected(operation: Operation, name: str, known: dict[str, int]) -> str:
+    """The shape an argument must have, with the sizes of its dimensions that the arguments before it fixed."""
+    named = [
+        f"{text}={extent(dimension, known)}"
+        for text, dimension in zip(operation.shapes[name].split(), operation.dimensions[name], strict=True)
+        if not text.isdecimal() and all(part in known for part in re.findall("[A-Za-z]+", text))
+    ]
+    return f"[{_commas(operation.shapes[name])}]" + (f" with {', '.join(named)}" if named else "")
 
 
-def _check_dtype(name: str, tensor: Tensor, first_name: str, first: Tensor) -> None:
-    if tensor.dtype not in DTYPES:
-        raise ArgumentError(f"{name} must be float32, bfloat16, float16 or float64, got {_plain(tensor.dtype)}")
-    if tensor.dtype != first.dtype:
-        raise ArgumentError(f"{name} must be {_plain(first.dtype)} as {first_name} is, got {_plain(tensor.dtype)}")
-
-
-def _check_image_dtypes(images: tuple[str, ...], arguments: Arguments, features_name: str) -> None:
-    first_name, *others = images
-    dtype, features = arguments[first_name].dtype, arguments[features_name].dtype
-    if dtype != features and (dtype != torch.float32 or features == torch.float64):
-        also = "" if features in (torch.float32, torch.float64) else ", or float32"
-        raise ArgumentError(f"{first_name} must be {_plain(features)} as {features_name} is{also}, got {_plain(dtype)}")
-    for name in others:
-        _check_dtype(name, arguments[name], first_name, arguments[first_name])
-
-
-def _check_device(name: str, tensor: Tensor, first_name: str, first: Tensor) -> None:
-    if tensor.device != first.device:
-        raise ArgumentError(f"{name} must be on {first.device} as {first_name} is, got {tensor.device}")
-
-
-def _check_integer(name: str, value: object, low: int, high: int | None) -> None:
-    accepted = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
+def _check_integer(name: str, value: object, low: int, high: int | None = None) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-        raise ArgumentError(f"{name} must be {accepted}, got {value!r}")
+        raise _wrong(
+            name, f"an integer {f'of at least {low}' if high is None else f'from {low} to {high}'}", repr(value)
+        )
 
 
 def _check_slope(value: object) -> None:
     # φ must keep signs, as backward reads them off the activated values.
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-        raise ArgumentError(f"negative_slope must be a number of at least 0, got {value!r}")
+        raise _wrong("negative_slope", "a number of at least 0", repr(value))
 
 
 def _check_upsampling_weight(arguments: Arguments) -> None:
@@ -158,13 +150,13 @@ def _check_upsampling_weight(arguments: Arguments) -> None:
         _check_integer("shared_conv", shared_conv, 1, arguments["weights"].shape[0])
 
 
+def _wrong(name: str, accepted: str, came: object) -> ArgumentError:
+    return ArgumentError(f"{name} must be {accepted}, got {came}")
+
+
 def _commas(shape: str) -> str:
     return shape.replace(" ", ", ")
 
 
 def _plain(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _kind(value: object) -> str:
-    return "None" if value is None else type(value).__name__

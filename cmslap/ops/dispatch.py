@@ -98,13 +98,13 @@ def choose(operation: Operation, arguments: Arguments, needs_grad: bool) -> Back
     raise AssertionError("the reference serves every call")
 
 
-def is_fused(operation: Callable[..., Tensor], *values: object) -> bool:
-    """Whether a call with these arguments, all of them, runs as one kernel: no feature map inside it takes memory.
+def is_fused(operation: Callable[..., Tensor], *args: object, **kwargs: object) -> bool:
+    """Whether a call with these arguments runs as one kernel: no feature map inside it takes memory.
 
     Not where the forced backend can't run it: asked before an autocast shortens the features, that is no mistake.
     """
     operation = OPERATIONS[operation.__name__]
-    arguments = prepare(operation, values)
+    arguments = prepare(operation, args, kwargs)
     first = OPERATIONS["lapsrn_level"] if operation.name == "lapsrn_last_level" else operation
     try:
         backend = choose(first, first.of(arguments), needs_gradients(first, arguments))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from cmslap.ops import interface
 from cmslap.ops.arguments import ArgumentError, needs_gradients, prepare
 from cmslap.ops.dispatch import BACKENDS, REFERENCE, choose, folds, forced, named, objection, objection_by_default
 from cmslap.ops.operation import OPERATIONS, Arguments, Operation
@@ -46,10 +44,8 @@ def explain(operation: str | Callable[..., Tensor], *args: object, **kwargs: obj
     name = operation if isinstance(operation, str) else getattr(operation, "__name__", None)
     if name not in OPERATIONS:
         raise ArgumentError(f"operation must be one of {', '.join(OPERATIONS)}, got {operation!r}")
-    bound = inspect.signature(getattr(interface, name)).bind(*args, **kwargs)
-    bound.apply_defaults()
     operation = OPERATIONS[name]
-    arguments = prepare(operation, bound.arguments.values())
+    arguments = prepare(operation, args, kwargs)
     if name != "lapsrn_last_level":
         return _explain(operation, arguments)
     level = _explain(OPERATIONS["lapsrn_level"], arguments)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections import namedtuple
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,10 +47,14 @@ class Operation:
         self.activation_name = self.activation_name or next(iter(shapes))
         self.shapes = {self.activation_name: shapes.pop(self.activation_name), **shapes}
         self.dimensions = {name: parsed(shape) for name, shape in self.shapes.items()}
+        self.stacked = [name for name, shape in self.shapes.items() if shape.startswith("D ")]
         self.output = parsed(_TENSOR.match(signature.return_annotation)[1])
         self.optional = tuple(name for name in self.shapes if signature.parameters[name].default is None)
-        # The first tensor argument that is no image, whose dtype all others take.
+        defaults = [each.default for each in signature.parameters.values() if each.default is not each.empty]
+        self.bind = namedtuple(self.name, kinds, defaults=defaults)  # a call's arguments, as Python itself binds them
         self.features_name = next(name for name in self.shapes if name not in self.images)
+        # Whose dtype each takes: the first tensor's that is no image, and images the first image's.
+        self.dtypes_of = dict.fromkeys(self.shapes, self.features_name) | dict.fromkeys(self.images, *self.images[:1])
         # Of the arguments, for the dispatcher: "Tensor u, int? shared_conv".
         types = (_TENSOR.sub("Tensor", kind).replace(" | None", "?") for kind in kinds.values())
         self.schema = ", ".join(map(" ".join, zip(types, kinds, strict=True)))
@@ -108,7 +113,11 @@ def fits(shape: Sequence[int], dimensions: tuple[Dimension, ...], sizes: dict[st
     if len(shape) != len(dimensions):
         return False
     for dimension, size in zip(dimensions, shape, strict=True):  # a loop of plain steps, as every call comes here
-        if (sizes.setdefault(dimension, size) if isinstance(dimension, str) else extent(dimension, sizes)) != size:
+        if isinstance(dimension, str):
+            expected = sizes.setdefault(dimension, size)
+        else:
+            expected = dimension if isinstance(dimension, int) else extent(dimension, sizes)
+        if size != expected:
             return False
     return True
 

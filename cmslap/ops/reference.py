@@ -1,7 +1,8 @@
 """What every operation means, in plain PyTorch.
 
 These functions are the test oracle (in float64) and the code that runs where no kernel fits. They are
-ordinary differentiable PyTorch: autograd, double backward and ``torch.compile`` see through them.
+ordinary differentiable PyTorch: autograd, double backward and ``torch.compile`` see through them. What users call
+(interface.py) takes its signature and documentation from here.
 
 Shapes, from which the calls' arguments are checked (operation.py): N images, C feature channels, H×W pixels,
 D convolutions in the recursive block, G the growth of a dense one.
@@ -30,7 +31,7 @@ def conv2d_lrelu(
     skip: Annotated[Tensor, "N Cout H W"] | None = None,
     negative_slope: float = 0.2,
 ) -> Annotated[Tensor, "N Cout H W"]:
-    """φ(W ⋆ x + b + skip)."""
+    """φ(W ⋆ x + b + skip): 3×3 convolution, padding 1, with its skip and LeakyReLU (slope 1: none, 0: ReLU)."""
     y = F.conv2d(x, weight, bias, padding=1)
     if skip is not None:
         y = y + skip
@@ -45,9 +46,10 @@ def recursive_embedding(
     negative_slope: float = 0.2,
     recompute: bool = False,
 ) -> Annotated[Tensor, "N C H W"]:
-    """φ(h_R) of the recursion h_0 = u, h_r = (conv ∘ φ)^D(h_{r-1}) + u (source skip).
+    """φ(h_R) of the recursion h_0 = u, h_r = (conv ∘ φ)^D(h_{r-1}) + u: D convolutions, R times, source skip.
 
-    ``recompute`` keeps one activation a recursion for the backward pass instead of one a convolution.
+    ``weights`` and ``biases`` may be sequences of D tensors. ``recompute`` keeps one activation a recursion for the
+    backward pass instead of one a convolution.
     """
     depth = weights.shape[0]
 
@@ -78,7 +80,10 @@ def dense_recursion(
     recursions: int,
     negative_slope: float = 0.0,
 ) -> Annotated[Tensor, "N C H W"]:
-    """x_R of the recursion x_0 = u, x_r = x + P₃ [x, a, b] with a = φ(P₁ D₁ x), b = φ(P₂ D₂ [x, a]), x = x_{r-1}."""
+    """x_R of the recursion x_0 = u, x_r = x + P₃ [x, a, b] with a = φ(P₁ D₁ x), b = φ(P₂ D₂ [x, a]), x = x_{r-1}.
+
+    The light-weight residual dense block, D depthwise 3×3 and P pointwise, R times with the same parameters.
+    """
 
     def separable(x: Tensor, depthwise: Tensor, pointwise: Tensor, bias: Tensor) -> Tensor:
         return F.conv2d(F.conv2d(x, depthwise, padding=1, groups=x.shape[1]), pointwise, bias)
@@ -109,7 +114,10 @@ def dense_network(
     recursions: int,
     negative_slope: float = 0.0,
 ) -> Annotated[Tensor, "N S H W"]:
-    """W_tail ⋆ x_R + b_tail of the :func:`dense_recursion` that begins with u = W_head ⋆ I + b_head."""
+    """W_tail ⋆ x_R + b_tail of the :func:`dense_recursion` that begins with u = W_head ⋆ I + b_head.
+
+    For inference: in kernels no feature map exists. They have no gradient of it; a network in training calls its parts.
+    """
     u = F.conv2d(image, head_weight, head_bias, padding=1).to(tail_weight.dtype)
     block = depthwise1, pointwise1, bias1, depthwise2, pointwise2, bias2, pointwise3, bias3
     x = dense_recursion(u, *block, recursions, negative_slope)
@@ -121,7 +129,7 @@ def tied_conv_transpose2d(
     weight: Annotated[Tensor, "Cout Cin 3 3"],  # a convolution's as it lies
     bias: Annotated[Tensor, "Cin"] | None = None,
 ) -> Annotated[Tensor, "N Cin 2H 2W"]:
-    """2× upsampling with a convolution's own weight.
+    """2× upsampling with a convolution's own weight: transposed convolution, stride 2, cropped at the end.
 
     A conv weight is [out, in, 3, 3], which is what a transposed convolution takes as [in, out, 3, 3]. The
     (2H+1)×(2W+1) result is cropped at the end to 2H×2W (MatConvNet's crop [0 1 0 1]).
@@ -141,7 +149,11 @@ def lapsrn_level(
     recompute: bool = False,
     upsample_weight: Annotated[Tensor, "C C 3 3"] | None = None,  # when shared_conv is None
 ) -> Annotated[Tensor, "N C 2H 2W"]:
-    """Features of one pyramid level: f = U(φ(h_R)) + b_u, where U reads the weight of conv ``shared_conv``."""
+    """Features of one pyramid level: f = U(φ(h_R)) + b_u, where U reads the weight of conv ``shared_conv``.
+
+    Convolutions count from 1. With ``shared_conv`` None the upsampling has a weight of its own, ``upsample_weight``.
+    ``weights``, ``biases`` and ``recompute`` are those of :func:`recursive_embedding`.
+    """
     a = recursive_embedding(u, weights, biases, recursions, negative_slope, recompute)
     weight = upsample_weight if shared_conv is None else weights[shared_conv - 1]
     return tied_conv_transpose2d(a, weight, upsample_bias)
@@ -174,7 +186,11 @@ def lapsrn_last_level(
     recompute: bool = False,
     upsample_weight: Annotated[Tensor, "C C 3 3"] | None = None,  # when shared_conv is None
 ) -> Annotated[Tensor, "N 1 2H 2W"]:
-    """I' of a level whose features nobody else needs: the residual head of :func:`lapsrn_level`."""
+    """I' of a level whose features nobody else needs: :func:`residual_head` of :func:`lapsrn_level`.
+
+    Without gradients a backend may fold upsampling and residual convolution into one, so that the features at twice
+    the resolution never exist. Otherwise this is those two operations.
+    """
     f = lapsrn_level(
         u, weights, biases, shared_conv, upsample_bias, recursions, negative_slope, recompute, upsample_weight
     )

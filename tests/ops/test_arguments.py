@@ -1,11 +1,16 @@
 """Wrong arguments end in one line that names the argument, what came and what is accepted."""
 
+import functools
+import inspect
+import pickle
+
 import pytest
 import torch
 from calls import random_call
 
 from cmslap import ops
 from cmslap.errors import UserError
+from cmslap.ops.operation import OPERATIONS
 
 SIZES = {"N": 2, "C": 4, "Cin": 4, "Cout": 3, "D": 3, "R": 2, "H": 5, "W": 6}
 
@@ -71,3 +76,27 @@ def test_mistake(name, change, message):
     assert "\n" not in str(error.value)
     assert isinstance(error.value, UserError)
     assert isinstance(error.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("args", "options", "message"),
+    [
+        ((), {}, "conv2d_lrelu() missing 2 required positional arguments: 'x' and 'weight'"),
+        ((1, 2, 3, 4, 5, 6), {}, "conv2d_lrelu() takes from 2 to 5 positional arguments but 6 were given"),
+        ((1, 2), {"x": 3}, "conv2d_lrelu() got multiple values for argument 'x'"),
+        ((1, 2), {"slope": 0.2}, "conv2d_lrelu() got an unexpected keyword argument 'slope'"),
+    ],
+)
+@pytest.mark.parametrize("call", [ops.conv2d_lrelu, functools.partial(ops.explain, "conv2d_lrelu")])
+def test_arguments_there_is_no_place_for(args, options, message, call):
+    with pytest.raises(TypeError) as error:
+        call(*args, **options)
+    assert str(error.value) == message
+
+
+def test_operations_are_documented_and_pickled_as_functions():
+    signature = inspect.signature(ops.lapsrn_level)
+    assert list(signature.parameters) == list(OPERATIONS["lapsrn_level"].arguments)
+    assert "N C 2H 2W" in signature.return_annotation
+    assert "upsample_weight" in ops.lapsrn_level.__doc__
+    assert pickle.loads(pickle.dumps(ops.lapsrn_level)) is ops.lapsrn_level

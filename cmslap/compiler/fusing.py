@@ -166,9 +166,12 @@ def _lower(node: fx.Node, needs_grad: bool) -> fx.Node:
     operation = OPERATIONS[node.target.__name__]
     given = operation.of(node.kwargs)
     backend = choose(operation, fx.node.map_arg(given, value), needs_grad)
-    options = (needs_grad, backend.name) if operation.saves else (backend.name,)
-    call = insert(node, getattr(torch.ops.cmslap, operation.name).default, *given.values(), *options)
-    node.replace_all_uses_with(insert(node, operator.getitem, call, 0) if operation.saves else call)
+    target = getattr(torch.ops.cmslap, operation.name).default
+    if not operation.saves:
+        node.target, node.args, node.kwargs = target, (*given.values(), backend.name), {}
+        return node
+    call = insert(node, target, *given.values(), needs_grad, backend.name)
+    node.target, node.args, node.kwargs = operator.getitem, (call, 0), {}
     return call
 
 

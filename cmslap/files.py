@@ -118,7 +118,9 @@ def _temporary(folder: Path, target: Path) -> Iterator[Path]:
     prefix = f".cmslap-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}-"
     suffix = target.suffix if len(os.fsencode(target.suffix)) <= _LONGEST_SUFFIX else ""
     for leftover in folder.glob(prefix + "*"):
-        _remove_unlocked(leftover)
+        with suppress(OSError), leftover.open("rb") as opened:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink()
     while True:
         descriptor, name = tempfile.mkstemp(dir=folder, prefix=prefix, suffix=suffix)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -131,12 +133,6 @@ def _temporary(folder: Path, target: Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
         os.close(descriptor)
-
-
-def _remove_unlocked(file: Path) -> None:
-    with suppress(OSError), file.open("rb") as opened:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        file.unlink()
 
 
 def _rename(temporary: Path, target: Path) -> None:

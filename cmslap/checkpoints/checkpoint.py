@@ -7,7 +7,6 @@ arguments (``config``, JSON), so a file says by itself which network it is.
 import json
 import os
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 
 import torch
@@ -24,6 +23,7 @@ from cmslap.files import replacing
 from cmslap.models import NETWORKS, Network
 from cmslap.options import DEFAULT_MODEL
 
+SHIPPED = Path(__file__).parents[1] / "weights"
 ALIASES = {"cms-lapsrn": DEFAULT_MODEL}  # the name people type -> the weights it means today
 
 
@@ -71,12 +71,8 @@ def load_model(name_or_path: str | os.PathLike[str] = "cms-lapsrn", *, device: s
 
 def shipped_names() -> list[str]:
     """Names :func:`load_model` knows: the weights that come with the package and the aliases of some."""
-    names = [path.stem for path in _weights_folder().glob("*.safetensors")]
+    names = [path.stem for path in SHIPPED.glob("*.safetensors")]
     return sorted(names + [alias for alias, name in ALIASES.items() if name in names])
-
-
-def _weights_folder() -> Path:
-    return Path(str(resources.files("cmslap.weights")))
 
 
 def find_weights(name_or_path: str | os.PathLike[str]) -> Path:
@@ -90,7 +86,7 @@ def find_weights(name_or_path: str | os.PathLike[str]) -> Path:
     if name not in names:
         hint = nearest(name.lower(), names)
         raise CheckpointError(f"no weights named {name!r}{hint} (known: {', '.join(names)}; or give a file)")
-    return _weights_folder() / f"{ALIASES.get(name, name)}.safetensors"
+    return SHIPPED / f"{ALIASES.get(name, name)}.safetensors"
 
 
 def read_weights(path: Path) -> Weights:

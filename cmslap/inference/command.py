@@ -54,7 +54,14 @@ def _add_upscale(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("inputs", nargs="*", metavar="IN", help="image, video, folder, pattern, or - for stdin")
     parser.add_argument("-i", "--input", action="extend", nargs="+", default=[], metavar="IN", help="IN, as an option")
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="file or folder to write, - for stdout")
-    _add_size_options(parser)
+    how_large = parser.add_mutually_exclusive_group()
+    how_large.add_argument(
+        "-s", "--scale", type=options.scale, metavar="S",
+        help=f"factor above 1, not only whole ones (default {options.DEFAULT_SCALE})",
+    )  # fmt: skip
+    how_large.add_argument(
+        "--size", type=options.size, metavar="WxH", help="size of the result in pixels, such as 1920x1080"
+    )
     options.add_model_option(parser)
     parser.add_argument(
         "-t", "--tile", type=options.tile, metavar="N",
@@ -66,27 +73,6 @@ def _add_upscale(subparsers: argparse._SubParsersAction) -> None:
     )
     options.add_device_options(parser)
     parser.add_argument("-r", "--recursive", action="store_true", help="enter folders in folders, and keep their tree")
-    _add_writing_options(parser)
-    options.add_codec_options(parser.add_argument_group("videos"))
-    parser.add_argument(
-        "--huge", action="store_true", help="read images over the limit that guards against hostile ones"
-    )
-    parser.add_argument("-v", "--verbose", action="store_true", help="a line for each image that is written")
-    parser.set_defaults(run=upscale, parser=parser)
-
-
-def _add_size_options(parser: argparse.ArgumentParser) -> None:
-    how_large = parser.add_mutually_exclusive_group()
-    how_large.add_argument(
-        "-s", "--scale", type=options.scale, metavar="S",
-        help=f"factor above 1, not only whole ones (default {options.DEFAULT_SCALE})",
-    )  # fmt: skip
-    how_large.add_argument(
-        "--size", type=options.size, metavar="WxH", help="size of the result in pixels, such as 1920x1080"
-    )
-
-
-def _add_writing_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-f", "--format", choices=("png", "jpg", "webp", "tif"), help="of the results (default: by OUT's name, or IN's)"
     )
@@ -99,6 +85,12 @@ def _add_writing_options(parser: argparse.ArgumentParser) -> None:
     existing.add_argument("--skip-existing", action="store_true", help="leave images out that have a result already")
     page = "also write a page with sliders between bicubic and the results"
     parser.add_argument("--compare", type=Path, metavar="PAGE.html", help=page)
+    options.add_codec_options(parser.add_argument_group("videos"))
+    parser.add_argument(
+        "--huge", action="store_true", help="read images over the limit that guards against hostile ones"
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="a line for each image that is written")
+    parser.set_defaults(run=upscale, parser=parser)
 
 
 def _add_compare(subparsers: argparse._SubParsersAction) -> None:

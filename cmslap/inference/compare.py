@@ -44,14 +44,14 @@ def run(args: argparse.Namespace) -> int:
     models = _load(args.model or [DEFAULT_MODEL], device)
     inference_autocast(args.precision, device)  # refuse once, not once an image
     sources = [file for name in args.inputs for file in (find_images(name) if Path(name).is_dir() else [Path(name)])]
-    options = {"scale": args.scale, "precision": args.precision, "progress": True}
     comparisons = []
     for source in tqdm(sources, unit="image", disable=len(sources) == 1 or None):
         try:
             image, original = read_image(source), None
             if args.original:
                 image, original = shrink(image, int(args.scale))
-            comparisons.append(compare(image, source.name, models, original=original, **options))
+            results = enlarge(image, models, args.scale, precision=args.precision, progress=True)
+            comparisons.append(assemble(source.name, image.size, results, original))
         except (UserError, OSError) as error:
             tqdm.write(f"cmslap compare: error: {in_one_line(error, source)}", file=sys.stderr)
     if comparisons:
@@ -77,29 +77,14 @@ def shrink(original: Image.Image, scale: int) -> tuple[Image.Image, Image.Image]
     return resized(original, (width // scale, height // scale)), original
 
 
-def compare(
-    image: Image.Image,
-    name: str,
-    models: Mapping[str, nn.Module],
-    *,
-    scale: float,
-    original: Image.Image | None = None,
-    **options: object,
-) -> Comparison:
-    """Enlarge ``image`` by bicubic interpolation and each of ``models``, and measure against ``original`` if given.
-
-    ``original`` has the results' size, as :func:`shrink` gives it; ``options`` are those of ``cmslap.upscale``. Raises
-    :class:`ComparisonError` and what ``cmslap.upscale`` raises.
-    """
-    image = displayable(image)
-    return assemble(name, image.size, enlarge(image, models, scale, **options), original)
-
-
 def enlarge(
     image: Image.Image, models: Mapping[str, nn.Module], scale: float, **options: object
 ) -> dict[str, tuple[Image.Image, float]]:
-    """Each version's image and the seconds it took; arguments as for :func:`compare`."""
-    size = tuple(math.floor(side * scale + 0.5) for side in image.size)
+    """Each version of ``image``, "bicubic" and one a model, and the seconds it took.
+
+    ``options`` are those of ``cmslap.upscale``. Raises :class:`ComparisonError` and what ``cmslap.upscale`` raises.
+    """
+    image, size = displayable(image), tuple(math.floor(side * scale + 0.5) for side in image.size)
     _check_size(size)
     results = {"bicubic": _timed(lambda: resized(image, size))}
     for name, model in models.items():
@@ -110,8 +95,7 @@ def enlarge(
 def beside_bicubic(name: str, image: Image.Image, version: str, result: Image.Image, seconds: float) -> Comparison:
     """What a page shows of an image that was enlarged to ``result`` already."""
     _check_size(result.size)
-    image = displayable(image)
-    bicubic = _timed(lambda: resized(image, result.size))
+    bicubic = _timed(lambda: resized(displayable(image), result.size))
     return assemble(name, image.size, {"bicubic": bicubic, version: (result, seconds)})
 
 
@@ -129,7 +113,7 @@ def assemble(
     results: Mapping[str, tuple[Image.Image, float]],  # the enlarged image and the seconds it took; bicubic is first
     original: Image.Image | None = None,
 ) -> Comparison:
-    """What a page shows of one image."""
+    """What a page shows of one image, measured against ``original`` if that is given, as :func:`shrink` gives it."""
     shown = {version: displayable(result) for version, (result, _) in results.items()}
     versions = [
         Version(version, data_uri(result), results[version][1], _quality(result, original, source))

@@ -24,7 +24,8 @@ def bicubic_phases(
 ) -> Tensor:  # [N, scale², H, W], which PixelShuffle makes the enlarged image
     """MATLAB's bicubic enlargement by an integer as one convolution, in the precision of ``y``."""
     taps = range(-_REACH, _REACH + 1)
-    rows = [[_cubic(_offset(phase, scale) - tap) for tap in taps] for phase in range(scale)]
+    places = [(phase + 0.5) / scale - 0.5 for phase in range(scale)]  # of target pixels, from the source pixel's centre
+    rows = [[_cubic(place - tap) for tap in taps] for place in places]
     rows = torch.tensor(rows, dtype=torch.float64)
     kernel = torch.einsum("pk,ql->pqkl", rows, rows).reshape(scale * scale, 1, len(taps), len(taps)).to(y)
     with torch.autocast(y.device.type, enabled=False):
@@ -39,11 +40,6 @@ def _cubic(distance: float) -> float:
     return -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2 if x <= 2 else 0.0
 
 
-def _offset(phase: int, scale: int) -> float:
-    """Where target pixel ``phase`` of a source pixel lies, in source pixels from that one's centre."""
-    return (phase + 0.5) / scale - 0.5
-
-
 def _mirrored(y: Tensor, dim: int) -> Tensor:
     """Two more pixels at both ends, mirrored: 1 0 | 0 1 2 ... as MATLAB does."""
     size = y.shape[dim]
@@ -53,11 +49,8 @@ def _mirrored(y: Tensor, dim: int) -> Tensor:
 
 
 def first_pixel(pixel: int, scale: int) -> int:
-    """The first source pixel that the target pixels from ``pixel`` on, to the right, read."""
-    return min(_first_tap(target, scale) for target in range(pixel, pixel + scale))
+    """The first source pixel that the target pixels from ``pixel`` on, to the right, read.
 
-
-def _first_tap(pixel: int, scale: int) -> int:
-    source, phase = divmod(pixel, scale)
-    offset = _offset(phase, scale)
-    return source if offset == 0 else source - 1 - (offset < 0)
+    ``pixel`` lies at c = (pixel + 1/2) / scale - 1/2 and reads from ⌊c⌋ - 1 on; if c is whole, its neighbour does.
+    """
+    return (2 * pixel + 1 - scale) // (2 * scale) - 1

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cmslap.ops.backend import Call
+from cmslap.ops.operation import memory_format
 
 
 class Library:
@@ -30,6 +31,10 @@ class Library:
     def weight(self, weight: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def conv_weight(self, weight: Tensor) -> Tensor:
+        """That of conv2d_lrelu, whose gradient will lie as it does."""
+        return self.weight(weight)
+
     def stream(self, call: Call) -> tuple[int, ...]:
         """What the operators take besides: the stream to queue work on, if there is one."""
         raise NotImplementedError
@@ -42,12 +47,13 @@ class Library:
         """Buffers to add up the gradients of parameters in."""
         return call.zeros(*names, empty=self.empty)
 
-    def weight_and_bias(self, call: Call, channels: int) -> dict[str, Tensor]:
+    def weight_and_bias(self, call: Call, weight: Tensor, channels: int) -> dict[str, Tensor]:
         """Buffers for both gradients, also where there is no bias, or for none: one pass sums both."""
         if not call.wanting("weight", "bias"):
             return {}
-        bias = torch.zeros(channels, dtype=torch.float32, device=call.weight.device)
-        return self.zeros(call, "weight") | {"bias": bias}
+        to = {"dtype": torch.float32, "device": weight.device}
+        buffer = self.empty(weight.shape, memory_format=memory_format(weight), **to).zero_()
+        return {"weight": buffer, "bias": torch.zeros(channels, **to)}
 
     def map(self, x: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor | None:
         """Features or an image as the kernels read them."""
@@ -70,18 +76,18 @@ class Library:
     def conv2d_lrelu(self, call: Call) -> Tensor:
         dtype = self.dtype(call.x)
         out = self.new_map(call.x, call.weight.shape[0], dtype)
-        inputs = self.map(call.x, dtype), self.weight(call.weight), floats(call.bias), self.map(call.skip, dtype)
+        inputs = self.map(call.x, dtype), self.conv_weight(call.weight), floats(call.bias), self.map(call.skip, dtype)
         self.operators.conv2d_lrelu(*inputs, call.negative_slope, *self.stream(call), out)
         return out
 
     def conv2d_lrelu_backward(self, call: Call) -> dict[str, Tensor]:
-        channels, dtype = call.weight.shape[0], self.dtype(call.x, save=True)
+        weight, channels, dtype = self.conv_weight(call.weight), call.weight.shape[0], self.dtype(call.x, save=True)
         gradients = self.new_maps(call, *call.wanting("x"))
         if call.wanting("skip") or self.differentiates_in_place:
             gradients["skip"] = self.new_map(call.x, channels, dtype)
-        gradients |= self.weight_and_bias(call, channels)
+        gradients |= self.weight_and_bias(call, weight, channels)
         maps = self.map(call.output, dtype), self.map(call.grad, dtype)
-        inputs = self.map(call.x, dtype), self.weight(call.weight), *maps, call.negative_slope
+        inputs = self.map(call.x, dtype), weight, *maps, call.negative_slope
         self.operators.conv2d_lrelu_backward(*inputs, *self.stream(call), **by_name(gradients))
         return gradients
 
@@ -106,9 +112,9 @@ class Library:
         return out
 
     def tied_conv_transpose2d_backward(self, call: Call) -> dict[str, Tensor]:
-        dtype = self.dtype(call.a, save=True)
-        gradients = self.new_maps(call, *call.wanting("a")) | self.weight_and_bias(call, call.weight.shape[1])
-        inputs = self.map(call.a, dtype), self.weight(call.weight), self.map(call.grad, dtype)
+        weight, dtype = self.weight(call.weight), self.dtype(call.a, save=True)
+        gradients = self.new_maps(call, *call.wanting("a")) | self.weight_and_bias(call, weight, weight.shape[1])
+        inputs = self.map(call.a, dtype), weight, self.map(call.grad, dtype)
         self.operators.tied_conv_transpose2d_backward(*inputs, *self.stream(call), **by_name(gradients))
         return gradients
 

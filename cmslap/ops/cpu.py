@@ -17,7 +17,7 @@ from torch import Tensor
 from cmslap.ops.backend import NAMES, Backend, Call
 from cmslap.ops.compiled import Library, by_name, floats
 from cmslap.ops.extension import MISSING
-from cmslap.ops.operation import OPERATIONS, Arguments, Operation
+from cmslap.ops.operation import OPERATIONS, Arguments, Operation, memory_format
 
 _kernels = torch.ops.cmslap_cpu
 _SMALLEST_SHARED = 1 << 16  # bytes; the allocator of the system is faster below
@@ -74,6 +74,9 @@ class _Kernels(Library):
 
     def weight(self, weight: Tensor) -> Tensor:
         return floats(weight)
+
+    def conv_weight(self, weight: Tensor) -> Tensor:
+        return weight.to(torch.float32).contiguous(memory_format=memory_format(weight))
 
     def stream(self, call: Call) -> tuple[int, ...]:
         return ()

@@ -26,6 +26,9 @@ else:
     import tomli as tomllib
 
 
+WORD = {int: "an integer", float: "a number", str: "a string", bool: "true or false", list: "an array", dict: "a table"}
+
+
 class ConfigError(UserError, ValueError):
     """A training configuration that cannot be read or cannot be run."""
 
@@ -212,30 +215,20 @@ def _unknown(key: str, table: str, accepted: Sequence[str]) -> str:
 
 def _typed(value: Any, wanted: Any, key: str) -> Any:  # noqa: ANN401 - a TOML value
     """``value`` as ``wanted`` (a field's annotation); an integer passes for a float and nothing else converts."""
-    if dataclasses.is_dataclass(wanted):
-        if not isinstance(value, dict):
-            raise ConfigError(f"{key} = {value!r}: expected a table")
-        return _table(wanted, value, key)
-    origin = typing.get_origin(wanted) or wanted
+    is_table = dataclasses.is_dataclass(wanted)
+    kind = dict if is_table else typing.get_origin(wanted) or wanted
     if type(value) is datetime.date:
         value = value.isoformat()  # out=2026-01-31 names a folder
-    if wanted == list[str] and isinstance(value, str):
+    if wanted == list[str] and type(value) is str:
         value = [value]  # data.train=DIR is easier to type than data.train='["DIR"]'
-    if origin is list:
-        if not isinstance(value, list):
-            raise ConfigError(f"{key} = {value!r}: expected an array")
+    if kind is float and type(value) is int:
+        value = float(value)
+    _require(type(value) is kind, key, value, WORD[kind])
+    _require(kind is not float or math.isfinite(value), key, value, "a finite number")
+    if kind is list:
         (element,) = typing.get_args(wanted)
         return [_typed(item, element, key) for item in value]
-    if origin is dict and isinstance(value, dict):
-        return value
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, origin) or (isinstance(value, bool) and wanted is not bool):
-        words = {int: "an integer", float: "a number", str: "a string", bool: "true or false", dict: "a table"}
-        raise ConfigError(f"{key} = {value!r}: expected {words[origin]}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{key} = {value!r}: expected a finite number")
-    return value
+    return _table(wanted, value, key) if is_table else value
 
 
 def _table(cls: type, table: dict[str, Any], name: str) -> Any:  # noqa: ANN401 - an instance of cls

@@ -19,7 +19,7 @@ from cmslap import ops
 from cmslap.checkpoints.checkpoint import save_model
 from cmslap.files import write_json
 from cmslap.provenance import provenance
-from cmslap.training import checkpoint, directory, distributed, record
+from cmslap.training import directory, distributed, record
 from cmslap.training.config import Config
 from cmslap.training.data import DataClock, TrainingImages
 from cmslap.training.directory import RunError
@@ -88,7 +88,7 @@ class Run:
                 self._say("no curves.png: matplotlib is not installed; pip install cmslap[plot]")
 
     def _resume(self) -> None:
-        state = checkpoint.load_newest(self.out, self.device, self._say)
+        state = directory.load_newest(self.out, self.device, self._say)
         old, new = state["config"], asdict(self.config)
         fixed = {key: (old[key], new[key]) for key in ("model", "scales")}
         fixed["optimizer.name"] = old["optimizer"]["name"], new["optimizer"]["name"]
@@ -101,7 +101,7 @@ class Run:
         if state["pictures"] != self.images.fingerprint:
             self._say("resuming with other training images than before")
         self.trainer.load(state)
-        for name in checkpoint.COUNTED:
+        for name in directory.COUNTED:
             setattr(self, name, state[name])
         self.origins = [origin for origin in state.get("origins", []) if origin not in self.origins] + self.origins
         self.resumed = [*state.get("resumed", []), *([{"step": self.step, "changes": changes}] if changes else [])]
@@ -231,7 +231,7 @@ class Run:
         if not self.workers.first:
             return
         self.log.sync()
-        checkpoint.save(self.out, {**self._state(), **self.trainer.state()})
+        directory.save(self.out, {**self._state(), **self.trainer.state()})
         self._export("last")
 
     def _describe(self, ending: bool = False) -> None:
@@ -248,7 +248,7 @@ class Run:
 
     def _state(self) -> dict[str, Any]:
         about = {"config": asdict(self.config), "pictures": self.images.fingerprint}
-        return {name: getattr(self, name) for name in (*checkpoint.COUNTED, "origins", "resumed")} | about
+        return {name: getattr(self, name) for name in (*directory.COUNTED, "origins", "resumed")} | about
 
     def _say(self, text: str) -> None:
         if self.workers.first:

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cmslap.checkpoints.checkpoint import load_model
+from cmslap.checkpoints.weights import CheckpointError
 from cmslap.devices import PRECISIONS
+from cmslap.models import Network
 from cmslap.training import graphs, optimizers
-from cmslap.training.checkpoint import initialise
 from cmslap.training.config import Config, LossConfig
 from cmslap.training.data import ScaleBatch
 from cmslap.training.distributed import Workers
@@ -32,6 +34,16 @@ def pyramid_loss(
     weights = loss.level_weights or [1.0] * len(outputs)
     pairs = zip(reversed(outputs), reversed(targets), weights, strict=False)  # fewer levels than weights at low scales
     return sum(weight * pixel_loss(output, target, loss) for output, target, weight in pairs)
+
+
+def _initialise(model: Network, path: str) -> None:
+    """Start ``model`` from the weights in a file, or from shipped ones by their name."""
+    weights = load_model(path)
+    try:
+        model.load_state_dict(weights.state_dict())
+    except RuntimeError as error:
+        held = f"{type(weights).__name__} {weights.config()}"
+        raise CheckpointError(f"init = {path!r}: a {held}; here is {type(model).__name__} {model.config()}") from error
 
 
 @contextlib.contextmanager
@@ -56,7 +68,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.model = config.build_model()
         if config.init:
-            initialise(self.model, config.init)
+            _initialise(self.model, config.init)
         self.model.to(workers.device)
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.forward = torch.compile(self.model, dynamic=False) if config.compile else self.model

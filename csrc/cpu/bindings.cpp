@@ -4,8 +4,9 @@
 // serves every later version of both. Callers outside cmslap.ops use the operators of the `cmslap` namespace.
 //
 // Everything is float32, but where multiplies_bfloat16() and nothing is saved, the features of a forward operation may
-// be bfloat16. Images are [N, C, H, W] in channels_last memory; weights, biases and `saved` are contiguous. Results go
-// to tensors the caller made; gradients of parameters are added to what theirs hold.
+// be bfloat16. Images are [N, C, H, W] in channels_last memory; weights, biases and `saved` are contiguous, but the
+// weight of conv2d_lrelu may be channels_last. Results go to tensors the caller made; gradients of parameters are added
+// to what theirs hold.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -77,8 +78,12 @@ float* array(const OptionalTensor& tensor) { return tensor ? array(*tensor) : nu
 
 Size size_of(const Tensor& tensor) { return {tensor.size(0), tensor.size(2), tensor.size(3)}; }
 
+// A convolution's weight, which may be channels_last too: so it is in a network of that memory format.
+float* conv_weight(const Tensor& weight) { return weight.is_contiguous() ? array(weight) : pixels(weight); }
+
 Conv conv_of(const Tensor& weight, const OptionalTensor& bias, double negative_slope) {
-  return {weight.size(1), weight.size(0), array(weight), array(bias), static_cast<float>(negative_slope)};
+  const WeightLayout layout = weight.is_contiguous() ? WeightLayout{} : WeightLayout{1, weight.size(1)};
+  return {weight.size(1), weight.size(0), conv_weight(weight), array(bias), static_cast<float>(negative_slope), layout};
 }
 
 Embedding embedding_of(const Tensor& weights, const Tensor& biases, int64_t recursions, double negative_slope,
@@ -166,12 +171,15 @@ void conv2d_lrelu(const Tensor& x, const Tensor& weight, const OptionalTensor& b
 OPERATOR(conv2d_lrelu,
          "(Tensor x, Tensor weight, Tensor? bias, Tensor? skip, float negative_slope, Tensor(a!) out) -> ()")
 
-// Gradients are optional, those of weight and bias together.
+// Gradients are optional, those of weight and bias together; a weight's lies as the weight.
 void conv2d_lrelu_backward(const Tensor& x, const Tensor& weight, const Tensor& out, const Tensor& grad,
                            double negative_slope, OptionalTensor grad_skip, OptionalTensor grad_x,
                            OptionalTensor grad_weight, OptionalTensor grad_bias) {
+  STD_TORCH_CHECK(!grad_weight || grad_weight->is_contiguous() == weight.is_contiguous(),
+                  "a gradient in its weight's memory format expected");
   kernels().conv_backward(conv_of(weight, std::nullopt, negative_slope), size_of(x), pixels(x), pixels(out),
-                          pixels(grad), pixels(grad_x), array(grad_weight), array(grad_bias), pixels(grad_skip));
+                          pixels(grad), pixels(grad_x), grad_weight ? conv_weight(*grad_weight) : nullptr,
+                          array(grad_bias), pixels(grad_skip));
 }
 OPERATOR(conv2d_lrelu_backward,
          "(Tensor x, Tensor weight, Tensor out, Tensor grad, float negative_slope, Tensor(a!)? grad_skip=None, "

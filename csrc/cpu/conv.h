@@ -63,8 +63,13 @@ class ConvolutionGradient {
   // Null for what nobody wants: weight and bias gradient are so together.
   ConvolutionGradient(ThreadPool& pool, Size size, const Conv& op, bool input, float* weight_gradient,
                       float* bias_gradient)
-      : size_(size), in_(op.in), out_(op.out), weight_gradient_(weight_gradient), bias_gradient_(bias_gradient) {
-    if (input) backward_.emplace(pool, size, WeightView::plain(op.weight, in_, out_).transposed().flipped());
+      : size_(size),
+        in_(op.in),
+        out_(op.out),
+        layout_(op.layout),
+        weight_gradient_(weight_gradient),
+        bias_gradient_(bias_gradient) {
+    if (input) backward_.emplace(pool, size, WeightView::of(op).transposed().flipped());
     if (weight_gradient && winograd_pays<float>(size, in_, out_)) transformed_.emplace(size, in_, out_);
   }
 
@@ -75,18 +80,19 @@ class ConvolutionGradient {
     if (transformed_) {
       run_blocks(pool, transformed_->add(in, out_gradient));
     } else if (weight_gradient_) {
-      direct_weight_gradient(pool, in, size_, in_, out_gradient, out_, weight_gradient_);
+      direct_weight_gradient(pool, in, size_, in_, out_gradient, out_, weight_gradient_, layout_);
       sum_pixels(pool, out_gradient, size_.pixels(), out_, bias_gradient_);
     }
     if (backward_) backward_->run(pool, out_gradient, epilogue, in_gradient);
   }
   void finish(ThreadPool& pool) const {
-    if (transformed_) transformed_->finish(pool, weight_gradient_, bias_gradient_);
+    if (transformed_) transformed_->finish(pool, layout_, weight_gradient_, bias_gradient_);
   }
 
  private:
   Size size_;
   int64_t in_, out_;
+  WeightLayout layout_;
   float *weight_gradient_, *bias_gradient_;
   std::optional<Convolution<float>> backward_;
   std::optional<WinogradWeightGradient> transformed_;
@@ -121,11 +127,11 @@ void conv(const Conv& op, Size size, const Number* x, const Number* skip, Number
   ThreadPool pool;
   const Activate<Number> activate{op.bias, skip, op.slope};
   if (op.out == 1)
-    return conv_to_one(pool, x, size, op.in, op.weight, [&](int64_t n, int64_t i, int64_t j, float sum) {
+    return conv_to_one(pool, x, size, WeightView::of(op), [&](int64_t n, int64_t i, int64_t j, float sum) {
       const int64_t pixel = (n * size.height + i) * size.width + j;
       store(y + pixel, activate(broadcast(sum), pixel, 0, Partial{1}), Partial{1});
     });
-  const Convolution<Number> convolution(pool, size, WeightView::plain(op.weight, op.in, op.out));
+  const Convolution<Number> convolution(pool, size, WeightView::of(op));
   convolution.run(pool, x, activate, y);
 }
 

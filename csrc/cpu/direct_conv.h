@@ -97,13 +97,12 @@ void direct_conv(ThreadPool& pool, const Number* in, Size size, const PackedWeig
 // The same for one output channel: the sums run along the vectors, which would be padding but for one lane.
 // store(n, y, x, sum) takes each.
 template <class Number, class Store>
-void conv_to_one(ThreadPool& pool, const Number* in, Size size, int64_t channels,
-                 const float* weight,  // [1, channels, 3, 3]
-                 const Store& store) {
-  const int64_t pitch = padded(channels);
+void conv_to_one(ThreadPool& pool, const Number* in, Size size, WeightView weight, const Store& store) {
+  const int64_t channels = weight.in, pitch = padded(channels);
   const Buffer taps(9 * pitch);  // [taps, channels]
   for (int64_t t = 0; t < 9; ++t)
-    for (int64_t c = 0; c < pitch; ++c) taps.data()[t * pitch + c] = c < channels ? weight[c * 9 + t] : 0;
+    for (int64_t c = 0; c < pitch; ++c)
+      taps.data()[t * pitch + c] = c < channels ? weight.data[c * weight.in_stride + t * weight.tap_stride] : 0;
 
   for_blocks(pool, Segment::count(size), Rows::floats(pitch), [&](int64_t s, float* scratch) {
     const Segment segment(size, s);
@@ -122,7 +121,8 @@ constexpr int64_t kSlices = 16;  // partial sums of a weight gradient: fixed, so
 
 // Adds Σ over pixels of out_gradient [out] ⊗ in [in], shifted by each tap, to weight_gradient [out, in, 3, 3].
 inline void direct_weight_gradient(ThreadPool& pool, const float* in, Size size, int64_t in_channels,
-                                   const float* out_gradient, int64_t out_channels, float* weight_gradient) {
+                                   const float* out_gradient, int64_t out_channels, float* weight_gradient,
+                                   WeightLayout layout = {}) {
   const int64_t segments = Segment::count(size), slices = min(kSlices, segments), pitch = padded(out_channels);
   const int64_t slice_floats = 9 * in_channels * pitch, row_floats = Rows::floats(in_channels);
   const Buffer sums(slices * slice_floats);  // [slices, taps, in, out]
@@ -141,7 +141,7 @@ inline void direct_weight_gradient(ThreadPool& pool, const float* in, Size size,
     for (int64_t t = 0; t < 9; ++t)
       for (int64_t i = 0; i < in_channels; ++i)
         for (int64_t slice = 0; slice < slices; ++slice)
-          weight_gradient[(o * in_channels + i) * 9 + t] +=
+          weight_gradient[o * in_channels * 9 + i * layout.in_stride + t * layout.tap_stride] +=
               sums.data()[slice * slice_floats + (t * in_channels + i) * pitch + o];
   });
 }

@@ -75,7 +75,7 @@ class WinogradWeightGradient {
   }
 
   // Adds Gᵀ sum G to weight_gradient [out, in, 3, 3], and the sum of the gradients to bias_gradient [out].
-  void finish(ThreadPool& pool, float* weight_gradient, float* bias_gradient) const {
+  void finish(ThreadPool& pool, WeightLayout layout, float* weight_gradient, float* bias_gradient) const {
     for_blocks(pool, out_, 0, [&](int64_t o, float*) {
       for (int64_t i = 0; i < in_; i += kLanes) {
         float taps[9][kLanes];
@@ -87,9 +87,9 @@ class WinogradWeightGradient {
               return total;
             },
             [&](int k, int l, Vec tap) { store(taps[3 * k + l], tap); });
-        float* gradient = weight_gradient + (o * in_ + i) * 9;
-        for (int64_t lane = 0; lane < min(kLanes, in_ - i); ++lane, gradient += 9)
-          for (int t = 0; t < 9; ++t) gradient[t] += taps[t][lane];
+        float* gradient = weight_gradient + o * in_ * 9 + i * layout.in_stride;
+        for (int64_t lane = 0; lane < min(kLanes, in_ - i); ++lane, gradient += layout.in_stride)
+          for (int t = 0; t < 9; ++t) gradient[t * layout.tap_stride] += taps[t][lane];
       }
     });
     for (int64_t slice = 0; slice < slices_; ++slice)

@@ -64,7 +64,10 @@ struct WeightView {
   int64_t in, out;
   int64_t in_stride, out_stride, tap_stride;
 
-  static WeightView plain(const float* weight, int64_t in, int64_t out) { return {weight, in, out, 9, in * 9, 1}; }
+  static WeightView plain(const float* weight, int64_t in, int64_t out, WeightLayout layout = {}) {
+    return {weight, in, out, layout.in_stride, in * 9, layout.tap_stride};
+  }
+  static WeightView of(const Conv& op) { return plain(op.weight, op.in, op.out, op.layout); }
   WeightView transposed() const { return {data, out, in, out_stride, in_stride, tap_stride}; }
   WeightView flipped() const { return {data + 8 * tap_stride, in, out, in_stride, out_stride, -tap_stride}; }
   // Tap t of the weights from input channel i to output channels o, o + 1, ...

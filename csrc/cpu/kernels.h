@@ -1,7 +1,7 @@
 // The CPU operations, for whoever binds them: plain pointers in, plain pointers out.
 //
-// Images are dense NHWC float32; weights are [out, in, 3, 3] as PyTorch keeps them. Gradients are added to what their
-// buffers hold, except those of images, which are written. A pointer said to be optional may be null.
+// Images are dense NHWC float32; weights are [out, in, 3, 3], contiguous but for a convolution's. Gradients are added
+// to what their buffers hold, except those of images, which are written. A pointer said to be optional may be null.
 #pragma once
 
 #include <cstdint>
@@ -13,11 +13,17 @@ struct Size {  // of a batch of images
   int64_t pixels() const { return batch * height * width; }
 };
 
+// How a weight [out, in, 3, 3] and its gradient lie: contiguous, or with {1, in} in channels_last memory.
+struct WeightLayout {
+  int64_t in_stride = 9, tap_stride = 1;
+};
+
 struct Conv {  // φ(W ⋆ x + b + skip); slope 1 is no activation
   int64_t in, out;
   const float* weight;  // [out, in, 3, 3]
   const float* bias;    // [out], optional
   float slope;
+  WeightLayout layout = {};
 };
 
 enum class Save {  // what the forward pass of a recursive embedding keeps for the backward pass

@@ -51,8 +51,7 @@ template <class Number>
 class RecursiveBlock {
  public:
   RecursiveBlock(ThreadPool& pool, const Embedding& op, Size size) {
-    for (int64_t d = 0; d < op.depth; ++d)
-      convolutions_.emplace_back(pool, size, WeightView::plain(block_conv(op, d).weight, op.channels, op.channels));
+    for (int64_t d = 0; d < op.depth; ++d) convolutions_.emplace_back(pool, size, WeightView::of(block_conv(op, d)));
   }
   const Convolution<Number>& operator[](int64_t d) const { return convolutions_[d]; }
 

@@ -35,9 +35,11 @@ template <class Number>
 void residual_head(const ResidualHead& head, Size size, const Number* f, const float* image, float* out) {
   ThreadPool pool;
   const Size fine = doubled(size);
-  conv_to_one(pool, f, fine, head.channels, head.weight, [&](int64_t n, int64_t y, int64_t x, float sum) {
-    out[(n * fine.height + y) * fine.width + x] = upsampled_pixel(head, size, image, n, y, x) + (sum + head.bias[0]);
-  });
+  conv_to_one(pool, f, fine, WeightView::plain(head.weight, head.channels, 1),
+              [&](int64_t n, int64_t y, int64_t x, float sum) {
+                out[(n * fine.height + y) * fine.width + x] =
+                    upsampled_pixel(head, size, image, n, y, x) + (sum + head.bias[0]);
+              });
 }
 
 inline void residual_head_backward(const ResidualHead& head, Size size, const float* f, const float* image,

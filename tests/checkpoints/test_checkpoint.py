@@ -18,7 +18,7 @@ from cmslap.models import NETWORKS
 @pytest.fixture
 def shipped(tmp_path, monkeypatch):
     """A weights folder of known content in place of the package's own."""
-    monkeypatch.setattr(checkpoint, "_weights_folder", lambda: tmp_path)
+    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path)
     model = CMSLapSRN(depth=1, recursions=1, channels=4, shared_conv=1)
     for name in ("cms-lapsrn-d5r2", "cms-lapsrn-d5r8"):
         save_model(model, tmp_path / f"{name}.safetensors")

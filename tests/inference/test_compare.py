@@ -15,7 +15,7 @@ import cmslap
 from cmslap.cli import main
 from cmslap.evaluation.evaluate import quality
 from cmslap.imaging import imresize
-from cmslap.inference.compare import ComparisonError, compare, resized, shrink
+from cmslap.inference.compare import ComparisonError, assemble, enlarge, resized, shrink
 from cmslap.inference.page import duration, render
 
 
@@ -34,6 +34,10 @@ def checkpoint(tmp_path, network):
 def random_image(width, height, mode="RGB"):
     channels = {"L": (), "LA": (2,), "RGB": (3,), "RGBA": (4,)}[mode]
     return Image.fromarray(np.random.randint(0, 256, (height, width, *channels), dtype=np.uint8))
+
+
+def compare(image, name, models, scale, original=None):
+    return assemble(name, image.size, enlarge(image, models, scale), original)
 
 
 def decoded(version):

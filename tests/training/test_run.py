@@ -25,12 +25,12 @@ from torch import nn
 
 from cmslap import CMSLapSRN, cli, ops
 from cmslap.checkpoints.checkpoint import load_model, save_model
+from cmslap.checkpoints.weights import CheckpointError
 from cmslap.devices import DeviceError
 from cmslap.files import OutputError
 from cmslap.ops import dispatch, extension
 from cmslap.provenance import provenance
-from cmslap.training import checkpoint, loop
-from cmslap.training.checkpoint import CheckpointError
+from cmslap.training import directory, loop
 from cmslap.training.config import from_dict
 from cmslap.training.data import TrainingImages
 from cmslap.training.distributed import Workers
@@ -130,7 +130,7 @@ def test_best_is_the_export_of_the_best_validation(configure, validation, monkey
     config = configure(validation=validation)
     train(config)
     assert exported["best"] == [4, 8]
-    assert checkpoint.load(Path(config.out) / "last.pt", CPU)["best"] == 32.0
+    assert directory.load(Path(config.out) / "last.pt", CPU)["best"] == 32.0
     best = weights(config, "best")
     assert any(not torch.equal(tensor, best[name]) for name, tensor in weights(config).items())
 
@@ -344,7 +344,7 @@ def test_resume_announces_changed_settings_and_follows_them(configure, capsys):
     for change in ("optimizer.lr = 0.0005, was 0.001", "optimizer.weight_decay = 0.1, was 0.0", "steps = 20, was 12"):
         assert f"resuming with {change}" in said
     assert lines(longer)[-1]["lr"] == 5e-4
-    state = checkpoint.load(Path(longer.out) / "last.pt", CPU)
+    state = directory.load(Path(longer.out) / "last.pt", CPU)
     assert state["optimizers"][0]["param_groups"][0]["weight_decay"] == 0.1
 
 
@@ -372,14 +372,14 @@ def test_a_flipped_bit_is_noticed_or_without_effect(configure):
     config = configure(steps=1)
     train(config)
     path = Path(config.out) / "last.pt"
-    written, whole = path.read_bytes(), checkpoint.load(path, CPU)
+    written, whole = path.read_bytes(), directory.load(path, CPU)
     noticed = 0
     for position in np.random.randint(0, len(written), 200):
         data = bytearray(written)
         data[position] ^= 1 << random.randrange(8)
         path.write_bytes(data)
         try:
-            read = checkpoint.load(path, CPU)
+            read = directory.load(path, CPU)
         except CheckpointError:
             noticed += 1
         else:
@@ -395,15 +395,15 @@ def test_the_checkpoint_before_a_damaged_one_is_gone_on_from(configure, capsys):
     train(config)
     out = Path(config.out)
     data = bytearray((out / "last.pt").read_bytes())
-    kernel = checkpoint.load(out / "last.pt", CPU)["model"]["embedding_weight"].numpy().tobytes()
+    kernel = directory.load(out / "last.pt", CPU)["model"]["embedding_weight"].numpy().tobytes()
     data[data.index(kernel)] ^= 1
     (out / "last.pt").write_bytes(data)
-    assert checkpoint.load(out / "previous.pt", CPU)["step"] == 10
+    assert directory.load(out / "previous.pt", CPU)["step"] == 10
     assert train(config, resume=True) == 0
     said = capsys.readouterr().err
     assert "last.pt: damaged, or not a training checkpoint; going on from the checkpoint before it, " in said
     assert "resumed after step 10" in said
-    assert checkpoint.load(out / "previous.pt", CPU)["step"] == 10  # the damaged one did not take its place
+    assert directory.load(out / "previous.pt", CPU)["step"] == 10  # the damaged one did not take its place
     assert_equal_runs(whole, config)
     (out / "last.pt").unlink()  # as a kill between the two renamings leaves it
     assert train(config, resume=True) == 0
@@ -485,7 +485,7 @@ def test_a_kill_during_the_last_validation_loses_nothing(configure, validation, 
     monkeypatch.setattr(loop.ValidationSets, "measure", killed)
     with pytest.raises(KeyboardInterrupt):
         train(config)
-    assert checkpoint.load(Path(config.out) / "last.pt", CPU)["step"] == 12
+    assert directory.load(Path(config.out) / "last.pt", CPU)["step"] == 12
     assert train(config, resume=True) == 0
     assert len(calls) == 4
     assert_equal_runs(whole, config)
@@ -549,12 +549,12 @@ def largest_file(size):
 
 
 def test_a_file_that_cannot_be_written_leaves_the_previous_one(tmp_path):
-    state = dict.fromkeys(checkpoint.KEYS, 1)
-    checkpoint.save(tmp_path, state)
+    state = dict.fromkeys(directory.KEYS, 1)
+    directory.save(tmp_path, state)
     said = r"last.pt: cannot be written \(.*\); the previous one is intact$"
     with largest_file(1000), pytest.raises(OutputError, match=said):
-        checkpoint.save(tmp_path, {**state, "step": 2, "model": torch.zeros(10000)})
-    assert checkpoint.load(tmp_path / "last.pt", CPU)["step"] == 1
+        directory.save(tmp_path, {**state, "step": 2, "model": torch.zeros(10000)})
+    assert directory.load(tmp_path / "last.pt", CPU)["step"] == 1
     assert list(tmp_path.iterdir()) == [tmp_path / "last.pt"]
 
 
@@ -574,7 +574,7 @@ def test_disk_full_in_a_run(configure, monkeypatch):
     with pytest.raises(OutputError, match=r"last.pt: cannot be written \(No space .*\); the previous one is intact$"):
         train(config)
     monkeypatch.undo()
-    assert checkpoint.load(Path(config.out) / "last.pt", CPU)["step"] == 5
+    assert directory.load(Path(config.out) / "last.pt", CPU)["step"] == 5
     assert train(config, resume=True) == 0
     assert_equal_runs(whole, config)
 
@@ -583,7 +583,7 @@ def test_a_diverged_run_ends_and_keeps_its_checkpoint(configure):
     config = configure(optimizer={"lr": 1e30}, log_every=100, checkpoint_every=2)
     with pytest.raises(RunError, match="no longer finite at step 2; go on from the last checkpoint"):
         train(config)
-    assert checkpoint.load(Path(config.out) / "last.pt", CPU)["step"] == 0
+    assert directory.load(Path(config.out) / "last.pt", CPU)["step"] == 0
 
 
 def test_log_drops_later_and_cut_lines(tmp_path):

@@ -11,7 +11,7 @@ from torch._functorch.aot_autograd import _aot_export_function, create_functiona
 from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from cmslap.compiler.nodes import aten
+from cmslap.compiler.nodes import aten, insert
 from cmslap.ops.arguments import AUTOCAST_DEVICES
 
 FUNCTORCH = ("torch._C._functorch", "torch._functorch.predispatch", "torch._functorch.vmap")
@@ -38,9 +38,7 @@ def functionalize(gm: fx.GraphModule, inputs: Sequence[object]) -> fx.GraphModul
     first = next(node for node in graph.nodes if node.op != "placeholder")
     for written in graph.find_nodes(op="call_function", target=aten.copy_.default):
         target, new = written.args
-        with graph.inserting_before(first):  # what is kept for backward must not change
-            copied = graph.call_function(aten.clone.default, (target,))
-        copied.meta.update(target.meta)
+        copied = insert(first, aten.clone.default, target)  # what is kept for backward must not change
         target.replace_all_uses_with(copied)
         copied.args, written.args = (target,), (target, new)
     functional.meta.update(gm.meta)

@@ -16,11 +16,11 @@ from cmslap.compiler.eligibility import MIN_CHANNELS, crop, objection, objection
 from cmslap.compiler.nodes import (
     CONVOLUTIONS,
     TRANSPOSED,
-    add,
     arguments,
     aten,
     become,
     has_shape,
+    insert,
     mark_grad_modes,
     negative_slope,
     only_user,
@@ -82,10 +82,9 @@ def _compose_pair(first: fx.Node, second: fx.Node, needs_grad: bool) -> None:
     # Where what lies between is narrow, the pair multiplies less.
     if middle < max(MIN_CHANNELS, min(out, into)) or objection_to_size(value(image), composed, needs_grad):
         return
-    with second.graph.inserting_before(second):
-        # W[o, i, k, l] = Σₘ B[o, m, k, l] A[m, i, k, l], where A or B has but one k, and the other but one l
-        factors = [given["weight"] for given in reversed(pair)]
-        weight = add(second.graph, aten.einsum.default, "omkl,mikl->oikl", factors)
+    # W[o, i, k, l] = Σₘ B[o, m, k, l] A[m, i, k, l], where A or B has but one k, and the other but one l
+    factors = [given["weight"] for given in reversed(pair)]
+    weight = insert(second, aten.einsum.default, "omkl,mikl->oikl", factors)
     second.target, second.args = aten.conv2d.default, (image, weight, pair[1]["bias"], [1, 1], [1, 1])
     second.graph.erase_node(first)
 
@@ -102,9 +101,8 @@ def _factor(node: fx.Node) -> None:
     if not _is_open(convolution, node) or convolution.kwargs["skip"] is not None or isinstance(number, fx.Node):
         return
     given = dict(convolution.kwargs)
-    with node.graph.inserting_before(node):
-        for name in ("weight", "bias"):
-            given[name] = given[name] and add(node.graph, aten.mul.Tensor, given[name], number)
+    for name in ("weight", "bias"):
+        given[name] = given[name] and insert(node, aten.mul.Tensor, given[name], number)
     become(node, reference.conv2d_lrelu, [convolution], **given)
 
 
@@ -168,14 +166,12 @@ def _lower(node: fx.Node, needs_grad: bool) -> fx.Node:
     operation = OPERATIONS[node.target.__name__]
     given = operation.of(node.kwargs)
     backend = choose(operation, fx.node.map_arg(given, value), needs_grad)
-    options = (needs_grad, backend.name) if operation.saves else (backend.name,)
-    with node.graph.inserting_before(node):
-        target = getattr(torch.ops.cmslap, operation.name).default
-        call = result = node.graph.call_function(target, (*given.values(), *options))
-        if operation.saves:
-            result = node.graph.call_function(operator.getitem, (call, 0))
-    result.meta.update(node.meta)
-    node.replace_all_uses_with(result)
+    target = getattr(torch.ops.cmslap, operation.name).default
+    if not operation.saves:
+        node.target, node.args, node.kwargs = target, (*given.values(), backend.name), {}
+        return node
+    call = insert(node, target, *given.values(), needs_grad, backend.name)
+    node.target, node.args, node.kwargs = operator.getitem, (call, 0), {}
     return call
 
 

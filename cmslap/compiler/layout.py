@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
-from cmslap.compiler.nodes import aten
+from cmslap.compiler.nodes import aten, insert
 
 STRIDED = (aten.as_strided.default, aten.as_strided_scatter.default)
 
@@ -41,9 +41,7 @@ def spread(nodes: Iterable[fx.Node]) -> None:
 
 
 def _lay(image: fx.Node, user: fx.Node, format: torch.memory_format) -> fx.Node:
-    with user.graph.inserting_before(user):
-        laid = user.graph.call_function(aten.contiguous.default, (image,), {"memory_format": format})
-    laid.meta.update(image.meta)
+    laid = insert(user, aten.contiguous.default, image, memory_format=format)
     user.replace_input_with(image, laid)
     return laid
 

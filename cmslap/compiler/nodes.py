@@ -19,9 +19,10 @@ def value(node: fx.Node) -> Any:  # noqa: ANN401 (a fake tensor, mostly)
     return node.meta["val"]
 
 
-def add(graph: fx.Graph, target: Callable[..., object], *args: object, **kwargs: object) -> fx.Node:
-    """A new node where ``graph`` inserts, with its fake value."""
-    node = graph.call_function(target, args, kwargs)
+def insert(place: fx.Node, target: Callable[..., object], *args: object, **kwargs: object) -> fx.Node:
+    """A new node before ``place``, with its fake value."""
+    with place.graph.inserting_before(place):
+        node = place.graph.call_function(target, args, kwargs)
     node.meta["val"] = target(*fx.node.map_arg(args, value), **kwargs)
     return node
 

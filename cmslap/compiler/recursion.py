@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import fx
 
-from cmslap.compiler.nodes import add, aten, become, negative_slope, only_user, value
+from cmslap.compiler.nodes import aten, become, insert, negative_slope, only_user, value
 from cmslap.ops import reference
 
 Parameters = tuple[fx.Node, fx.Node | None]  # a kernel and its bias
@@ -57,14 +57,13 @@ def _stack(block: Sequence[Parameters]) -> tuple[fx.Node, fx.Node]:
     place = max(node for parameters in block for node in parameters if node is not None).next
     while place.op == "placeholder":
         place = place.next
-    with place.graph.inserting_before(place):
-        stacks = [weight for weight, _ in block], [_or_zeros(*parameters) for parameters in block]
-        weights, biases = (add(place.graph, aten.stack.default, stack) for stack in stacks)
+    stacks = [weight for weight, _ in block], [_or_zeros(place, *parameters) for parameters in block]
+    weights, biases = (insert(place, aten.stack.default, stack) for stack in stacks)
     return weights, biases
 
 
-def _or_zeros(weight: fx.Node, bias: fx.Node | None) -> fx.Node:
-    return bias or add(weight.graph, aten.new_zeros.default, weight, [value(weight).shape[1]])
+def _or_zeros(place: fx.Node, weight: fx.Node, bias: fx.Node | None) -> fx.Node:
+    return bias or insert(place, aten.new_zeros.default, weight, [value(weight).shape[1]])
 
 
 def _replace(nodes: list[fx.Node], kernels: list[fx.Node], given: dict[str, object]) -> None:
@@ -75,8 +74,7 @@ def _replace(nodes: list[fx.Node], kernels: list[fx.Node], given: dict[str, obje
         become(last, reference.recursive_embedding, before, **given)
         return
     weight, bias = after.kwargs["weight"], after.kwargs["bias"]
-    with after.graph.inserting_before(after):
-        given["upsample_bias"] = _or_zeros(weight, bias)
+    given["upsample_bias"] = _or_zeros(after, weight, bias)
     given["shared_conv"] = kernels.index(weight) + 1 if weight in kernels else None
     given["upsample_weight"] = None if weight in kernels else weight
     become(after, reference.lapsrn_level, nodes, **given)

@@ -15,8 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from cmslap.files import replacing
-from cmslap.imaging.colour import to_planes
-from cmslap.imaging.modes import ImageError, ImageWarning, interpolable, kept_metadata, to_8_bits
+from cmslap.imaging.samples import ImageError, ImageWarning, interpolable, kept_metadata, to_8_bits, to_planes
 
 READABLE = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm")
 _READERS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")  # no reader that runs other programs

@@ -4,8 +4,6 @@ Read on in the order of the work: backend, functional (the graph without mutatio
 node), eligibility (what is left to PyTorch), recursion (blocks that repeat), layout (memory formats).
 """
 
-from __future__ import annotations
-
 from functools import partial
 from weakref import WeakSet
 

@@ -1,7 +1,5 @@
 """The backend ``torch.compile(net, backend="cmslap")``: what Dynamo traced, fused, and the rest for Inductor."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Mapping, Sequence
 

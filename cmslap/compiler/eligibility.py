@@ -1,7 +1,5 @@
 """Which convolutions kernels are worth calling for, and why others are left to PyTorch."""
 
-from __future__ import annotations
-
 from torch import Tensor, float32, fx
 
 from cmslap.compiler.nodes import TRANSPOSED, arguments, aten, has_shape, only_user, value

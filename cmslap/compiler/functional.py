@@ -1,7 +1,5 @@
 """A Dynamo graph as ATen operations without mutation or aliasing, before autograd and autocast act on it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -3,8 +3,6 @@
 First, node by node, in the definitions of ``ops.reference``; these then become the operators that do the work.
 """
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Mapping
 

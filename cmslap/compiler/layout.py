@@ -3,8 +3,6 @@
 What reads memory as it lies, and the caller, get the format that PyTorch's own operations would have given them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

@@ -1,7 +1,5 @@
 """Nodes of a functional ATen graph: what they compute, who reads them, and how one takes the place of several."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

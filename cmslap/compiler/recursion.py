@@ -3,8 +3,6 @@
 Their kernels are stacked once a forward pass, so that all gradients of the block meet in one buffer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from torch import fx

@@ -1,7 +1,5 @@
 """What :func:`accelerate` did: which parts run fused, which were left alone and why."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace

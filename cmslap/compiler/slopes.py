@@ -4,8 +4,6 @@ PyTorch's own, ``_prelu_kernel_backward``, takes one number after the other, lon
 takes forward. Forward PReLU is a small part of that: nothing is to be gained there by fusing.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -3,8 +3,6 @@
 A mistake ends in one line that names the argument.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Mapping, Sequence

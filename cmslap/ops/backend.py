@@ -4,8 +4,6 @@ A backend is one file of this folder with one :class:`Backend` object, listed in
 are and which calls they serve; everything else (checks, fake tensors, autograd, autocast) happens once for all.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 

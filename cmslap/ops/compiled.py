@@ -5,8 +5,6 @@ Parameters' gradients are float32 and added to their buffers, so these start as 
 in full. Gradients go to them by name: what is ``u`` here is ``grad_u`` there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -4,8 +4,6 @@ They compute in float32; half-precision tensors are converted on the way in and 
 forward pass that saves nothing, where the processor multiplies bfloat16.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import os

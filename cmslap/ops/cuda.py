@@ -4,8 +4,6 @@ They run on features of bfloat16 or float16 and images of float32, on the curren
 features that a float32 image becomes are float32, too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """Which backend runs a call: the best that serves it, or the one the user forces; and what a device computes in."""
 
-from __future__ import annotations
-
 import functools
 import os
 import warnings

@@ -1,7 +1,5 @@
 """Loads the compiled libraries; a missing or broken one is a state to report, never an error at import."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

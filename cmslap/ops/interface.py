@@ -4,8 +4,6 @@ Each has the signature, and the documentation, of its definition in reference.py
 ``torch.compile`` and double backward see through it; every other backend runs behind the operators of registration.py.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import ParamSpec

@@ -3,8 +3,6 @@
 Argument checks, schemas, fake tensors and gradients (arguments.py, registration.py) are all read from this table.
 """
 
-from __future__ import annotations
-
 import inspect
 import re
 from collections import namedtuple

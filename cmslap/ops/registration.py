@@ -14,8 +14,6 @@ Whichever backend runs, results and gradients have the same dtype and memory for
 in advance.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

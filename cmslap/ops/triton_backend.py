@@ -1,7 +1,5 @@
 """The Triton backend: the kernels of kernels/, for CUDA tensors, and for CPU tensors in Triton's interpreter."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 from collections.abc import Callable

@@ -44,7 +44,7 @@ def export(network: Network, path: str | os.PathLike[str], scale: int | None = N
     or ONNX's, and nothing of this package.
 
     Returns its relative difference from the network, the larger of two sizes'. Raises :class:`ExportError` where that
-    exceeds 1e-5, or a package is missing, and ValueError for a scale that the network does not serve.
+    exceeds 1e-5, MissingPackageError without the extra, ValueError for a scale that the network does not serve.
     """
     write = writer_of(Path(path))
     network = network.cpu().float().eval()

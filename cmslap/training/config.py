@@ -187,9 +187,7 @@ class Config:
         arguments = {key: value for key, value in self.model.items() if key != "name"}
         parameters = list(inspect.signature(network).parameters)
         accepted = [key for key in parameters if key != "scale"]
-        for key in arguments:
-            if key not in accepted:
-                raise ConfigError(_unknown(key, "model", accepted))
+        _check_keys(arguments, "model", accepted)
         if "scale" in parameters:
             arguments["scale"] = max(*self.scales, *self.validation_scales)
         try:
@@ -208,9 +206,12 @@ def _one_of(key: str, value: object, accepted: Sequence[str]) -> None:
     _require(value in accepted, key, value, f"one of {', '.join(accepted)}{near}")
 
 
-def _unknown(key: str, table: str, accepted: Sequence[str]) -> str:
-    where = f"table [{table}]" if table else "the top level"
-    return f"unknown key {key!r} in {where}{nearest(key, accepted) or '; it takes ' + ', '.join(accepted)}"
+def _check_keys(table: dict[str, Any], name: str, accepted: Sequence[str]) -> None:
+    where = f"table [{name}]" if name else "the top level"
+    for key in table:
+        if key not in accepted:
+            hint = nearest(key, accepted) or f"; it takes {', '.join(accepted)}"
+            raise ConfigError(f"unknown key {key!r} in {where}{hint}")
 
 
 def _typed(value: Any, wanted: Any, key: str) -> Any:  # noqa: ANN401 - a TOML value
@@ -234,9 +235,7 @@ def _typed(value: Any, wanted: Any, key: str) -> Any:  # noqa: ANN401 - a TOML v
 def _table(cls: type, table: dict[str, Any], name: str) -> Any:  # noqa: ANN401 - an instance of cls
     hints = typing.get_type_hints(cls)
     prefix = f"{name}." if name else ""
-    for key in table:
-        if key not in hints:
-            raise ConfigError(_unknown(key, name, list(hints)))
+    _check_keys(table, name, list(hints))
     for item in dataclasses.fields(cls):
         required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
         if required and item.name not in table:

@@ -110,8 +110,8 @@ class Run:
     def train(self, resume_hint: str) -> int:
         """Train up to the configured number of steps; 0 when done, 128 + the signal's number when stopped by one."""
         self._save()
-        if self._to_be_validated() and not self._validated():  # killed after it had saved
-            self._validate()
+        if self._to_be_validated() and not any(e["step"] == self.step and "psnr" in e for e in self.log.read()):
+            self._validate()  # what the run was killed in, after it had saved
         self._describe()
         self._restart_clock()
         interval = 0.2 if sys.stderr.isatty() else 10  # seconds; a bar that goes to a file should not fill it
@@ -164,9 +164,6 @@ class Run:
         """Whether validation belongs to the step that was last."""
         due = self.step % self.config.validation.every == 0 or self.step == self.config.steps
         return bool(self.validation) and self.step > 0 and due
-
-    def _validated(self) -> bool:
-        return any(entry["step"] == self.step and "psnr" in entry for entry in self.log.read())
 
     def _restart_clock(self) -> None:
         """Start timing: the log's speed leaves out validating and saving."""

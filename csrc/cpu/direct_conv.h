@@ -1,5 +1,5 @@
-// 3×3 convolution, stride 1, padding 1, as three matrix products a row, and its weight gradient: for images and
-// channels too few for Winograd's tiles.
+// 3×3 convolution, stride 1, padding 1, as a matrix product a row, and its weight gradient: for images and channels too
+// few for Winograd's tiles.
 #pragma once
 
 #include "image.h"
@@ -22,22 +22,23 @@ struct Segment {
   }
 };
 
-// Copies pixels [x, x + width) of row y, `pitch` floats each: as many as channels, or more. Pixels outside the image
-// and channels that pad a vector become zeros.
+// Copies pixels [x, x + width) of row y, `pitch` floats each, to every step-th float: as many as channels, or more in
+// whole vectors. Pixels outside the image and channels that pad a vector become zeros.
 template <class Number>
 void copy_row(const Number* images, Size size, int64_t channels, int64_t image, int64_t y, int64_t x, int64_t width,
-              int64_t pitch, float* to) {
+              int64_t pitch, int64_t step, float* to) {
   const bool inside = y >= 0 && y < size.height;
   const int64_t first = max(0, -x), end = inside ? min(width, size.width - x) : first;
-  std::memset(to, 0, first * pitch * sizeof(float));
-  const Number* pixel = images + ((image * size.height + y) * size.width + x + first) * channels;
-  if (pitch == channels)
-    for_channels((end - first) * channels,
-                 [&](int64_t i, auto part) { store(to + first * pitch + i, load(pixel + i, part), part); });
-  else
-    for (int64_t j = first; j < end; ++j, pixel += channels)
-      for_channels(channels, [&](int64_t c, auto part) { store(to + j * pitch + c, load(pixel + c, part)); });
-  std::memset(to + end * pitch, 0, (width - end) * pitch * sizeof(float));
+  const Number* pixel = images + ((image * size.height + y) * size.width + x) * channels;
+  for (int64_t j = 0; j < width; ++j)
+    if (j < first || j >= end)
+      std::memset(to + j * step, 0, pitch * sizeof(float));
+    else if (pitch == channels)
+      for_channels(channels,
+                   [&](int64_t c, auto part) { store(to + j * step + c, load(pixel + j * channels + c, part), part); });
+    else
+      for_channels(channels,
+                   [&](int64_t c, auto part) { store(to + j * step + c, load(pixel + j * channels + c, part)); });
 }
 
 // Stores a segment's sums [pixels, padded channels] through the epilogue.
@@ -51,29 +52,30 @@ void store_row(const float* sums, int64_t width, int64_t channels, int64_t first
     });
 }
 
-// A segment's three input rows, zeros outside the image.
-struct Rows {
+// The pixels that a segment's outputs are made of, column by column: so those of one output lie together, and those of
+// the next one begin three pixels after them. Zeros outside the image.
+struct Patches {
   float* data;
-  int64_t pitch, width;
+  int64_t pitch;  // floats of a pixel
 
   static int64_t floats(int64_t pitch) { return 3 * (kSegment + 2) * pitch; }
+  static int64_t position(int64_t tap) { return tap % 3 * 3 + tap / 3; }
   template <class Number>
-  Rows(float* data, const Number* images, Size size, int64_t channels, int64_t pitch, const Segment& segment)
-      : data(data), pitch(pitch), width(segment.width + 2) {
+  Patches(float* data, const Number* images, Size size, int64_t channels, int64_t pitch, const Segment& segment)
+      : data(data), pitch(pitch) {
     for (int64_t k = 0; k < 3; ++k)
-      copy_row(images, size, channels, segment.image, segment.y + k - 1, segment.x - 1, width, pitch,
-               data + k * width * pitch);
+      copy_row(images, size, channels, segment.image, segment.y + k - 1, segment.x - 1, segment.width + 2, pitch,
+               3 * pitch, data + k * pitch);
   }
-  const float* tap(int64_t t) const { return data + (t / 3 * width + t % 3) * pitch; }
 };
 
-// One matrix [3 · in, out] for each row of taps: side by side lie the pixels that one output takes of a row.
+// One matrix [9 · in, out], its rows as the pixels of a patch.
 inline PackedWeight<float> pack_taps(ThreadPool& pool, WeightView weight) {
-  PackedWeight<float> packed(3, 3 * weight.in, weight.out);
+  PackedWeight<float> packed(1, 9 * weight.in, weight.out);
   for_blocks(pool, weight.in, 0, [&](int64_t i, float*) {
     for (int64_t t = 0; t < 9; ++t)
       for (int64_t o = 0; o < weight.out; o += kLanes)
-        store(packed.at(t / 3, t % 3 * weight.in + i, o), weight.tap(t, i, o));
+        store(packed.at(0, Patches::position(t) * weight.in + i, o), weight.tap(t, i, o));
   });
   return packed;
 }
@@ -81,14 +83,15 @@ inline PackedWeight<float> pack_taps(ThreadPool& pool, WeightView weight) {
 template <class Number, class Epilogue>
 void direct_conv(ThreadPool& pool, const Number* in, Size size, const PackedWeight<float>& weight,
                  const Epilogue& epilogue, Number* out) {
-  const int64_t channels = weight.in / 3, row_floats = Rows::floats(channels);
-  for_blocks(pool, Segment::count(size), row_floats + kSegment * padded(weight.out), [&](int64_t s, float* scratch) {
+  constexpr int64_t kDepth = 192;  // rows of the weight at once: 64 columns of them stay in L1
+  const int64_t channels = weight.in / 9, patch_floats = Patches::floats(channels);
+  for_blocks(pool, Segment::count(size), patch_floats + kSegment * padded(weight.out), [&](int64_t s, float* scratch) {
     const Segment segment(size, s);
-    const Rows rows(scratch, in, size, channels, channels, segment);
-    float* sums = scratch + row_floats;
-    for (int64_t k = 0; k < 3; ++k)
-      gemm({rows.tap(3 * k), rows.pitch, 1}, weight.matrix(k), {sums, padded(weight.out)}, segment.width, weight.out,
-           weight.in, k > 0);
+    const Patches patches(scratch, in, size, channels, channels, segment);
+    float* sums = scratch + patch_floats;
+    for (int64_t d = 0; d < weight.in; d += kDepth)
+      gemm({patches.data + d, 3 * channels, 1}, weight.matrix(0, d), {sums, padded(weight.out)}, segment.width,
+           weight.out, min(kDepth, weight.in - d), d > 0);
     store_row(sums, segment.width, weight.out, (segment.image * size.height + segment.y) * size.width + segment.x,
               epilogue, out);
   });
@@ -99,19 +102,21 @@ void direct_conv(ThreadPool& pool, const Number* in, Size size, const PackedWeig
 template <class Number, class Store>
 void conv_to_one(ThreadPool& pool, const Number* in, Size size, WeightView weight, const Store& store) {
   const int64_t channels = weight.in, pitch = padded(channels);
-  const Buffer taps(9 * pitch);  // [taps, channels]
+  const Buffer taps(9 * pitch);  // as the pixels of a patch
   for (int64_t t = 0; t < 9; ++t)
     for (int64_t c = 0; c < pitch; ++c)
-      taps.data()[t * pitch + c] = c < channels ? weight.data[c * weight.in_stride + t * weight.tap_stride] : 0;
+      taps.data()[Patches::position(t) * pitch + c] =
+          c < channels ? weight.data[c * weight.in_stride + t * weight.tap_stride] : 0;
 
-  for_blocks(pool, Segment::count(size), Rows::floats(pitch), [&](int64_t s, float* scratch) {
+  for_blocks(pool, Segment::count(size), Patches::floats(pitch), [&](int64_t s, float* scratch) {
     const Segment segment(size, s);
-    const Rows rows(scratch, in, size, channels, pitch, segment);
+    const Patches patches(scratch, in, size, channels, pitch, segment);
     for (int64_t j = 0; j < segment.width; ++j) {
+      const float* patch = patches.data + j * 3 * pitch;
       Vec products[3] = {};
-      for (int64_t c = 0; c < pitch; c += kLanes)
-        for (int64_t t = 0; t < 9; ++t)
-          products[t % 3] += load(rows.tap(t) + j * pitch + c) * load(taps.data() + t * pitch + c);
+      for (int64_t c = 0; c < 9 * pitch; c += 3 * kLanes)
+        for (int64_t v = 0; v < 3; ++v)
+          products[v] += load(patch + c + v * kLanes) * load(taps.data() + c + v * kLanes);
       store(segment.image, segment.y, segment.x + j, sum(products[0] + products[1] + products[2]));
     }
   });
@@ -124,17 +129,17 @@ inline void direct_weight_gradient(ThreadPool& pool, const float* in, Size size,
                                    const float* out_gradient, int64_t out_channels, float* weight_gradient,
                                    WeightLayout layout = {}) {
   const int64_t segments = Segment::count(size), slices = min(kSlices, segments), pitch = padded(out_channels);
-  const int64_t slice_floats = 9 * in_channels * pitch, row_floats = Rows::floats(in_channels);
-  const Buffer sums(slices * slice_floats);  // [slices, taps, in, out]
-  for_blocks(pool, slices, row_floats + kSegment * pitch, [&](int64_t slice, float* scratch) {
-    float *sum = sums.data() + slice * slice_floats, *gradient = scratch + row_floats;
+  const int64_t slice_floats = 9 * in_channels * pitch, patch_floats = Patches::floats(in_channels);
+  const Buffer sums(slices * slice_floats);  // [slices, pixels of a patch, in, out]
+  for_blocks(pool, slices, patch_floats + kSegment * pitch, [&](int64_t slice, float* scratch) {
+    float *sum = sums.data() + slice * slice_floats, *gradient = scratch + patch_floats;
     for (int64_t s = slice * segments / slices; s < (slice + 1) * segments / slices; ++s) {
       const Segment segment(size, s);
-      const Rows rows(scratch, in, size, in_channels, in_channels, segment);
-      copy_row(out_gradient, size, out_channels, segment.image, segment.y, segment.x, segment.width, pitch, gradient);
-      for (int64_t k = 0; k < 3; ++k)
-        gemm({rows.tap(3 * k), 1, rows.pitch}, {gradient, pitch, kPanel}, {sum + 3 * k * in_channels * pitch, pitch},
-             3 * in_channels, out_channels, segment.width, s > slice * segments / slices);
+      const Patches patches(scratch, in, size, in_channels, in_channels, segment);
+      copy_row(out_gradient, size, out_channels, segment.image, segment.y, segment.x, segment.width, pitch, pitch,
+               gradient);
+      gemm({patches.data, 1, 3 * in_channels}, {gradient, pitch, kPanel}, {sum, pitch}, 9 * in_channels, out_channels,
+           segment.width, s > slice * segments / slices);
     }
   });
   for_blocks(pool, out_channels, 0, [&](int64_t o, float*) {
@@ -142,7 +147,7 @@ inline void direct_weight_gradient(ThreadPool& pool, const float* in, Size size,
       for (int64_t i = 0; i < in_channels; ++i)
         for (int64_t slice = 0; slice < slices; ++slice)
           weight_gradient[o * in_channels * 9 + i * layout.in_stride + t * layout.tap_stride] +=
-              sums.data()[slice * slice_floats + (t * in_channels + i) * pitch + o];
+              sums.data()[slice * slice_floats + (Patches::position(t) * in_channels + i) * pitch + o];
   });
 }
 

@@ -112,7 +112,7 @@ struct PackedWeight {
   Factor<Number>* at(int64_t matrix, int64_t d, int64_t o) const {
     return data.data() + matrix * matrix_size() + o / kPanel * depth * kPanel + d * kPanel + o % kPanel;
   }
-  MatrixB<Factor<Number>> matrix(int64_t m) const { return {at(m, 0, 0), kPanel, depth * kPanel}; }
+  MatrixB<Factor<Number>> matrix(int64_t m, int64_t from = 0) const { return {at(m, from, 0), kPanel, depth * kPanel}; }
 };
 
 // Input channel i of output channels o, o + 1, ...

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from importlib import resources
 
 import torch
-from jinja2 import Environment, StrictUndefined
 
 from cmslap import __version__
 from cmslap.evaluation.evaluate import Quality, mean
@@ -41,6 +40,8 @@ class Comparison:
 
 def render(comparisons: Sequence[Comparison], title: str, note: str) -> str:
     """The page, as HTML. ``note`` says at its foot how the images were made."""
+    from jinja2 import Environment, StrictUndefined  # takes a while, and most of what is enlarged has no page
+
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     environment.filters |= {"decibel": _decibel, "duration": duration}
     environment.tests["finite"] = math.isfinite

@@ -8,8 +8,8 @@ from cmslap.ops.operation import OPERATIONS
 
 # Measured on AVX-512 cores against channels_last eager, forward and backward. From few channels a convolution is as
 # fast as its result is written; but PyTorch's own from one channel takes twice as long backward. Into few, even one,
-# the kernels are faster. In smaller images what a call costs
-# whatever its size, and the transformation of its kernel, take more time than the fewer multiplications save.
+# the kernels are faster. In smaller images what a call costs whatever its size, and the transformation of its kernel,
+# take more time than the fewer multiplications save.
 MIN_CHANNELS = 16
 MIN_PIXELS = 1024
 

@@ -31,7 +31,7 @@ def functionalize(gm: fx.GraphModule, inputs: Sequence[object]) -> fx.GraphModul
     except Exception as error:  # whatever the export refuses, which differs between versions of PyTorch
         reason = str(error).strip().partition("\n")[0]
         raise Unfit(f"it has no functional form ({type(error).__name__}: {reason})") from error
-    _check_mutations(found)
+    _check_after(found)
     graph = functional.graph
     first = next(node for node in graph.nodes if node.op != "placeholder")
     for written in graph.find_nodes(op="call_function", target=aten.copy_.default):
@@ -58,7 +58,9 @@ def _check_before(gm: fx.GraphModule, inputs: Sequence[object]) -> None:
             raise Unfit("it uses torch.func")
 
 
-def _check_mutations(found: ViewAndMutationMeta) -> None:
+def _check_after(found: ViewAndMutationMeta) -> None:
+    if found.tokens:
+        raise Unfit("it holds operators whose effects have an order")
     changed = {i: each for i, each in enumerate(found.input_info) if each.mutates_data}
     if any(each.requires_grad for each in changed.values()):
         raise Unfit("it changes an input or a parameter that needs gradients")

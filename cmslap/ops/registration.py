@@ -14,7 +14,8 @@ Whichever backend runs, results and gradients have the same dtype and memory for
 in advance.
 """
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -89,10 +90,13 @@ class _Registered:
         torch.library.register_fake(f"cmslap::{name}", self.fake_forward, lib=_library)
         torch.library.register_fake(f"cmslap::{name}_backward", self.fake_backward, lib=_library)
         torch.library.register_autograd(
-            f"cmslap::{name}", self.autograd_backward, setup_context=self.setup_context, lib=_library
+            f"cmslap::{name}",
+            self.autograd_backward,
+            setup_context=lambda ctx, inputs, output: self.save_for_backward(ctx, *self.split(inputs), output),
+            lib=_library,
         )
         for device in ("cpu", "cuda"):
-            _library.impl(name, self.autocast_on(device), f"Autocast{device.upper()}")
+            _library.impl(name, functools.partial(self.autocast, device), f"Autocast{device.upper()}")
 
     def check(self, arguments: Sequence[object]) -> None:
         """What cmslap.ops has checked, callers of the operators have not; kernels would write out of bounds."""
@@ -127,9 +131,6 @@ class _Registered:
             return output
         return output, output.new_empty(backend.saved_shape(call) if call.save else 0)
 
-    def setup_context(self, ctx: FunctionCtx, inputs: Sequence[object], output: Tensor | tuple[Tensor, Tensor]) -> None:
-        self.save_for_backward(ctx, *self.split(inputs), output)
-
     def save_for_backward(
         self, ctx: FunctionCtx, call: Call, backend: Backend, output: Tensor | tuple[Tensor, Tensor]
     ) -> None:
@@ -155,9 +156,11 @@ class _Registered:
         needs = dict(zip(self.operation.arguments, needs_grad, strict=False))
         wanted = [name for name in self.operation.shapes if needs[name]]
         gradients: dict[str, Tensor] = {}
+        kept = not self.operation.saves or saved.numel() > 0
+        has_kernel = kept and self.operation.name in named(ctx.backend, "backend").backward
         if grad is None:
             pass
-        elif not self.has_backward(ctx.backend, saved) or torch.is_grad_enabled():  # the latter: create_graph
+        elif not has_kernel or torch.is_grad_enabled():  # the latter: create_graph
             gradients = reference_gradients(self.operation, arguments, grad, wanted)
         else:
             if self.operation.keeps_output and output is None:
@@ -169,10 +172,6 @@ class _Registered:
             call = Call(self.operation, arguments, grad=grad, output=output, saved=saved, wanted=wanted)
             gradients |= dict(zip(wanted, self.differentiate(call, ctx.backend), strict=True))
         return [gradients.get(name) for name in self.operation.arguments]
-
-    def has_backward(self, backend: str, saved: Tensor | None) -> bool:
-        saves = not self.operation.saves or saved.numel() > 0
-        return saves and self.operation.name in named(backend, "backend").backward
 
     def split_backward(self, inputs: Sequence[object]) -> Call:
         grad, output, saved, *rest = inputs
@@ -215,15 +214,12 @@ class _Registered:
         wanted = [call.arguments[name] for name in call.wanted]
         return [torch.empty_like(tensor, memory_format=memory_format(tensor)) for tensor in wanted]
 
-    def autocast_on(self, device: str) -> Callable[..., Tensor | tuple[Tensor, Tensor]]:
-        def kernel(*inputs: object) -> Tensor | tuple[Tensor, Tensor]:
-            arguments = dict(zip(self.operation.arguments, inputs, strict=False))
-            options = inputs[len(arguments) :]
-            arguments = cast(self.operation, arguments, device)
-            with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(f"Autocast{device.upper()}")):
-                return getattr(torch.ops.cmslap, self.operation.name)(*arguments.values(), *options)
-
-        return kernel
+    def autocast(self, device: str, *inputs: object) -> Tensor | tuple[Tensor, Tensor]:
+        arguments = dict(zip(self.operation.arguments, inputs, strict=False))
+        options = inputs[len(arguments) :]
+        arguments = cast(self.operation, arguments, device)
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(f"Autocast{device.upper()}")):
+            return getattr(torch.ops.cmslap, self.operation.name)(*arguments.values(), *options)
 
 
 def reference_value(operation: Operation, arguments: Arguments) -> Tensor:

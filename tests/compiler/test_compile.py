@@ -200,10 +200,17 @@ def returns_a_view_of_what_it_changes(self, x):
     return self.a(x) * self.count, self.count.view(1)
 
 
+def prints(self, x):
+    y = self.a(x)
+    torch.ops.aten._print("as it runs")
+    return torch.relu(y)
+
+
 UNFIT = {
     checkpoints: "it holds tag_activation_checkpoint",
     has_a_gradient_of_its_own: "it holds autograd_function_apply",
     autocasts: "it turns autocast on",
+    prints: "it holds operators whose effects have an order",
     returns_a_view_of_what_it_changes: "it returns a view of an input that it changes",
 }
 

@@ -55,7 +55,7 @@ class Library:
 
     def map(self, x: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor | None:
         """Features or an image as the kernels read them."""
-        return None if x is None else _as(x, dtype).contiguous(memory_format=torch.channels_last)
+        return None if x is None else as_dtype(x, dtype).contiguous(memory_format=torch.channels_last)
 
     def new_map(self, like: Tensor, channels: int, dtype: torch.dtype = torch.float32, factor: int = 1) -> Tensor:
         """Memory for features or images of ``like``'s batch, ``factor`` times as high and wide."""
@@ -98,7 +98,7 @@ class Library:
     def recursive_embedding_backward(self, call: Call) -> dict[str, Tensor]:
         dtype = self.dtype(call.u, save=True)
         gradients = self.new_maps(call, "u") | self.zeros(call, "weights", "biases")
-        maps = _as(call.saved, dtype), self.map(call.output, dtype), self.map(call.grad, dtype)
+        maps = as_dtype(call.saved, dtype), self.map(call.output, dtype), self.map(call.grad, dtype)
         self.operators.recursive_embedding_backward(*self.block(call), *maps, *self.stream(call), **by_name(gradients))
         return gradients
 
@@ -126,7 +126,7 @@ class Library:
     def lapsrn_level_backward(self, call: Call) -> dict[str, Tensor]:
         dtype = self.dtype(call.u, save=True)
         gradients = self.new_maps(call, "u") | self.zeros(call, "weights", "biases", "upsample_weight", "upsample_bias")
-        maps = _as(call.saved, dtype), self.map(call.grad, dtype)
+        maps = as_dtype(call.saved, dtype), self.map(call.grad, dtype)
         inputs = self.weight(call.upsample_weight), *self.block(call), *maps
         self.operators.lapsrn_level_backward(*inputs, *self.stream(call), **by_name(gradients))
         return gradients
@@ -143,7 +143,7 @@ class Library:
 
 def floats(tensor: Tensor | None) -> Tensor | None:
     """Biases, and what else the kernels read in float32 on every device."""
-    return None if tensor is None else _as(tensor, torch.float32).contiguous()
+    return None if tensor is None else as_dtype(tensor, torch.float32).contiguous()
 
 
 def by_name(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -151,5 +151,5 @@ def by_name(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"grad_{name}": buffer for name, buffer in gradients.items()}
 
 
-def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def as_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype == dtype else tensor.to(dtype)

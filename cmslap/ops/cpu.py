@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from cmslap.ops.backend import NAMES, Backend, Call
-from cmslap.ops.compiled import Library, by_name, floats
+from cmslap.ops.compiled import Library, as_dtype, by_name, floats
 from cmslap.ops.extension import MISSING
-from cmslap.ops.operation import OPERATIONS, Arguments, Operation, memory_format
+from cmslap.ops.operation import OPERATIONS, Arguments, Operation
 
 _kernels = torch.ops.cmslap_cpu
 _SMALLEST_SHARED = 1 << 16  # bytes; the allocator of the system is faster below
@@ -74,7 +74,8 @@ class _Kernels(Library):
         return floats(weight)
 
     def conv_weight(self, weight: Tensor) -> Tensor:
-        return weight.to(torch.float32).contiguous(memory_format=memory_format(weight))
+        weight = as_dtype(weight, torch.float32)
+        return weight if weight.is_contiguous(memory_format=torch.channels_last) else weight.contiguous()
 
     def stream(self, call: Call) -> tuple[int, ...]:
         return ()

@@ -196,7 +196,7 @@ def _mean(record: dict[str, Any]) -> str:
     """What checkpoints were averaged for the weights, where some were."""
     if "mean_of" not in record:
         return ""
-    return "; the mean of " + " and ".join(record["mean_of"])
+    return "; the mean of " + " and ".join(f"{each['parts']:g}× {name}" for name, each in record["mean_of"].items())
 
 
 def _patches(record: dict[str, Any]) -> str:

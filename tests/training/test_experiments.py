@@ -114,13 +114,19 @@ def test_the_mean_of_checkpoints_names_them(monkeypatch, tmp_path, capsys):
     record.write_text(json.dumps({"step": 7}))
     named = [f"{name}={path}" for name, path in zip(("the first", "the second"), paths, strict=True)]
     options = ["--record", str(record), "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", ["", *named, *options])
-    mean.main()
     hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
-    expected = {"step": 7, "mean_of": {"the first": hashes[0], "the second": hashes[1]}}
-    assert json.loads(out.with_suffix(".json").read_text()) == expected
-    for ours, *theirs in zip(load_model(out).parameters(), *(model.parameters() for model in models), strict=True):
-        torch.testing.assert_close(ours, sum(theirs) / 2)
+    for chosen, parts in (([], (1, 1)), (["--parts", "3", "1"], (3, 1))):
+        monkeypatch.setattr(sys, "argv", ["", *named, *chosen, *options])
+        mean.main()
+        first, second = ({"parts": part, "sha256": found} for part, found in zip(parts, hashes, strict=True))
+        expected = {"step": 7, "mean_of": {"the first": first, "the second": second}}
+        assert json.loads(out.with_suffix(".json").read_text()) == expected
+        for ours, a, b in zip(load_model(out).parameters(), *(model.parameters() for model in models), strict=True):
+            torch.testing.assert_close(ours, (parts[0] * a + parts[1] * b) / sum(parts))
+    monkeypatch.setattr(sys, "argv", ["", *named, "--parts", "1", *options])
+    with pytest.raises(SystemExit):
+        mean.main()
+    assert "must be 2 positive numbers" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["", str(paths[0]), *options])
     with pytest.raises(SystemExit):
         mean.main()

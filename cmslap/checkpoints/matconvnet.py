@@ -85,11 +85,8 @@ def _converted(
 def _level(theirs: str, ours: str, channels: int) -> dict[str, tuple[str, int, int]]:
     """The convolutions that end a level; the prefixes are empty where all levels share them."""
     return {
-        f"{theirs}upconv": (
-            f"{ours}upsample_",
-            channels,
-            channels,
-        ),  # [in, out, 3, 3], as a transposed one has it
+        # [in, out, 3, 3], as a transposed one has it
+        f"{theirs}upconv": (f"{ours}upsample_", channels, channels),
         f"{theirs}residual_conv": (f"{ours}conv_res.", channels, 1),
     }
 

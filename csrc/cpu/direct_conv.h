@@ -33,12 +33,11 @@ void copy_row(const Number* images, Size size, int64_t channels, int64_t image, 
   for (int64_t j = 0; j < width; ++j)
     if (j < first || j >= end)
       std::memset(to + j * step, 0, pitch * sizeof(float));
-    else if (pitch == channels)
-      for_channels(channels,
-                   [&](int64_t c, auto part) { store(to + j * step + c, load(pixel + j * channels + c, part), part); });
     else
-      for_channels(channels,
-                   [&](int64_t c, auto part) { store(to + j * step + c, load(pixel + j * channels + c, part)); });
+      for_channels(channels, [&](int64_t c, auto part) {
+        const Vec values = load(pixel + j * channels + c, part);
+        pitch == channels ? store(to + j * step + c, values, part) : store(to + j * step + c, values);
+      });
 }
 
 // Stores a segment's sums [pixels, padded channels] through the epilogue.

@@ -34,12 +34,6 @@ struct Square {
     return at(grid, tile, Scheme::kInputs, Scheme::kOffset);
   }
   template <class Scheme>
-  static Square new_inputs(const TileGrid<Scheme>& grid, int64_t tile) {  // the columns the tile before it had not
-    Square square = window(grid, tile);
-    square.x += Scheme::kWindow - Scheme::kInputs;
-    return square;
-  }
-  template <class Scheme>
   static Square outputs(const TileGrid<Scheme>& grid, int64_t tile) {
     return at(grid, tile, Scheme::kOutputs, 0);
   }
@@ -108,14 +102,6 @@ PackedWeight<Number> pack_weight(ThreadPool& pool, WeightView weight) {
   return packed;
 }
 
-// Caches to prefetch into, as __builtin_prefetch counts them.
-struct L1 {
-  static constexpr int kLocality = 3;
-};
-struct L2 {
-  static constexpr int kLocality = 2;
-};
-
 // V = Bᵀ d B of one tile.
 template <class Scheme, class Number>
 void transform_inputs(const Pixels<Scheme::kWindow, Scheme::kWindow, Number>& window, int64_t channels,
@@ -139,7 +125,7 @@ void store_outputs(TransformedTiles<> products, int64_t tile, const Square& squa
     const auto product = [&](int p, int q) { return load(products.at(Scheme::kProduct.count * p + q, tile) + c); };
     const auto store_pixel = [&](int i, int j, Vec value) {
       const int64_t pixel = first + i * pitch + j * channels;
-      __builtin_prefetch(out + pixel + c + kSide * channels, 1, L1::kLocality);  // the next tile's
+      __builtin_prefetch(out + pixel + c + kSide * channels, 1);  // the next tile's
       store(out + pixel + c, epilogue(value, pixel, c, part), part);
     };
     if (height == kSide && width == kSide)
@@ -151,27 +137,12 @@ void store_outputs(TransformedTiles<> products, int64_t tile, const Square& squa
   });
 }
 
-// Asks for the pixels of a tile that lie inside the image to be in a cache soon.
-template <int kRows, int kColumns, class Cache, class Number>
-CMSLAP_INLINE void prefetch(Cache, const Number* images, Size size, int64_t channels, const Square& first) {
-  constexpr int64_t kLine = kCacheLineBytes / sizeof(Number);
-  const int64_t x = max(0, first.x), floats = (min(first.x + kColumns, size.width) - x) * channels;
-  for (int64_t y = max(0, first.y); y < min(first.y + kRows, size.height); ++y) {
-    const Number* row = images + ((first.image * size.height + y) * size.width + x) * channels;
-    for (int64_t i = 0; i < floats; i += kLine) __builtin_prefetch(row + i, 0, Cache::kLocality);
-  }
-}
-
 // Whether every product has one input of its own, as large as itself.
 template <class Scheme, class Number>
 constexpr bool kInPlace = Scheme::kInput.matrices() == kMatrices<Scheme> &&
                           Scheme::kProduct.matrices() == kMatrices<Scheme> && sizeof(Number) == sizeof(float);
 
-constexpr int64_t kAhead = 4;  // tiles: how far ahead of its transform a tile of the first group is asked for
-
-// The convolution of one group of tiles after the other; the memory idles during the matrix products, so that is when
-// the pixels of the coming transforms are asked for. From L2 into L1 they come a tile ahead: without it 64 channels at
-// 256×256 pixels take 1.3 times as long. `weight` has to outlive the blocks.
+// The convolution of one group of tiles after the other. `weight` has to outlive the blocks.
 template <class Scheme, class Number, class Epilogue>
 auto fast_conv(int64_t workers, const Number* in, Size in_size, const PackedWeight<Number>& weight,
                const Epilogue& epilogue, Number* out) {
@@ -184,53 +155,30 @@ auto fast_conv(int64_t workers, const Number* in, Size in_size, const PackedWeig
                               Scheme::kProduct.matrices() * padded(weight.out);
   const int64_t fitting = max(kStrip, kGroupFloats / tile_floats / kStrip * kStrip);
   const int64_t groups = ceil_div(ceil_div(grid.tiles(), fitting), workers) * workers;
-  const int64_t block = max(1, min(8, groups / (8 * workers)));  // groups a worker takes at once
-  const int64_t most = ceil_div(grid.tiles(), groups);           // tiles in a group
+  const int64_t most = ceil_div(grid.tiles(), groups);  // tiles in a group
   const int64_t input_floats = TransformedTiles<Number>::floats(Scheme::kInput.matrices(), most, weight.in);
   const int64_t product_floats =
       in_place ? 0 : TransformedTiles<>::floats(Scheme::kProduct.matrices(), most, weight.out);
 
-  const auto body = [=, &weight](int64_t b, float* scratch) {
+  const auto body = [=, &weight](int64_t group, float* scratch) {
     const TransformedTiles<Number> inputs(scratch, most, weight.in);
     const TransformedTiles<> products(in_place ? scratch : scratch + input_floats, most,
                                       in_place ? weight.in : weight.out);
     Number* zeros = reinterpret_cast<Number*>(scratch + input_floats + product_floats);
     std::memset(zeros, 0, weight.in * sizeof(Number));
 
-    const auto prefetch_inputs = [&](auto cache, int64_t tile) {
-      prefetch<Scheme::kWindow, Scheme::kInputs>(cache, in, in_size, weight.in, Square::new_inputs(grid, tile));
-    };
-    const auto prefetch_outputs = [&](int64_t tile) {
-      const auto prefetch_tile = [&](const auto* images) {
-        prefetch<Scheme::kOutputs, Scheme::kOutputs>(L2{}, images, out_size, weight.out, Square::outputs(grid, tile));
-      };
-      prefetch_tile(out);
-      epilogue.for_images(prefetch_tile);
-    };
-    const int64_t end = min((b + 1) * block, groups);
-    for (int64_t g = b * block; g < end; ++g) {
-      const int64_t first = g * grid.tiles() / groups, next = (g + 1) * grid.tiles() / groups, count = next - first;
-      const int64_t after = min(g + 2, end) * grid.tiles() / groups;
-      for (int64_t t = 0; t < count; ++t) {
-        if (g == b * block && t + kAhead < count) prefetch_inputs(L2{}, first + t + kAhead);
-        if (t + 1 < count) prefetch_inputs(L1{}, first + t + 1);
-        transform_inputs<Scheme, Number>({in, in_size, weight.in, Square::window(grid, first + t), zeros}, weight.in,
-                                         inputs, t);
-      }
-      for (int64_t m = 0; m < kMatrices<Scheme>; ++m) {
-        gemm(inputs.matrix(Scheme::kInput.matrix(m)), weight.matrix(Scheme::kWeight.matrix(m)),
-             {products.at(Scheme::kProduct.matrix(m), 0), products.row_stride}, count, weight.out, weight.depth,
-             !Scheme::kProduct.first(m));
-        for (int64_t t = m * count / kMatrices<Scheme>; t < (m + 1) * count / kMatrices<Scheme>; ++t) {
-          prefetch_outputs(first + t);
-          if (next + t < after) prefetch_inputs(L2{}, next + t);
-        }
-      }
-      for (int64_t t = 0; t < count; ++t)
-        store_outputs<Scheme>(products, t, Square::outputs(grid, first + t), out_size, weight.out, epilogue, out);
-    }
+    const int64_t first = group * grid.tiles() / groups, count = (group + 1) * grid.tiles() / groups - first;
+    for (int64_t t = 0; t < count; ++t)
+      transform_inputs<Scheme, Number>({in, in_size, weight.in, Square::window(grid, first + t), zeros}, weight.in,
+                                       inputs, t);
+    for (int64_t m = 0; m < kMatrices<Scheme>; ++m)
+      gemm(inputs.matrix(Scheme::kInput.matrix(m)), weight.matrix(Scheme::kWeight.matrix(m)),
+           {products.at(Scheme::kProduct.matrix(m), 0), products.row_stride}, count, weight.out, weight.depth,
+           !Scheme::kProduct.first(m));
+    for (int64_t t = 0; t < count; ++t)
+      store_outputs<Scheme>(products, t, Square::outputs(grid, first + t), out_size, weight.out, epilogue, out);
   };
-  return Blocks{ceil_div(groups, block), input_floats + product_floats + Array<Number>::floats(weight.in), body};
+  return Blocks{groups, input_floats + product_floats + Array<Number>::floats(weight.in), body};
 }
 
 // Adds the first kSide rows and columns of pixels to sum.

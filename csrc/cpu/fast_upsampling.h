@@ -87,14 +87,6 @@ template <class P>
 using PhaseWindow = Pixels<P::Rows::kWindow, P::Columns::kWindow>;
 using CoarseTile = Pixels<kPhaseSide>;
 
-template <int kRows, int kColumns>
-CMSLAP_INLINE void prefetch(const Pixels<kRows, kColumns>& pixels, int64_t channels) {
-  for (int i = 0; i < kRows; ++i)
-    for (int j = 0; j < kColumns; ++j)
-      for (int64_t c = 0; c < channels; c += kCacheLineBytes / sizeof(float))
-        __builtin_prefetch(pixels.at[i][j] + c, 0, 2);
-}
-
 template <class P>
 void transform_phase(const PhaseWindow<P>& window, int64_t channels, const TransformedTiles<>& to, int64_t tile) {
   using R = typename P::Rows;
@@ -147,56 +139,47 @@ inline void upsampling(ThreadPool& pool, const Upsampling& op, Size size, const 
   const PhaseGrid grid(size);
   const int64_t fitting = phase_group(EvenEven::kPoints * (padded(op.in) + padded(op.out)));
   const int64_t groups = ceil_div(ceil_div(grid.tiles(), fitting), pool.size()) * pool.size();
-  const int64_t most = ceil_div(grid.tiles(), groups);               // tiles in a group
-  const int64_t block = max(1, min(8, groups / (8 * pool.size())));  // groups a worker takes at once
+  const int64_t most = ceil_div(grid.tiles(), groups);  // tiles in a group
   const int64_t input_floats = phase_floats(most, op.in), product_floats = phase_floats(most, op.out);
   const bool streamed = reinterpret_cast<uintptr_t>(f) % CMSLAP_VECTOR_BYTES == 0 && op.out % kLanes == 0;
 
-  for_blocks(pool, ceil_div(groups, block), input_floats + product_floats + op.in, [&](int64_t b, float* scratch) {
+  for_blocks(pool, groups, input_floats + product_floats + op.in, [&](int64_t group, float* scratch) {
     float* zeros = scratch + input_floats + product_floats;
     std::memset(zeros, 0, op.in * sizeof(float));
-    const int64_t end = min((b + 1) * block, groups);
-    for (int64_t g = b * block; g < end; ++g) {
-      const int64_t first = g * grid.tiles() / groups, next = (g + 1) * grid.tiles() / groups, count = next - first;
-      const int64_t after = min(g + 2, end) * grid.tiles() / groups;
-      for_phases([&](auto phase) {
-        using P = decltype(phase);
-        constexpr int64_t kOddRow = P::Rows::kOffset, kOddColumn = P::Columns::kOffset;
-        const TransformedTiles<> inputs = phase_tiles<P>(scratch, count, op.in);
-        const TransformedTiles<> products = phase_tiles<P>(scratch + input_floats, count, op.out);
-        for (int64_t t = 0; t < count; ++t) {
-          const Square tile = grid.coarse(first + t);
-          const Square window{tile.image, tile.y + kOddRow - 1, tile.x + kOddColumn - 1};
-          transform_phase<P>({a, size, op.in, window, zeros}, op.in, inputs, t);
-        }
-        for (int64_t m = 0; m < P::kMatrices; ++m) {
-          gemm({inputs.at(m, 0), inputs.row_stride, 1}, weight.matrix(P::kFirstMatrix + m),
-               {products.at(m, 0), products.row_stride}, count * P::kCopies, op.out, op.in, false);
-          const int64_t step = P::kFirstMatrix + m;
-          for (int64_t t = next + step * (after - next) / kPhaseMatrices;
-               t < next + (step + 1) * (after - next) / kPhaseMatrices; ++t)
-            prefetch<kPhaseSide, kPhaseSide>(L2{}, a, size, op.in, grid.coarse(t));
-        }
-        for (int64_t t = 0; t < count; ++t) {
-          const Square tile = grid.coarse(first + t);
-          const int64_t height = min(kPhaseSide, size.height - tile.y), width = min(kPhaseSide, size.width - tile.x);
-          const int64_t pitch = 2 * size.width * op.out;
-          const int64_t row = tile.image * 2 * size.height + 2 * tile.y + kOddRow;
-          float* out = f + row * pitch + (2 * tile.x + kOddColumn) * op.out;
-          for_channels(op.out, [&](int64_t c, auto part) {
-            const Vec bias = op.bias ? load(op.bias + c, part) : Vec{};
-            phase_outputs<P>(products, t, c, [&](int i, int j, Vec value) {
-              if (i >= height || j >= width) return;
-              float* pixel = out + 2 * i * pitch + 2 * j * op.out + c;
-              if (streamed)
-                stream(pixel, value + bias);
-              else
-                store(pixel, value + bias, part);
-            });
+    const int64_t first = group * grid.tiles() / groups, count = (group + 1) * grid.tiles() / groups - first;
+    for_phases([&](auto phase) {
+      using P = decltype(phase);
+      constexpr int64_t kOddRow = P::Rows::kOffset, kOddColumn = P::Columns::kOffset;
+      const TransformedTiles<> inputs = phase_tiles<P>(scratch, count, op.in);
+      const TransformedTiles<> products = phase_tiles<P>(scratch + input_floats, count, op.out);
+      for (int64_t t = 0; t < count; ++t) {
+        const Square tile = grid.coarse(first + t);
+        const Square window{tile.image, tile.y + kOddRow - 1, tile.x + kOddColumn - 1};
+        transform_phase<P>({a, size, op.in, window, zeros}, op.in, inputs, t);
+      }
+      for (int64_t m = 0; m < P::kMatrices; ++m) {
+        gemm({inputs.at(m, 0), inputs.row_stride, 1}, weight.matrix(P::kFirstMatrix + m),
+             {products.at(m, 0), products.row_stride}, count * P::kCopies, op.out, op.in, false);
+      }
+      for (int64_t t = 0; t < count; ++t) {
+        const Square tile = grid.coarse(first + t);
+        const int64_t height = min(kPhaseSide, size.height - tile.y), width = min(kPhaseSide, size.width - tile.x);
+        const int64_t pitch = 2 * size.width * op.out;
+        const int64_t row = tile.image * 2 * size.height + 2 * tile.y + kOddRow;
+        float* out = f + row * pitch + (2 * tile.x + kOddColumn) * op.out;
+        for_channels(op.out, [&](int64_t c, auto part) {
+          const Vec bias = op.bias ? load(op.bias + c, part) : Vec{};
+          phase_outputs<P>(products, t, c, [&](int i, int j, Vec value) {
+            if (i >= height || j >= width) return;
+            float* pixel = out + 2 * i * pitch + 2 * j * op.out + c;
+            if (streamed)
+              stream(pixel, value + bias);
+            else
+              store(pixel, value + bias, part);
           });
-        }
-      });
-    }
+        });
+      }
+    });
     finish_streaming();
   });
 }

@@ -53,10 +53,8 @@ class UpsamplingGradient {
   }
 
  private:
-  // A group of consecutive tiles, the number of the next group's first and of that one's end.
-  struct Group {
-    int64_t first, next, after;
-    int64_t count() const { return next - first; }
+  struct Group {  // of consecutive tiles
+    int64_t first, count;
   };
 
   int64_t matrix_floats() const { return op_.in * padded(op_.out) + kLanes; }  // as in TransformedTiles
@@ -79,20 +77,20 @@ class UpsamplingGradient {
     const int64_t begin = slice * grid_.tiles() / slices_, tiles = (slice + 1) * grid_.tiles() / slices_ - begin;
     const int64_t groups = ceil_div(tiles, group_);
     for (int64_t g = 0; g < groups; ++g) {
-      const Group group{begin + g * tiles / groups, begin + (g + 1) * tiles / groups,
-                        begin + min(g + 2, groups) * tiles / groups};
-      const auto gradients = phase_tiles<P>(scratch, group.count(), op_.out);
-      const auto coarse = phase_tiles<P>(scratch + phase_floats(group_, op_.out), group.count(), op_.in);
+      const int64_t first = begin + g * tiles / groups;
+      const Group group{first, begin + (g + 1) * tiles / groups - first};
+      const auto gradients = phase_tiles<P>(scratch, group.count, op_.out);
+      const auto coarse = phase_tiles<P>(scratch + phase_floats(group_, op_.out), group.count, op_.in);
       transform<P>(group, slice, gradients, coarse, zeros);
-      if (with_weight_) add_products<P>(group, slice, gradients, coarse, g > 0, zeros);
-      if (grad_a_) store_grad_a<P>(group, gradients, coarse, zeros);
+      if (with_weight_) add_products<P>(group, slice, gradients, coarse, g > 0);
+      if (grad_a_) store_grad_a<P>(group, gradients, coarse);
     }
   }
 
   template <class P>
   void transform(const Group& group, int64_t slice, const TransformedTiles<>& gradients,
                  const TransformedTiles<>& coarse, const float* zeros) const {
-    for (int64_t t = 0; t < group.count(); ++t) {
+    for (int64_t t = 0; t < group.count; ++t) {
       const PhaseWindow<P> pixels = window<P>(group.first + t, zeros);
       transform_phase<P>(pixels, op_.out, gradients, t);
       if (!with_weight_) continue;
@@ -104,24 +102,21 @@ class UpsamplingGradient {
   // Sums of a's transformed tiles times those of the gradient.
   template <class P>
   void add_products(const Group& group, int64_t slice, const TransformedTiles<>& gradients,
-                    const TransformedTiles<>& coarse, bool accumulate, const float* zeros) const {
+                    const TransformedTiles<>& coarse, bool accumulate) const {
     for (int64_t m = 0; m < P::kMatrices; ++m) {
       gemm({coarse.at(m, 0), 1, coarse.row_stride}, {gradients.at(m, 0), gradients.row_stride, kPanel},
-           {sum(slice, P::kFirstMatrix + m), padded(op_.out)}, op_.in, op_.out, group.count() * P::kCopies, accumulate);
-      prefetch_next<P>(group, m, zeros);
+           {sum(slice, P::kFirstMatrix + m), padded(op_.out)}, op_.in, op_.out, group.count * P::kCopies, accumulate);
     }
   }
 
   // The gradient's transformed tiles times the weight, which replace a's tiles.
   template <class P>
-  void store_grad_a(const Group& group, const TransformedTiles<>& gradients, const TransformedTiles<>& products,
-                    const float* zeros) const {
+  void store_grad_a(const Group& group, const TransformedTiles<>& gradients, const TransformedTiles<>& products) const {
     for (int64_t m = 0; m < P::kMatrices; ++m) {
       gemm({gradients.at(m, 0), gradients.row_stride, 1}, weight_.matrix(P::kFirstMatrix + m),
-           {products.at(m, 0), products.row_stride}, group.count() * P::kCopies, op_.in, op_.out, false);
-      prefetch_next<P>(group, P::kMatrices + m, zeros);
+           {products.at(m, 0), products.row_stride}, group.count * P::kCopies, op_.in, op_.out, false);
     }
-    for (int64_t t = 0; t < group.count(); ++t) {
+    for (int64_t t = 0; t < group.count; ++t) {
       const Square tile = grid_.coarse(group.first + t);
       const int64_t height = min(kPhaseSide, size_.height - tile.y), width = min(kPhaseSide, size_.width - tile.x);
       const int64_t corner = ((tile.image * size_.height + tile.y) * size_.width + tile.x) * op_.in;
@@ -133,17 +128,6 @@ class UpsamplingGradient {
           store(grad_a_ + pixel + c, P::kLast ? epilogue_(value, pixel, c, part) : value, part);
         });
       });
-    }
-  }
-
-  // A step's share of the next group's pixels, two steps a matrix.
-  template <class P>
-  void prefetch_next(const Group& group, int64_t step, const float* zeros) const {
-    constexpr int64_t kSteps = 2 * P::kMatrices;
-    const int64_t tiles = group.after - group.next;
-    for (int64_t t = group.next + step * tiles / kSteps; t < group.next + (step + 1) * tiles / kSteps; ++t) {
-      prefetch(window<P>(t, zeros), op_.out);
-      prefetch<kPhaseSide, kPhaseSide>(L2{}, a_, size_, op_.in, grid_.coarse(t));
     }
   }
 

@@ -39,7 +39,7 @@ struct ChannelParts {
 class WinogradWeightGradient {
   using Scheme = SameConv;
   static constexpr int kPoints = Scheme::kPositions, kRows = kPoints / 2, kHalfMatrices = kRows * kPoints;
-  static constexpr int64_t kSliceTiles = 128, kMaxSlices = 4;
+  static constexpr int64_t kSliceTiles = 128, kMaxSlices = 4, kChunkTiles = 256;
   static constexpr int64_t kGroupFloats = 48 * kHalfMatrices * (64 + 64);
 
  public:
@@ -47,7 +47,7 @@ class WinogradWeightGradient {
       : size_(size),
         in_(in),
         out_(out),
-        slices_(min(kMaxSlices, ceil_div(TileGrid<Scheme>(size).tiles(), kSliceTiles))),
+        slices_(min(kMaxSlices, ceil_div(tiles(), kSliceTiles))),
         sums_(slices_ * slice_floats()),
         bias_sums_(slices_ * padded(out)) {}
 
@@ -59,19 +59,17 @@ class WinogradWeightGradient {
     const int64_t out_floats = TransformedTiles<>::floats(kHalfMatrices, tiles, outs.width);
     const bool accumulate = added_;
     added_ = true;
-    return Blocks{2 * slices_ * outs.count() * ins.count(), in_floats + out_floats + ChannelParts::kMost,
-                  [=](int64_t block, float* scratch) {
-                    const TransformedTiles<> inputs(scratch, tiles, ins.width);
-                    const TransformedTiles<> gradients(scratch + in_floats, tiles, outs.width);
-                    const Slice slice{block / 2 % slices_, ins[block / 2 / slices_ % ins.count()],
-                                      outs[block / 2 / slices_ / ins.count()]};
-                    const Operands operands{in,   out_gradient, inputs, gradients, scratch + in_floats + out_floats,
-                                            tiles};
-                    if (block % 2 == 0)
-                      add_slice<0>(slice, operands, accumulate);
-                    else
-                      add_slice<kRows>(slice, operands, accumulate);
-                  }};
+    const int64_t parts = outs.count() * ins.count(), halves = chunks() > 1 ? 1 : 2;
+    return Blocks{
+        slices_ * parts * halves, in_floats + out_floats + ChannelParts::kMost, [=](int64_t block, float* scratch) {
+          float* zeros = scratch + in_floats + out_floats;
+          std::memset(zeros, 0, ChannelParts::kMost * sizeof(float));
+          const Operands operands{
+              in, out_gradient, {scratch, tiles, ins.width}, {scratch + in_floats, tiles, outs.width}, zeros, tiles};
+          const int64_t half = block % halves, part = block / halves % parts;
+          const Slice slice{block / halves / parts, ins[part % ins.count()], outs[part / ins.count()]};
+          add_slice(slice, operands, half == 0, half == halves - 1, accumulate);
+        }};
   }
 
   // Adds Gᵀ sum G to weight_gradient [out, in, 3, 3], and the sum of the gradients to bias_gradient [out].
@@ -104,51 +102,53 @@ class WinogradWeightGradient {
   struct Operands {
     const float *in, *out_gradient;
     TransformedTiles<> inputs, gradients;
-    float* zeros;
-    int64_t group;  // tiles
+    const float* zeros;
+    int64_t group;  // most tiles at once
   };
 
   int64_t matrix_floats() const { return out_ * padded(in_) + kLanes; }  // as in TransformedTiles
   int64_t slice_floats() const { return kMatrices<Scheme> * matrix_floats(); }
 
-  template <int kFirstRow>
-  void add_slice(const Slice& slice, const Operands& operands, bool accumulate) const {
-    const TileGrid<Scheme> grid(size_);
-    const auto& [in, out_gradient, inputs, gradients, zeros, group] = operands;
-    const auto [number, in_part, out_part] = slice;
-    float* sums = sums_.data() + number * slice_floats() + kFirstRow * kPoints * matrix_floats() +
-                  out_part.first * padded(in_) + in_part.first;
-    float* bias_sum = bias_sums_.data() + number * padded(out_) + out_part.first;
-    const bool bias = kFirstRow == 0 && in_part.first == 0;
-    std::memset(zeros, 0, ChannelParts::kMost * sizeof(float));
-    if (bias && !accumulate) std::memset(bias_sum, 0, padded(out_part.count) * sizeof(float));
+  int64_t tiles() const { return TileGrid<Scheme>(size_).tiles(); }
+  int64_t chunks() const { return ceil_div(tiles(), slices_ * kChunkTiles); }  // of a slice
 
-    const int64_t begin = number * grid.tiles() / slices_, tiles = (number + 1) * grid.tiles() / slices_ - begin;
-    const int64_t groups = ceil_div(tiles, group);
-    const auto prefetch_pixels = [&](auto cache, int64_t tile) {
-      prefetch<Scheme::kWindow, Scheme::kInputs>(cache, in, size_, in_, Square::new_inputs(grid, tile));
-      prefetch<Scheme::kOutputs, Scheme::kOutputs>(cache, out_gradient, size_, out_, Square::outputs(grid, tile));
-    };
+  // The first half of the points, the second, or both by turns: then a chunk is still in a cache for the second one.
+  void add_slice(const Slice& slice, const Operands& operands, bool first_half, bool second_half,
+                 bool accumulate) const {
+    const int64_t chunks = this->chunks(), all = slices_ * chunks;
+    for (int64_t c = 0; c < chunks; ++c) {
+      const int64_t chunk = slice.number * chunks + c;
+      const int64_t begin = chunk * tiles() / all, end = (chunk + 1) * tiles() / all;
+      if (first_half) add_tiles<0>(slice, operands, begin, end, accumulate || c > 0);
+      if (second_half) add_tiles<kRows>(slice, operands, begin, end, accumulate || c > 0);
+    }
+  }
+
+  template <int kFirstRow>
+  void add_tiles(const Slice& slice, const Operands& operands, int64_t begin, int64_t end, bool accumulate) const {
+    const TileGrid<Scheme> grid(size_);
+    const auto& [in, out_gradient, inputs, gradients, zeros, most] = operands;
+    float* sums = sums_.data() + slice.number * slice_floats() + kFirstRow * kPoints * matrix_floats() +
+                  slice.out.first * padded(in_) + slice.in.first;
+    float* bias_sum = bias_sums_.data() + slice.number * padded(out_) + slice.out.first;
+    const bool bias = kFirstRow == 0 && slice.in.first == 0;
+    if (bias && !accumulate) std::memset(bias_sum, 0, padded(slice.out.count) * sizeof(float));
+
+    const int64_t groups = ceil_div(end - begin, most);
     for (int64_t g = 0; g < groups; ++g) {
-      const int64_t first = begin + g * tiles / groups, next = begin + (g + 1) * tiles / groups, count = next - first;
-      const int64_t after = begin + min(g + 2, groups) * tiles / groups;
+      const int64_t first = begin + g * (end - begin) / groups;
+      const int64_t count = begin + (g + 1) * (end - begin) / groups - first;
       for (int64_t t = 0; t < count; ++t) {
-        if (g == 0 && t + kAhead < count) prefetch_pixels(L2{}, first + t + kAhead);
-        if (t + 1 < count) prefetch_pixels(L1{}, first + t + 1);
         transform_half<kFirstRow, Scheme::kWindow, Scheme::input>(
-            {in + in_part.first, size_, in_, Square::window(grid, first + t), zeros}, in_part.count, inputs, t);
-        const Pixels<Scheme::kOutputs> dy(out_gradient + out_part.first, size_, out_, Square::outputs(grid, first + t),
+            {in + slice.in.first, size_, in_, Square::window(grid, first + t), zeros}, slice.in.count, inputs, t);
+        const Pixels<Scheme::kOutputs> dy(out_gradient + slice.out.first, size_, out_, Square::outputs(grid, first + t),
                                           zeros);
-        transform_half<kFirstRow, Scheme::kOutputs, Scheme::output_gradient>(dy, out_part.count, gradients, t);
-        if (bias) add_pixels<Scheme::kOutputs>(dy, out_part.count, bias_sum);
+        transform_half<kFirstRow, Scheme::kOutputs, Scheme::output_gradient>(dy, slice.out.count, gradients, t);
+        if (bias) add_pixels<Scheme::kOutputs>(dy, slice.out.count, bias_sum);
       }
-      for (int64_t m = 0; m < kHalfMatrices; ++m) {
+      for (int64_t m = 0; m < kHalfMatrices; ++m)
         gemm({gradients.at(m, 0), 1, gradients.row_stride}, {inputs.at(m, 0), inputs.row_stride, kPanel},
-             {sums + m * matrix_floats(), padded(in_)}, out_part.count, in_part.count, count, accumulate || g > 0);
-        for (int64_t t = next + m * (after - next) / kHalfMatrices; t < next + (m + 1) * (after - next) / kHalfMatrices;
-             ++t)
-          prefetch_pixels(L2{}, t);
-      }
+             {sums + m * matrix_floats(), padded(in_)}, slice.out.count, slice.in.count, count, accumulate || g > 0);
     }
   }
 

@@ -12,15 +12,6 @@ namespace cmslap::cpu::CMSLAP_ISA {
 
 inline Size doubled(Size size) { return {size.batch, 2 * size.height, 2 * size.width}; }
 
-// ThreadPool::run for a lambda body(block, scratch).
-template <class Body>
-void for_blocks(ThreadPool& pool, int64_t blocks, int64_t scratch_floats, const Body& body) {
-  pool.run(
-      blocks, scratch_floats,
-      [](const void* context, int64_t block, float* scratch) { (*static_cast<const Body*>(context))(block, scratch); },
-      &body);
-}
-
 // One operation's share of a parallel region: body(block, scratch) for each of its blocks.
 template <class Body>
 struct Blocks {
@@ -30,18 +21,27 @@ struct Blocks {
 template <class Body>
 Blocks(int64_t, int64_t, Body) -> Blocks<Body>;
 
-template <class Body>
-void run_blocks(ThreadPool& pool, const Blocks<Body>& blocks) {
-  for_blocks(pool, blocks.count, blocks.scratch_floats, blocks.body);
-}
 // Two operations at once, so that nobody waits for the end of the first.
 template <class First, class Second>
 void run_blocks(ThreadPool& pool, const Blocks<First>& first, const Blocks<Second>& second) {
-  for_blocks(pool, first.count + second.count, max(first.scratch_floats, second.scratch_floats),
-             [&](int64_t block, float* scratch) {
-               if (block < first.count) return first.body(block, scratch);
-               second.body(block - first.count, scratch);
-             });
+  const auto body = [&](int64_t block, float* scratch) {
+    if (block < first.count) return first.body(block, scratch);
+    second.body(block - first.count, scratch);
+  };
+  pool.run(
+      first.count, second.count, max(first.scratch_floats, second.scratch_floats),
+      [](const void* context, int64_t block, float* scratch) {
+        (*static_cast<const decltype(body)*>(context))(block, scratch);
+      },
+      &body);
+}
+template <class Body>
+void run_blocks(ThreadPool& pool, const Blocks<Body>& blocks) {
+  run_blocks(pool, blocks, Blocks{0, 0, [](int64_t, float*) {}});
+}
+template <class Body>
+void for_blocks(ThreadPool& pool, int64_t blocks, int64_t scratch_floats, const Body& body) {
+  run_blocks(pool, Blocks{blocks, scratch_floats, [&](int64_t block, float* scratch) { body(block, scratch); }});
 }
 
 // Memory for `count` numbers. A type of this instruction set's own, so that no std::vector of it is shared with code
@@ -153,10 +153,6 @@ struct Activate {
     if (skip) y += load(skip + pixel + channel, part);
     return leaky_relu(y, slope);
   }
-  template <class Body>
-  CMSLAP_INLINE void for_images(Body&& body) const {  // that it reads
-    if (skip) body(skip);
-  }
 };
 
 // Backward: y φ'(saved activated tensor), added to the source skip's gradient where a recursion ends.
@@ -173,11 +169,6 @@ struct Differentiate {
       store(gradient, load(gradient, part) + y, part);
     }
     return y;
-  }
-  template <class Body>
-  CMSLAP_INLINE void for_images(Body&& body) const {
-    if (activated) body(activated);
-    if (skip_gradient) body(skip_gradient);
   }
 };
 

@@ -16,9 +16,11 @@ class ThreadPool {
   ThreadPool();
   ~ThreadPool();  // not inline: the kernels' instruction sets must not reach the code others share
   int64_t size() const { return static_cast<int64_t>(scratch_.size()); }
-  // Calls the task once for every block. Whoever is free takes the next one, so a block's result may depend on nothing
-  // but its number: then all thread counts, and all runs, give the same bits.
-  void run(int64_t blocks, int64_t scratch_floats, Task task, const void* context);
+  // Calls the task once for every block: [0, first) are one operation's, the `second` ones after them another's. A
+  // worker begins with an even share of each, the same one in every call, whose images lie in its caches; then it helps
+  // the others. A block's result may depend on nothing but its number: then all thread counts, and all runs, give the
+  // same bits.
+  void run(int64_t first, int64_t second, int64_t scratch_floats, Task task, const void* context);
 
  private:
   std::vector<Buffer> scratch_;

@@ -71,10 +71,15 @@ struct WeightView {
   WeightView transposed() const { return {data, out, in, out_stride, in_stride, tap_stride}; }
   WeightView flipped() const { return {data + 8 * tap_stride, in, out, in_stride, out_stride, -tap_stride}; }
   // Tap t of the weights from input channel i to output channels o, o + 1, ...
-  Vec tap(int64_t t, int64_t i, int64_t o) const {
+  CMSLAP_INLINE Vec tap(int64_t t, int64_t i, int64_t o) const {
+    const float* from = data + o * out_stride + i * in_stride + t * tap_stride;
     Vec taps{};
-    for (int64_t lane = 0; lane < min(kLanes, out - o); ++lane)
-      taps[lane] = data[(o + lane) * out_stride + i * in_stride + t * tap_stride];
+    if (out - o >= kLanes) {  // a loop the compiler unrolls: twice as fast
+#pragma GCC unroll 16
+      for (int lane = 0; lane < kLanes; ++lane) taps[lane] = from[lane * out_stride];
+    } else {
+      for (int64_t lane = 0; lane < out - o; ++lane) taps[lane] = from[lane * out_stride];
+    }
     return taps;
   }
 };

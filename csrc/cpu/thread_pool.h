@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "memory.h"
 
@@ -15,7 +14,7 @@ class ThreadPool {
 
   ThreadPool();
   ~ThreadPool();  // not inline: the kernels' instruction sets must not reach the code others share
-  int64_t size() const { return static_cast<int64_t>(scratch_.size()); }
+  int64_t size() const { return size_; }
   // Calls the task once for every block: [0, first) are one operation's, the `second` ones after them another's. A
   // worker begins with an even share of each, the same one in every call, whose images lie in its caches; then it helps
   // the others. A block's result may depend on nothing but its number: then all thread counts, and all runs, give the
@@ -23,7 +22,8 @@ class ThreadPool {
   void run(int64_t first, int64_t second, int64_t scratch_floats, Task task, const void* context);
 
  private:
-  std::vector<Buffer> scratch_;
+  int64_t size_;
+  Buffer scratch_;  // one after the other, so that each worker finds its own next time
 };
 
 // Given by whoever links the kernels: how many threads to use, and a call of body(context, worker) for each of them.

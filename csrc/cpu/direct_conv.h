@@ -123,30 +123,41 @@ void conv_to_one(ThreadPool& pool, const Number* in, Size size, WeightView weigh
 
 constexpr int64_t kSlices = 16;  // partial sums of a weight gradient: fixed, so that thread counts do not matter
 
-// Adds Σ over pixels of out_gradient [out] ⊗ in [in], shifted by each tap, to weight_gradient [out, in, 3, 3].
+// Adds Σ over pixels of out_gradient [out] ⊗ in [in], shifted by each tap, to weight_gradient [out, in, 3, 3]. Vectors
+// run along `out`, or along taps and `in` where fewer of their lanes are padding.
 inline void direct_weight_gradient(ThreadPool& pool, const float* in, Size size, int64_t in_channels,
                                    const float* out_gradient, int64_t out_channels, float* weight_gradient,
                                    WeightLayout layout = {}) {
-  const int64_t segments = Segment::count(size), slices = min(kSlices, segments), pitch = padded(out_channels);
-  const int64_t slice_floats = 9 * in_channels * pitch, patch_floats = Patches::floats(in_channels);
-  const Buffer sums(slices * slice_floats);  // [slices, pixels of a patch, in, out]
-  for_blocks(pool, slices, patch_floats + kSegment * pitch, [&](int64_t slice, float* scratch) {
-    float *sum = sums.data() + slice * slice_floats, *gradient = scratch + patch_floats;
+  const int64_t segments = Segment::count(size), slices = min(kSlices, segments);
+  const int64_t patch = 9 * in_channels, patch_pitch = padded(patch), pitch = padded(out_channels);
+  const int64_t patches_floats = Patches::floats(in_channels) + kLanes;  // as the last patch is read in whole vectors
+  const bool along_out = patch * pitch <= out_channels * patch_pitch;
+  const int64_t patch_stride = along_out ? pitch : 1, out_stride = along_out ? 1 : patch_pitch;
+  const int64_t slice_floats = along_out ? patch * pitch : out_channels * patch_pitch;
+  const Buffer sums(slices * slice_floats);
+  for_blocks(pool, slices, patches_floats + kSegment * pitch, [&](int64_t slice, float* scratch) {
+    float *sum = sums.data() + slice * slice_floats, *gradient = scratch + patches_floats;
     for (int64_t s = slice * segments / slices; s < (slice + 1) * segments / slices; ++s) {
+      const bool accumulate = s > slice * segments / slices;
       const Segment segment(size, s);
       const Patches patches(scratch, in, size, in_channels, in_channels, segment);
       copy_row(out_gradient, size, out_channels, segment.image, segment.y, segment.x, segment.width, pitch, pitch,
                gradient);
-      gemm({patches.data, 1, 3 * in_channels}, {gradient, pitch, kPanel}, {sum, pitch}, 9 * in_channels, out_channels,
-           segment.width, s > slice * segments / slices);
+      if (along_out)
+        gemm({patches.data, 1, 3 * in_channels}, {gradient, pitch, kPanel}, {sum, pitch}, patch, out_channels,
+             segment.width, accumulate);
+      else
+        gemm({gradient, 1, pitch}, {patches.data, 3 * in_channels, kPanel}, {sum, patch_pitch}, out_channels, patch,
+             segment.width, accumulate);
     }
   });
   for_blocks(pool, out_channels, 0, [&](int64_t o, float*) {
     for (int64_t t = 0; t < 9; ++t)
       for (int64_t i = 0; i < in_channels; ++i)
         for (int64_t slice = 0; slice < slices; ++slice)
-          weight_gradient[o * in_channels * 9 + i * layout.in_stride + t * layout.tap_stride] +=
-              sums.data()[slice * slice_floats + (Patches::position(t) * in_channels + i) * pitch + o];
+          weight_gradient[o * patch + i * layout.in_stride + t * layout.tap_stride] +=
+              sums.data()[slice * slice_floats + (Patches::position(t) * in_channels + i) * patch_stride +
+                          o * out_stride];
   });
 }
 

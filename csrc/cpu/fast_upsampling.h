@@ -157,10 +157,9 @@ inline void upsampling(ThreadPool& pool, const Upsampling& op, Size size, const 
         const Square window{tile.image, tile.y + kOddRow - 1, tile.x + kOddColumn - 1};
         transform_phase<P>({a, size, op.in, window, zeros}, op.in, inputs, t);
       }
-      for (int64_t m = 0; m < P::kMatrices; ++m) {
+      for (int64_t m = 0; m < P::kMatrices; ++m)
         gemm({inputs.at(m, 0), inputs.row_stride, 1}, weight.matrix(P::kFirstMatrix + m),
              {products.at(m, 0), products.row_stride}, count * P::kCopies, op.out, op.in, false);
-      }
       for (int64_t t = 0; t < count; ++t) {
         const Square tile = grid.coarse(first + t);
         const int64_t height = min(kPhaseSide, size.height - tile.y), width = min(kPhaseSide, size.width - tile.x);

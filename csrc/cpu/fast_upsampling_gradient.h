@@ -103,19 +103,17 @@ class UpsamplingGradient {
   template <class P>
   void add_products(const Group& group, int64_t slice, const TransformedTiles<>& gradients,
                     const TransformedTiles<>& coarse, bool accumulate) const {
-    for (int64_t m = 0; m < P::kMatrices; ++m) {
+    for (int64_t m = 0; m < P::kMatrices; ++m)
       gemm({coarse.at(m, 0), 1, coarse.row_stride}, {gradients.at(m, 0), gradients.row_stride, kPanel},
            {sum(slice, P::kFirstMatrix + m), padded(op_.out)}, op_.in, op_.out, group.count * P::kCopies, accumulate);
-    }
   }
 
   // The gradient's transformed tiles times the weight, which replace a's tiles.
   template <class P>
   void store_grad_a(const Group& group, const TransformedTiles<>& gradients, const TransformedTiles<>& products) const {
-    for (int64_t m = 0; m < P::kMatrices; ++m) {
+    for (int64_t m = 0; m < P::kMatrices; ++m)
       gemm({gradients.at(m, 0), gradients.row_stride, 1}, weight_.matrix(P::kFirstMatrix + m),
            {products.at(m, 0), products.row_stride}, group.count * P::kCopies, op_.in, op_.out, false);
-    }
     for (int64_t t = 0; t < group.count; ++t) {
       const Square tile = grid_.coarse(group.first + t);
       const int64_t height = min(kPhaseSide, size_.height - tile.y), width = min(kPhaseSide, size_.width - tile.x);

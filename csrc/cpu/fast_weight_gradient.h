@@ -5,8 +5,8 @@
 // transformed tile, written and read, and a group's share of the sums, 12 KiB read and written: 60 KiB, some 1,000
 // cycles that partly hide behind the products. The transforms are about 1,300 instructions more. So the multiply-add
 // units are the limit, as they are of the forward pass (transforms of 36 + 16 numbers a tile and channel there, too),
-// if sums and tiles stay in L2: that is why a block has half of the 36 points, 288 KiB of sums beside 432 KiB of tiles.
-// Halves cost nothing, as a transform is made in two anyway.
+// if sums and tiles stay in L2: that is why half of the 36 points are summed at a time, 288 KiB of sums beside 432 KiB
+// of tiles. Halves cost nothing, as a transform is made in two anyway.
 //
 // The data gradient can't share A dy Aᵀ: its tiles of dy overlap. Turned round (B [(G g Gᵀ) ⊙ (A dy Aᵀ)] Bᵀ) it could,
 // but its outputs would overlap in place of its inputs and have to be summed before the epilogue: as many instructions,
@@ -54,9 +54,9 @@ class WinogradWeightGradient {
   // Adds what one convolution contributes.
   auto add(const float* in, const float* out_gradient) {
     const ChannelParts ins(in_), outs(out_);
-    const int64_t tiles = max(1, kGroupFloats / (kHalfMatrices * (ins.width + outs.width)));
-    const int64_t in_floats = TransformedTiles<>::floats(kHalfMatrices, tiles, ins.width);
-    const int64_t out_floats = TransformedTiles<>::floats(kHalfMatrices, tiles, outs.width);
+    const int64_t group = max(1, kGroupFloats / (kHalfMatrices * (ins.width + outs.width)));
+    const int64_t in_floats = TransformedTiles<>::floats(kHalfMatrices, group, ins.width);
+    const int64_t out_floats = TransformedTiles<>::floats(kHalfMatrices, group, outs.width);
     const bool accumulate = added_;
     added_ = true;
     const int64_t parts = outs.count() * ins.count(), halves = chunks() > 1 ? 1 : 2;
@@ -65,7 +65,7 @@ class WinogradWeightGradient {
           float* zeros = scratch + in_floats + out_floats;
           std::memset(zeros, 0, ChannelParts::kMost * sizeof(float));
           const Operands operands{
-              in, out_gradient, {scratch, tiles, ins.width}, {scratch + in_floats, tiles, outs.width}, zeros, tiles};
+              in, out_gradient, {scratch, group, ins.width}, {scratch + in_floats, group, outs.width}, zeros, group};
           const int64_t half = block % halves, part = block / halves % parts;
           const Slice slice{block / halves / parts, ins[part % ins.count()], outs[part / ins.count()]};
           add_slice(slice, operands, half == 0, half == halves - 1, accumulate);
@@ -115,9 +115,9 @@ class WinogradWeightGradient {
   // The first half of the points, the second, or both by turns: then a chunk is still in a cache for the second one.
   void add_slice(const Slice& slice, const Operands& operands, bool first_half, bool second_half,
                  bool accumulate) const {
-    const int64_t chunks = this->chunks(), all = slices_ * chunks;
-    for (int64_t c = 0; c < chunks; ++c) {
-      const int64_t chunk = slice.number * chunks + c;
+    const int64_t all = slices_ * chunks();
+    for (int64_t c = 0; c < chunks(); ++c) {
+      const int64_t chunk = slice.number * chunks() + c;
       const int64_t begin = chunk * tiles() / all, end = (chunk + 1) * tiles() / all;
       if (first_half) add_tiles<0>(slice, operands, begin, end, accumulate || c > 0);
       if (second_half) add_tiles<kRows>(slice, operands, begin, end, accumulate || c > 0);

@@ -117,6 +117,20 @@ def test_bfloat16_values(name, data, bfloat16):
     assert (result - expected).norm() < 1e-2 * max(expected.norm(), 0.5 * expected.numel() ** 0.5)
 
 
+@pytest.mark.usefixtures("poisoned")
+def test_gradients_of_large_images():
+    """Of more than 1,024 tiles the weight gradient takes a chunk at a time, both halves of its points by turns."""
+    sides = {side: int(torch.randint(66, 73, ())) for side in "HW"}
+    channels = {side: int(torch.randint(17, 71, ())) for side in ("Cin", "Cout")}
+    arguments = random_call("conv2d_lrelu", requires_grad=True, N=4, **sides, **channels) | {"negative_slope": 1.0}
+    exact = convert(arguments, dtype=torch.float64)
+    expected = OPERATIONS["conv2d_lrelu"].reference(**exact)
+    grad = torch.randn(expected.shape)
+    with ops.use_backend("cpu"):
+        gradients = torch.autograd.grad(ops.conv2d_lrelu(**arguments), tensors(arguments), grad)
+    assert_gradients_close(gradients, torch.autograd.grad(expected, tensors(exact), grad.double()), grad)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_thread_counts_and_runs_give_the_same_bits(name, dtype):

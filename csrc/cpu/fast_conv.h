@@ -37,6 +37,11 @@ struct Square {
   static Square outputs(const TileGrid<Scheme>& grid, int64_t tile) {
     return at(grid, tile, Scheme::kOutputs, 0);
   }
+  // Of its window the kInputs rows and columns that no tile above it or to its left has.
+  template <class Scheme>
+  static Square new_inputs(const TileGrid<Scheme>& grid, int64_t tile) {
+    return at(grid, tile, Scheme::kInputs, Scheme::kOffset + Scheme::kWindow - Scheme::kInputs);
+  }
 
  private:
   template <class Grid>
@@ -64,6 +69,36 @@ struct Pixels {
       }
     }
   }
+};
+
+// Asks for tiles before they are needed, one row of a tile a call: between the strips of a product, as a core waits for
+// some two dozen cache lines, and more at once would hold it up. square(tile) gives the side × side pixels of one of
+// [tile, end); ask(i) asks for the line of number i of the images.
+template <class SquareOf, class Ask>
+class Prefetch {
+ public:
+  Prefetch(Size size, int64_t channels, int64_t side, int64_t tile, int64_t end, const SquareOf& square, const Ask& ask)
+      : size_(size), channels_(channels), side_(side), tile_(tile), end_(end), square_of_(square), ask_(ask) {}
+
+  // Inlined, as `ask` must be: GCC drops calls of functions that do nothing but prefetch, as if without effect.
+  CMSLAP_INLINE void operator()() {
+    if (tile_ >= end_) return;
+    if (row_ == 0) square_ = square_of_(tile_);
+    if (square_.y + row_ < size_.height) {
+      const int64_t pixel = (square_.image * size_.height + square_.y + row_) * size_.width + square_.x;
+      for (int64_t i = 0; i < side_ * channels_; i += kCacheLineBytes / sizeof(float)) ask_(pixel * channels_ + i);
+    }
+    if (++row_ < side_) return;
+    row_ = 0;
+    ++tile_;
+  }
+
+ private:
+  Size size_;
+  int64_t channels_, side_, tile_, end_, row_ = 0;
+  Square square_{};
+  SquareOf square_of_;
+  Ask ask_;
 };
 
 // Transformed tiles: the matrices [tiles, channels] of an operand. One vector more than needed lies between two of
@@ -125,7 +160,6 @@ void store_outputs(TransformedTiles<> products, int64_t tile, const Square& squa
     const auto product = [&](int p, int q) { return load(products.at(Scheme::kProduct.count * p + q, tile) + c); };
     const auto store_pixel = [&](int i, int j, Vec value) {
       const int64_t pixel = first + i * pitch + j * channels;
-      __builtin_prefetch(out + pixel + c + kSide * channels, 1);  // the next tile's
       store(out + pixel + c, epilogue(value, pixel, c, part), part);
     };
     if (height == kSide && width == kSide)
@@ -167,14 +201,26 @@ auto fast_conv(int64_t workers, const Number* in, Size in_size, const PackedWeig
     Number* zeros = reinterpret_cast<Number*>(scratch + input_floats + product_floats);
     std::memset(zeros, 0, weight.in * sizeof(Number));
 
-    const int64_t first = group * grid.tiles() / groups, count = (group + 1) * grid.tiles() / groups - first;
+    const auto begin = [&](int64_t number) { return min(number, groups) * grid.tiles() / groups; };
+    const int64_t first = begin(group), end = begin(group + 1), count = end - first;
     for (int64_t t = 0; t < count; ++t)
       transform_inputs<Scheme, Number>({in, in_size, weight.in, Square::window(grid, first + t), zeros}, weight.in,
                                        inputs, t);
+    Prefetch next_inputs(
+        in_size, weight.in, Scheme::kInputs, end, begin(group + 2),
+        [&](int64_t tile) { return Square::new_inputs(grid, tile); },
+        [&](int64_t i) CMSLAP_INLINED { __builtin_prefetch(in + i); });
+    Prefetch outputs(
+        out_size, weight.out, Scheme::kOutputs, first, end, [&](int64_t tile) { return Square::outputs(grid, tile); },
+        [&](int64_t i) CMSLAP_INLINED { __builtin_prefetch(out + i); });
+    const auto prefetch = [&]() CMSLAP_INLINED {
+      next_inputs();
+      outputs();
+    };
     for (int64_t m = 0; m < kMatrices<Scheme>; ++m)
       gemm(inputs.matrix(Scheme::kInput.matrix(m)), weight.matrix(Scheme::kWeight.matrix(m)),
            {products.at(Scheme::kProduct.matrix(m), 0), products.row_stride}, count, weight.out, weight.depth,
-           !Scheme::kProduct.first(m));
+           !Scheme::kProduct.first(m), prefetch);
     for (int64_t t = 0; t < count; ++t)
       store_outputs<Scheme>(products, t, Square::outputs(grid, first + t), out_size, weight.out, epilogue, out);
   };

@@ -146,9 +146,23 @@ class WinogradWeightGradient {
         transform_half<kFirstRow, Scheme::kOutputs, Scheme::output_gradient>(dy, slice.out.count, gradients, t);
         if (bias) add_pixels<Scheme::kOutputs>(dy, slice.out.count, bias_sum);
       }
+      const int64_t next_end = begin + min(g + 2, groups) * (end - begin) / groups;
+      Prefetch next_inputs(
+          size_, in_, Scheme::kInputs, first + count, next_end,
+          [&](int64_t tile) { return Square::new_inputs(grid, tile); },
+          [&](int64_t i) CMSLAP_INLINED { __builtin_prefetch(in + i); });
+      Prefetch next_gradients(
+          size_, out_, Scheme::kOutputs, first + count, next_end,
+          [&](int64_t tile) { return Square::outputs(grid, tile); },
+          [&](int64_t i) CMSLAP_INLINED { __builtin_prefetch(out_gradient + i); });
+      const auto prefetch = [&]() CMSLAP_INLINED {
+        next_inputs();
+        next_gradients();
+      };
       for (int64_t m = 0; m < kHalfMatrices; ++m)
         gemm({gradients.at(m, 0), 1, gradients.row_stride}, {inputs.at(m, 0), inputs.row_stride, kPanel},
-             {sums + m * matrix_floats(), padded(in_)}, slice.out.count, slice.in.count, count, accumulate || g > 0);
+             {sums + m * matrix_floats(), padded(in_)}, slice.out.count, slice.in.count, count, accumulate || g > 0,
+             prefetch);
     }
   }
 

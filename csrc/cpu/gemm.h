@@ -55,12 +55,14 @@ void gemm_strip(MatrixA<Factor> a, MatrixB<Factor> b, MatrixC c, int64_t depth, 
     for (int v = 0; v < kVecs; ++v) store(c.data + r * c.row_stride + v * kLanes, sum[r][v]);
 }
 
-template <int kVecs, class Factor>
-void gemm_panel(MatrixA<Factor> a, MatrixB<Factor> b, MatrixC c, int64_t rows, int64_t depth, bool accumulate) {
+template <int kVecs, class Factor, class AfterStrip>
+void gemm_panel(MatrixA<Factor> a, MatrixB<Factor> b, MatrixC c, int64_t rows, int64_t depth, bool accumulate,
+                AfterStrip& after_strip) {
   for (; rows >= kStrip; rows -= kStrip) {
     gemm_strip<kStrip, kVecs>(a, b, c, depth, accumulate);
     a.data += kStrip * a.row_stride;
     c.data += kStrip * c.row_stride;
+    after_strip();
   }
   switch (rows) {
     case 5: return gemm_strip<5, kVecs>(a, b, c, depth, accumulate);
@@ -71,18 +73,23 @@ void gemm_panel(MatrixA<Factor> a, MatrixB<Factor> b, MatrixC c, int64_t rows, i
   }
 }
 
-template <class Factor = float>
+struct Nothing {
+  void operator()() const {}
+};
+
+// after_strip() is called after every whole strip.
+template <class Factor = float, class AfterStrip = const Nothing>
 void gemm(MatrixA<Factor> a, MatrixB<Factor> b, MatrixC c, int64_t rows, int64_t columns, int64_t depth,
-          bool accumulate) {
+          bool accumulate, AfterStrip&& after_strip = {}) {
   int64_t vectors = ceil_div(columns, kLanes);
   for (; vectors >= kPanelVecs; vectors -= kPanelVecs) {
-    gemm_panel<kPanelVecs>(a, b, c, rows, depth, accumulate);
+    gemm_panel<kPanelVecs>(a, b, c, rows, depth, accumulate, after_strip);
     b.data += b.panel_stride;
     c.data += kPanel;
   }
-  if (kPanelVecs > 3 && vectors == 3) return gemm_panel<3>(a, b, c, rows, depth, accumulate);
-  if (kPanelVecs > 2 && vectors == 2) return gemm_panel<2>(a, b, c, rows, depth, accumulate);
-  if (vectors == 1) return gemm_panel<1>(a, b, c, rows, depth, accumulate);
+  if (kPanelVecs > 3 && vectors == 3) return gemm_panel<3>(a, b, c, rows, depth, accumulate, after_strip);
+  if (kPanelVecs > 2 && vectors == 2) return gemm_panel<2>(a, b, c, rows, depth, accumulate, after_strip);
+  if (vectors == 1) return gemm_panel<1>(a, b, c, rows, depth, accumulate, after_strip);
 }
 
 }  // namespace cmslap::cpu::CMSLAP_ISA

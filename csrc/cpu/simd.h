@@ -17,7 +17,8 @@
 
 namespace cmslap::cpu::CMSLAP_ISA {
 
-#define CMSLAP_INLINE inline __attribute__((always_inline))
+#define CMSLAP_INLINED __attribute__((always_inline))
+#define CMSLAP_INLINE inline CMSLAP_INLINED
 
 constexpr int kLanes = CMSLAP_VECTOR_BYTES / sizeof(float);
 constexpr int64_t kCacheLineBytes = 64;

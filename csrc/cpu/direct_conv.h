@@ -96,27 +96,48 @@ void direct_conv(ThreadPool& pool, const Number* in, Size size, const PackedWeig
   });
 }
 
-// The same for one output channel: the sums run along the vectors, which would be padding but for one lane.
-// store(n, y, x, sum) takes each.
+// Σ over `rows` rows of kCount neighbouring pixels' patches times the taps; `floats` of each row, which lie together.
+template <int kCount, class Number>
+CMSLAP_INLINE void patch_sums(const Number* row, int64_t channels, int64_t pitch, const float* taps, int64_t rows,
+                              int64_t floats, float (&sums)[kCount]) {
+  Vec products[kCount] = {};
+  for (int64_t k = 0; k < rows; ++k, row += pitch, taps += 3 * channels)
+    for_channels(floats, [&](int64_t c, auto part) {
+      const Vec tap = load(taps + c, part);
+#pragma GCC unroll 4
+      for (int p = 0; p < kCount; ++p) products[p] += load(row + p * channels + c, part) * tap;
+    });
+  for (int p = 0; p < kCount; ++p) sums[p] = sum(products[p]);
+}
+
+// The same for one output channel: the sums run along the vectors, which would be padding but for one lane, and pixels
+// are read where they lie. store(n, y, x, sum) takes each sum.
 template <class Number, class Store>
 void conv_to_one(ThreadPool& pool, const Number* in, Size size, WeightView weight, const Store& store) {
-  const int64_t channels = weight.in, pitch = padded(channels);
-  const Buffer taps(9 * pitch);  // as the pixels of a patch
+  constexpr int kCount = 4;  // pixels at once, which share the loads of the taps
+  const int64_t channels = weight.in, pitch = size.width * channels;
+  const Buffer taps(9 * channels);
   for (int64_t t = 0; t < 9; ++t)
-    for (int64_t c = 0; c < pitch; ++c)
-      taps.data()[Patches::position(t) * pitch + c] =
-          c < channels ? weight.data[c * weight.in_stride + t * weight.tap_stride] : 0;
+    for (int64_t c = 0; c < channels; ++c)
+      taps.data()[t * channels + c] = weight.data[c * weight.in_stride + t * weight.tap_stride];
 
-  for_blocks(pool, Segment::count(size), Patches::floats(pitch), [&](int64_t s, float* scratch) {
+  for_blocks(pool, Segment::count(size), 0, [&](int64_t s, float*) {
     const Segment segment(size, s);
-    const Patches patches(scratch, in, size, channels, pitch, segment);
-    for (int64_t j = 0; j < segment.width; ++j) {
-      const float* patch = patches.data + j * 3 * pitch;
-      Vec products[3] = {};
-      for (int64_t c = 0; c < 9 * pitch; c += 3 * kLanes)
-        for (int64_t v = 0; v < 3; ++v)
-          products[v] += load(patch + c + v * kLanes) * load(taps.data() + c + v * kLanes);
-      store(segment.image, segment.y, segment.x + j, sum(products[0] + products[1] + products[2]));
+    const int64_t first = max(0, 1 - segment.y), rows = min(3, size.height + 1 - segment.y) - first;  // in the image
+    const float* taps_of_rows = taps.data() + first * 3 * channels;
+    const Number* row = in + (segment.image * size.height + segment.y + first - 1) * pitch;
+    for (int64_t x = segment.x, end = segment.x + segment.width; x < end;) {
+      if (x > 0 && x + kCount <= min(end, size.width - 1)) {
+        float sums[kCount];
+        patch_sums(row + (x - 1) * channels, channels, pitch, taps_of_rows, rows, 3 * channels, sums);
+        for (int p = 0; p < kCount; ++p) store(segment.image, segment.y, x++, sums[p]);
+      } else {
+        const int64_t left = max(0, 1 - x), right = min(3, size.width + 1 - x);
+        float sums[1];
+        patch_sums(row + (x - 1 + left) * channels, channels, pitch, taps_of_rows + left * channels, rows,
+                   (right - left) * channels, sums);
+        store(segment.image, segment.y, x++, sums[0]);
+      }
     }
   });
 }

@@ -30,7 +30,7 @@ class UpsamplingGradient {
         grad_a_(grad_a),
         with_weight_(with_weight),
         weight_(pack_phases(pool, upsampling_weight(op))),
-        slices_(min(kMaxSlices, ceil_div(grid_.tiles(), kSliceTiles))),
+        slices_(slices(grid_.tiles())),
         group_(phase_group(EvenEven::kPoints * (padded(op.out) + padded(op.in)))),
         sums_(with_weight ? slices_ * slice_floats() : 0),
         bias_sums_(with_weight ? slices_ * padded(op.out) : 0) {
@@ -57,6 +57,10 @@ class UpsamplingGradient {
     int64_t first, count;
   };
 
+  // Few, as each has sums of its own; but two even of a small image, for two workers.
+  static int64_t slices(int64_t tiles) {
+    return tiles < kSliceTiles / 4 ? 1 : max(2, min(kMaxSlices, ceil_div(tiles, kSliceTiles)));
+  }
   int64_t matrix_floats() const { return op_.in * padded(op_.out) + kLanes; }  // as in TransformedTiles
   int64_t slice_floats() const { return kPhaseMatrices * matrix_floats(); }
   float* sum(int64_t slice, int64_t matrix) const {

@@ -135,7 +135,7 @@ Tensor empty(std::vector<int64_t> sizes, bool channels_last, bool bfloat16) {
     strides[dimension] = count;
     count *= sizes[dimension];
   }
-  const int64_t bytes = count * (bfloat16 ? sizeof(BFloat16) : sizeof(float));
+  int64_t bytes = count * (bfloat16 ? sizeof(BFloat16) : sizeof(float));
   void* data = allocate(bytes);
   const auto deleter = [](void* memory, void* size) { release(memory, reinterpret_cast<int64_t>(size)); };
   AtenTensorHandle handle;

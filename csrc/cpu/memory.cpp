@@ -41,19 +41,24 @@ void* fresh(int64_t bytes) {
 // results, above the most that was in use at once; what has been idle longest goes first.
 class IdleMemory {
  public:
-  // For something new; null where there is none of this size.
-  void* take(int64_t bytes) {
+  // For something new; null where there is none of this size, or up to a third larger: then `bytes` is its own.
+  void* take(int64_t& bytes) {
     const int64_t used = used_ += bytes;
     const std::unique_lock lock(mutex_, std::try_to_lock);  // who finds it taken, or forked so, does without
     if (!lock) return nullptr;
     most_used_ = std::max<int64_t>(most_used_, used);
-    const auto found =
-        std::find_if(blocks_.rbegin(), blocks_.rend(), [&](const Block& block) { return block.bytes == bytes; });
+    auto found = blocks_.rend();
+    for (auto block = blocks_.rbegin(); block != blocks_.rend(); ++block)
+      if (block->bytes >= bytes && block->bytes <= bytes + bytes / 3 &&
+          (found == blocks_.rend() || block->bytes < found->bytes))
+        found = block;
     if (found == blocks_.rend()) {
       drop(most() - used);
       return nullptr;
     }
     void* data = found->data;
+    used_ += found->bytes - bytes;
+    bytes = found->bytes;
     blocks_.erase(std::next(found).base());
     bytes_ -= bytes;
     return data;
@@ -105,7 +110,7 @@ IdleMemory& idle_memory() {
 
 }  // namespace
 
-void* allocate(int64_t bytes) {
+void* allocate(int64_t& bytes) {
   bytes = rounded(bytes);
   if (void* data = idle_memory().take(bytes)) return data;
   void* data = fresh(bytes);
@@ -124,19 +129,20 @@ void release(void* data, int64_t bytes) {
   if (!idle_memory().keep(data, rounded(bytes))) std::free(data);
 }
 
-Buffer::Buffer(int64_t floats)
-    : data_(floats == 0 ? nullptr : static_cast<float*>(allocate(floats * sizeof(float)))), size_(floats) {}
-
-Buffer::~Buffer() {
-  if (data_) release(data_, size_ * sizeof(float));
+Buffer::Buffer(int64_t floats) : size_(floats), bytes_(floats * sizeof(float)) {
+  if (floats > 0) data_ = static_cast<float*>(allocate(bytes_));
 }
 
-Buffer::Buffer(Buffer&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+Buffer::~Buffer() {
+  if (data_) release(data_, bytes_);
+}
+
+Buffer::Buffer(Buffer&& other) noexcept : Buffer() { *this = std::move(other); }
 
 Buffer& Buffer::operator=(Buffer&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
+  std::swap(bytes_, other.bytes_);
   return *this;
 }
 

@@ -5,8 +5,9 @@
 
 namespace cmslap::cpu {
 
-// Not initialised, on a cache line's boundary; std::bad_alloc where there is none left.
-void* allocate(int64_t bytes);
+// Not initialised, on a cache line's boundary; std::bad_alloc where there is none left. `bytes` becomes what there is,
+// which may be more, and what release() wants to hear.
+void* allocate(int64_t& bytes);
 void release(void* data, int64_t bytes);
 
 // Floats on a cache line's boundary, not initialised.
@@ -20,8 +21,8 @@ class Buffer {
   int64_t size() const { return size_; }
 
  private:
-  float* data_;
-  int64_t size_;
+  float* data_ = nullptr;
+  int64_t size_, bytes_ = 0;
 };
 
 }  // namespace cmslap::cpu

@@ -32,6 +32,21 @@ def test_memory_is_used_again():
         assert ops.conv2d_lrelu(*large(1)).data_ptr() == place
 
 
+@needs_reuse
+@pytest.mark.parametrize(("rows", "fits"), [(56, True), (40, False)])
+def test_memory_up_to_a_third_larger_is_used_again(rows, fits):
+    x, weight = large(0)
+    with ops.use_backend("cpu"):
+        result = ops.conv2d_lrelu(x, weight)
+        place = result.data_ptr()
+        del result
+        smaller = ops.conv2d_lrelu(x[:, :, :rows], weight)
+        assert (smaller.data_ptr() == place) == fits
+        torch.testing.assert_close(smaller, x[:, :, :rows], atol=1e-5, rtol=0)
+        del smaller
+        assert ops.conv2d_lrelu(x, weight).data_ptr() == place  # it came back in its whole size
+
+
 def test_what_lives_keeps_its_memory():
     alive, order = {}, random.Random(torch.initial_seed())
     with ops.use_backend("cpu"):

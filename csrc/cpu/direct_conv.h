@@ -110,8 +110,8 @@ CMSLAP_INLINE void patch_sums(const Number* row, int64_t channels, int64_t pitch
   for (int p = 0; p < kCount; ++p) sums[p] = sum(products[p]);
 }
 
-// The same for one output channel: the sums run along the vectors, which would be padding but for one lane, and pixels
-// are read where they lie. store(n, y, x, sum) takes each sum.
+// The convolution for one output channel: the sums run along the vectors, which would be padding but for one lane, and
+// pixels are read where they lie. store(n, y, x, sum) takes each sum.
 template <class Number, class Store>
 void conv_to_one(ThreadPool& pool, const Number* in, Size size, WeightView weight, const Store& store) {
   constexpr int kCount = 4;  // pixels at once, which share the loads of the taps

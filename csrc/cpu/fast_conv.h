@@ -71,22 +71,24 @@ struct Pixels {
   }
 };
 
-// Asks for tiles before they are needed, one row of a tile a call: between the strips of a product, as a core waits for
-// some two dozen cache lines, and more at once would hold it up. square(tile) gives the side × side pixels of one of
-// [tile, end); ask(i) asks for the line of number i of the images.
-template <class SquareOf, class Ask>
+// Asks for the pixels of tiles before they are needed, one row of a tile a call: between the strips of a product, as a
+// core waits for some two dozen cache lines, and more at once would hold it up. square(tile) gives the side × side
+// pixels of one of [tile, end).
+template <class Number, class SquareOf>
 class Prefetch {
  public:
-  Prefetch(Size size, int64_t channels, int64_t side, int64_t tile, int64_t end, const SquareOf& square, const Ask& ask)
-      : size_(size), channels_(channels), side_(side), tile_(tile), end_(end), square_of_(square), ask_(ask) {}
+  Prefetch(const Number* images, Size size, int64_t channels, int64_t side, int64_t tile, int64_t end,
+           const SquareOf& square)
+      : images_(images), size_(size), channels_(channels), side_(side), tile_(tile), end_(end), square_of_(square) {}
 
-  // Inlined, as `ask` must be: GCC drops calls of functions that do nothing but prefetch, as if without effect.
+  // Inlined: GCC drops calls of functions that do nothing but prefetch, as if without effect.
   CMSLAP_INLINE void operator()() {
     if (tile_ >= end_) return;
     if (row_ == 0) square_ = square_of_(tile_);
     if (square_.y + row_ < size_.height) {
       const int64_t pixel = (square_.image * size_.height + square_.y + row_) * size_.width + square_.x;
-      for (int64_t i = 0; i < side_ * channels_; i += kCacheLineBytes / sizeof(float)) ask_(pixel * channels_ + i);
+      for (int64_t i = 0; i < side_ * channels_; i += kCacheLineBytes / sizeof(Number))
+        __builtin_prefetch(images_ + pixel * channels_ + i);
     }
     if (++row_ < side_) return;
     row_ = 0;
@@ -94,11 +96,11 @@ class Prefetch {
   }
 
  private:
+  const Number* images_;
   Size size_;
   int64_t channels_, side_, tile_, end_, row_ = 0;
   Square square_{};
   SquareOf square_of_;
-  Ask ask_;
 };
 
 // Transformed tiles: the matrices [tiles, channels] of an operand. One vector more than needed lies between two of
@@ -206,14 +208,11 @@ auto fast_conv(int64_t workers, const Number* in, Size in_size, const PackedWeig
     for (int64_t t = 0; t < count; ++t)
       transform_inputs<Scheme, Number>({in, in_size, weight.in, Square::window(grid, first + t), zeros}, weight.in,
                                        inputs, t);
-    Prefetch next_inputs(
-        in_size, weight.in, Scheme::kInputs, end, begin(group + 2),
-        [&](int64_t tile) { return Square::new_inputs(grid, tile); },
-        [&](int64_t i) CMSLAP_INLINED { __builtin_prefetch(in + i); });
-    Prefetch outputs(
-        out_size, weight.out, Scheme::kOutputs, first, end, [&](int64_t tile) { return Square::outputs(grid, tile); },
-        [&](int64_t i) CMSLAP_INLINED { __builtin_prefetch(out + i); });
-    const auto prefetch = [&]() CMSLAP_INLINED {
+    Prefetch next_inputs(in, in_size, weight.in, Scheme::kInputs, end, begin(group + 2),
+                         [&](int64_t tile) { return Square::new_inputs(grid, tile); });
+    Prefetch outputs(out, out_size, weight.out, Scheme::kOutputs, first, end,
+                     [&](int64_t tile) { return Square::outputs(grid, tile); });
+    const auto prefetch = [&]() __attribute__((always_inline)) {
       next_inputs();
       outputs();
     };

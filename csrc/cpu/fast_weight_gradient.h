@@ -147,15 +147,11 @@ class WinogradWeightGradient {
         if (bias) add_pixels<Scheme::kOutputs>(dy, slice.out.count, bias_sum);
       }
       const int64_t next_end = begin + min(g + 2, groups) * (end - begin) / groups;
-      Prefetch next_inputs(
-          size_, in_, Scheme::kInputs, first + count, next_end,
-          [&](int64_t tile) { return Square::new_inputs(grid, tile); },
-          [&](int64_t i) CMSLAP_INLINED { __builtin_prefetch(in + i); });
-      Prefetch next_gradients(
-          size_, out_, Scheme::kOutputs, first + count, next_end,
-          [&](int64_t tile) { return Square::outputs(grid, tile); },
-          [&](int64_t i) CMSLAP_INLINED { __builtin_prefetch(out_gradient + i); });
-      const auto prefetch = [&]() CMSLAP_INLINED {
+      Prefetch next_inputs(in, size_, in_, Scheme::kInputs, first + count, next_end,
+                           [&](int64_t tile) { return Square::new_inputs(grid, tile); });
+      Prefetch next_gradients(out_gradient, size_, out_, Scheme::kOutputs, first + count, next_end,
+                              [&](int64_t tile) { return Square::outputs(grid, tile); });
+      const auto prefetch = [&]() __attribute__((always_inline)) {
         next_inputs();
         next_gradients();
       };

@@ -126,7 +126,7 @@ void* allocate(int64_t& bytes) {
 }
 
 void release(void* data, int64_t bytes) {
-  if (!idle_memory().keep(data, rounded(bytes))) std::free(data);
+  if (!idle_memory().keep(data, bytes)) std::free(data);
 }
 
 Buffer::Buffer(int64_t floats) : size_(floats), bytes_(floats * sizeof(float)) {

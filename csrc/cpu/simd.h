@@ -17,8 +17,7 @@
 
 namespace cmslap::cpu::CMSLAP_ISA {
 
-#define CMSLAP_INLINED __attribute__((always_inline))
-#define CMSLAP_INLINE inline CMSLAP_INLINED
+#define CMSLAP_INLINE inline __attribute__((always_inline))
 
 constexpr int kLanes = CMSLAP_VECTOR_BYTES / sizeof(float);
 constexpr int64_t kCacheLineBytes = 64;

@@ -141,35 +141,42 @@ PackedWeight<Number> pack_weight(ThreadPool& pool, WeightView weight) {
 
 // V = Bᵀ d B of one tile.
 template <class Scheme, class Number>
-void transform_inputs(const Pixels<Scheme::kWindow, Scheme::kWindow, Number>& window, int64_t channels,
-                      TransformedTiles<Number> to, int64_t tile) {
-  for_channels(channels, [&](int64_t c, auto part) {
+CMSLAP_TRANSFORM void transform_inputs(const Pixels<Scheme::kWindow, Scheme::kWindow, Number>& window, int64_t channels,
+                                       TransformedTiles<Number> to, int64_t tile) {
+  for_channels(channels, [&](int64_t c, auto part) CMSLAP_ALWAYS_INLINE {
+    Number* first = to.at(0, tile) + c;
     transform_2d<Scheme::kWindow, Scheme::kInput.count, Scheme::input>(
-        [&](int i, int j) { return load(window.at[i][j] + c, part); },
-        [&](int p, int q, Vec v) { store(to.at(Scheme::kInput.count * p + q, tile) + c, v); });
+        [&](int i, int j) CMSLAP_ALWAYS_INLINE { return load(window.at[i][j] + c, part); },
+        [&](int p, int q, Vec v) CMSLAP_ALWAYS_INLINE {
+          store(first + (Scheme::kInput.count * p + q) * to.matrix_stride, v);
+        });
   });
 }
 
 // Aᵀ M A of one tile, through the epilogue, to those of its pixels that lie inside the image.
 template <class Scheme, class Epilogue, class Number>
-void store_outputs(TransformedTiles<> products, int64_t tile, const Square& square, Size size, int64_t channels,
-                   const Epilogue& epilogue, Number* out) {
+CMSLAP_TRANSFORM void store_outputs(TransformedTiles<> products, int64_t tile, Square square, Size size,
+                                    int64_t channels, Epilogue epilogue, Number* out) {
   constexpr int kSide = Scheme::kOutputs;
   const int64_t height = min(kSide, size.height - square.y), width = min(kSide, size.width - square.x);
-  const int64_t first = ((square.image * size.height + square.y) * size.width + square.x) * channels;
+  const int64_t corner = ((square.image * size.height + square.y) * size.width + square.x) * channels;
   const int64_t pitch = size.width * channels;
-  for_channels(channels, [&](int64_t c, auto part) {
-    const auto product = [&](int p, int q) { return load(products.at(Scheme::kProduct.count * p + q, tile) + c); };
-    const auto store_pixel = [&](int i, int j, Vec value) {
-      const int64_t pixel = first + i * pitch + j * channels;
+  for_channels(channels, [&](int64_t c, auto part) CMSLAP_ALWAYS_INLINE {
+    const float* first = products.at(0, tile) + c;
+    const auto product = [&](int p, int q) CMSLAP_ALWAYS_INLINE {
+      return load(first + (Scheme::kProduct.count * p + q) * products.matrix_stride);
+    };
+    const auto store_pixel = [&](int i, int j, Vec value) CMSLAP_ALWAYS_INLINE {
+      const int64_t pixel = corner + i * pitch + j * channels;
       store(out + pixel + c, epilogue(value, pixel, c, part), part);
+    };
+    const auto store_inside = [&](int i, int j, Vec value) CMSLAP_ALWAYS_INLINE {
+      if (i < height && j < width) store_pixel(i, j, value);
     };
     if (height == kSide && width == kSide)
       transform_2d<Scheme::kProduct.count, kSide, Scheme::output>(product, store_pixel);
     else
-      transform_2d<Scheme::kProduct.count, kSide, Scheme::output>(product, [&](int i, int j, Vec value) {
-        if (i < height && j < width) store_pixel(i, j, value);
-      });
+      transform_2d<Scheme::kProduct.count, kSide, Scheme::output>(product, store_inside);
   });
 }
 

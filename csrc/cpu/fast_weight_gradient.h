@@ -163,14 +163,16 @@ class WinogradWeightGradient {
   }
 
   // Half the rows of the transform of one tile.
-  // A function of its own: its pointers to pixels take more registers than there are.
   template <int kFirstRow, int kSide, void (*kTransform)(const Vec (&)[kSide], Vec (&)[kPoints])>
-  __attribute__((noinline)) static void transform_half(const Pixels<kSide>& pixels, int64_t channels,
+  CMSLAP_TRANSFORM static void transform_half(const Pixels<kSide>& pixels, int64_t channels,
                                                        TransformedTiles<> to, int64_t tile) {
-    for_channels(channels, [&](int64_t c, auto part) {
+    for_channels(channels, [&](int64_t c, auto part) CMSLAP_ALWAYS_INLINE {
+      float* first = to.at(0, tile) + c;
       transform_rows<kRows, kSide, kPoints, kTransform, kSide, kPoints, kTransform>(
-          kFirstRow, [&](int i, int j) { return load(pixels.at[i][j] + c, part); },
-          [&](int p, int q, Vec value) { store(to.at((p - kFirstRow) * kPoints + q, tile) + c, value); });
+          kFirstRow, [&](int i, int j) CMSLAP_ALWAYS_INLINE { return load(pixels.at[i][j] + c, part); },
+          [&](int p, int q, Vec value) CMSLAP_ALWAYS_INLINE {
+            store(first + ((p - kFirstRow) * kPoints + q) * to.matrix_stride, value);
+          });
     });
   }
 

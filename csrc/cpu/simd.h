@@ -17,7 +17,11 @@
 
 namespace cmslap::cpu::CMSLAP_ISA {
 
-#define CMSLAP_INLINE inline __attribute__((always_inline))
+#define CMSLAP_ALWAYS_INLINE __attribute__((always_inline))
+#define CMSLAP_INLINE inline CMSLAP_ALWAYS_INLINE
+// A transform of one tile: a function, as its pointers take all registers, but one without calls inside, and with
+// arguments of its own. A store might change what a reference refers to, which would be read again for every number.
+#define CMSLAP_TRANSFORM __attribute__((noinline))
 
 constexpr int kLanes = CMSLAP_VECTOR_BYTES / sizeof(float);
 constexpr int64_t kCacheLineBytes = 64;

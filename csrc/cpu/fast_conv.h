@@ -1,8 +1,9 @@
 // Convolutions and their weight gradients by a scheme of fast_schemes.h.
 //
-// A group of tiles goes through input transform, matrix products and output transform while it lies in L2: 24 tiles of
-// Winograd's with 64 channels take 2 · 216 KiB beside the weight's 576 KiB, and make each 16 KiB matrix of the weight,
-// once in L1, worth 6000 cycles.
+// A group of tiles goes through input transform, matrix products and output transform while it lies in L2: 18 tiles of
+// Winograd's with 64 channels take 162 KiB, or twice that, beside the weight's 576 KiB, and make each 16 KiB matrix of
+// the weight, once in L1, worth 2,300 cycles. With more channels the weight comes from beyond L2, and fewer tiles would
+// not be worth that; with fewer channels a group has more tiles.
 #pragma once
 
 #include "fast_schemes.h"
@@ -71,11 +72,13 @@ struct Pixels {
   }
 };
 
-// Asks for the pixels of tiles before they are needed, one row of a tile a call: between the strips of a product, as a
-// core waits for some two dozen cache lines, and more at once would hold it up. square(tile) gives the side × side
-// pixels of one of [tile, end).
+// Asks for the pixels of tiles before they are needed, sixteen cache lines a call: between the strips of a product, as
+// a core waits for some two dozen, and more at once would hold it up. square(tile) gives the side × side pixels of one
+// of [tile, end).
 template <class Number, class SquareOf>
 class Prefetch {
+  static constexpr int64_t kLine = kCacheLineBytes / sizeof(Number), kMost = 16 * kLine;
+
  public:
   Prefetch(const Number* images, Size size, int64_t channels, int64_t side, int64_t tile, int64_t end,
            const SquareOf& square)
@@ -85,11 +88,13 @@ class Prefetch {
   CMSLAP_INLINE void operator()() {
     if (tile_ >= end_) return;
     if (row_ == 0) square_ = square_of_(tile_);
+    const int64_t numbers = side_ * channels_, done = min(numbers, asked_ + kMost);
     if (square_.y + row_ < size_.height) {
       const int64_t pixel = (square_.image * size_.height + square_.y + row_) * size_.width + square_.x;
-      for (int64_t i = 0; i < side_ * channels_; i += kCacheLineBytes / sizeof(Number))
-        __builtin_prefetch(images_ + pixel * channels_ + i);
+      for (; asked_ < done; asked_ += kLine) __builtin_prefetch(images_ + pixel * channels_ + asked_);
     }
+    if (done < numbers) return;
+    asked_ = 0;
     if (++row_ < side_) return;
     row_ = 0;
     ++tile_;
@@ -98,7 +103,7 @@ class Prefetch {
  private:
   const Number* images_;
   Size size_;
-  int64_t channels_, side_, tile_, end_, row_ = 0;
+  int64_t channels_, side_, tile_, end_, row_ = 0, asked_ = 0;  // numbers of the row
   Square square_{};
   SquareOf square_of_;
 };
@@ -133,8 +138,9 @@ PackedWeight<Number> pack_weight(ThreadPool& pool, WeightView weight) {
   PackedWeight<Number> packed(Scheme::kWeight.matrices(), weight.in, weight.out);
   for_inputs(pool, packed, [&](int64_t i) {
     for (int64_t o = 0; o < weight.out; o += kLanes)
-      transform_2d<3, kCount, Scheme::weight>([&](int k, int l) { return weight.tap(3 * k + l, i, o); },
-                                              [&](int p, int q, Vec u) { pack(packed, kCount * p + q, i, o, u); });
+      transform_2d<3, kCount, Scheme::weight>(
+          [&](int k, int l) CMSLAP_ALWAYS_INLINE { return weight.tap(3 * k + l, i, o); },
+          [&](int p, int q, Vec u) CMSLAP_ALWAYS_INLINE { pack(packed, kCount * p + q, i, o, u); });
   });
   return packed;
 }
@@ -147,9 +153,8 @@ CMSLAP_TRANSFORM void transform_inputs(const Pixels<Scheme::kWindow, Scheme::kWi
     Number* first = to.at(0, tile) + c;
     transform_2d<Scheme::kWindow, Scheme::kInput.count, Scheme::input>(
         [&](int i, int j) CMSLAP_ALWAYS_INLINE { return load(window.at[i][j] + c, part); },
-        [&](int p, int q, Vec v) CMSLAP_ALWAYS_INLINE {
-          store(first + (Scheme::kInput.count * p + q) * to.matrix_stride, v);
-        });
+        [&](int p, int q, Vec v)
+            CMSLAP_ALWAYS_INLINE { store(first + (Scheme::kInput.count * p + q) * to.matrix_stride, v); });
   });
 }
 
@@ -189,14 +194,14 @@ constexpr bool kInPlace = Scheme::kInput.matrices() == kMatrices<Scheme> &&
 template <class Scheme, class Number, class Epilogue>
 auto fast_conv(int64_t workers, const Number* in, Size in_size, const PackedWeight<Number>& weight,
                const Epilogue& epilogue, Number* out) {
-  constexpr int64_t kGroupFloats = 36 * 24 * (64 + 64);  // inputs and products of a group
+  constexpr int64_t kGroupTiles = 3 * kStrip, kGroupFloats = kGroupTiles * 36 * (64 + 64);  // at least
   const Size out_size = Scheme::output_size(in_size);
   const TileGrid<Scheme> grid(in_size);
   // A product may take its factor's place where gemm has read the whole of a strip before it stores: in one panel.
   const bool in_place = kInPlace<Scheme, Number> && weight.out <= min(kPanel, padded(weight.in));
   const int64_t tile_floats = Array<Number>::floats(Scheme::kInput.matrices() * padded(weight.in)) +
                               Scheme::kProduct.matrices() * padded(weight.out);
-  const int64_t fitting = max(kStrip, kGroupFloats / tile_floats / kStrip * kStrip);
+  const int64_t fitting = max(kGroupTiles, kGroupFloats / tile_floats / kStrip * kStrip);
   const int64_t groups = ceil_div(ceil_div(grid.tiles(), fitting), workers) * workers;
   const int64_t most = ceil_div(grid.tiles(), groups);  // tiles in a group
   const int64_t input_floats = TransformedTiles<Number>::floats(Scheme::kInput.matrices(), most, weight.in);

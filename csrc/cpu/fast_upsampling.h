@@ -58,9 +58,10 @@ template <class P>
 TransformedTiles<> phase_tiles(float* data, int64_t tiles, int64_t channels) {
   return {data, tiles * P::kCopies, channels};
 }
+// Where point (p, q) of a tile lies behind its first one.
 template <class P>
-float* point(const TransformedTiles<>& tiles, int64_t tile, int p, int q) {
-  return tiles.at(P::matrix(p, q), tile * P::kCopies + P::copy(p, q));
+CMSLAP_INLINE int64_t point(const TransformedTiles<>& tiles, int p, int q) {
+  return P::matrix(p, q) * tiles.matrix_stride + P::copy(p, q) * tiles.row_stride;
 }
 inline int64_t phase_floats(int64_t tiles, int64_t channels) {  // of the largest one
   return EvenEven::kPoints * (tiles * padded(channels) + kLanes);
@@ -88,34 +89,42 @@ using PhaseWindow = Pixels<P::Rows::kWindow, P::Columns::kWindow>;
 using CoarseTile = Pixels<kPhaseSide>;
 
 template <class P>
-void transform_phase(const PhaseWindow<P>& window, int64_t channels, const TransformedTiles<>& to, int64_t tile) {
+CMSLAP_TRANSFORM void transform_phase(const PhaseWindow<P>& window, int64_t channels, TransformedTiles<> to,
+                                      int64_t tile) {
   using R = typename P::Rows;
   using C = typename P::Columns;
-  for_channels(channels, [&](int64_t c, auto part) {
+  for_channels(channels, [&](int64_t c, auto part) CMSLAP_ALWAYS_INLINE {
+    float* first = to.at(0, tile * P::kCopies) + c;
     transform_2d<R::kWindow, R::kPoints, R::input, C::kWindow, C::kPoints, C::input>(
-        [&](int i, int j) { return load(window.at[i][j] + c, part); },
-        [&](int p, int q, Vec v) { store(point<P>(to, tile, p, q) + c, v); });
+        [&](int i, int j) CMSLAP_ALWAYS_INLINE { return load(window.at[i][j] + c, part); },
+        [&](int p, int q, Vec v) CMSLAP_ALWAYS_INLINE { store(first + point<P>(to, p, q), v); });
   });
 }
 
 template <class P>
-void transform_phase_gradient(const CoarseTile& pixels, int64_t channels, const TransformedTiles<>& to, int64_t tile) {
+CMSLAP_TRANSFORM void transform_phase_gradient(const CoarseTile& pixels, int64_t channels, TransformedTiles<> to,
+                                               int64_t tile) {
   using R = typename P::Rows;
   using C = typename P::Columns;
-  for_channels(channels, [&](int64_t c, auto part) {
+  for_channels(channels, [&](int64_t c, auto part) CMSLAP_ALWAYS_INLINE {
+    float* first = to.at(0, tile * P::kCopies) + c;
     transform_2d<kPhaseSide, R::kPoints, R::output_gradient, kPhaseSide, C::kPoints, C::output_gradient>(
-        [&](int i, int j) { return load(pixels.at[i][j] + c, part); },
-        [&](int p, int q, Vec m) { store(point<P>(to, tile, p, q) + c, m); });
+        [&](int i, int j) CMSLAP_ALWAYS_INLINE { return load(pixels.at[i][j] + c, part); },
+        [&](int p, int q, Vec m) CMSLAP_ALWAYS_INLINE { store(first + point<P>(to, p, q), m); });
   });
 }
 
-// out(i, j, value) for the 4×4 outputs of one phase, sixteen channels or so from c on.
-template <class P, class Out>
-CMSLAP_INLINE void phase_outputs(const TransformedTiles<>& products, int64_t tile, int64_t c, Out&& out) {
+// store_pixel(i, j, value, c, part) for the 4×4 outputs of one tile and phase.
+template <class P, class StorePixel>
+CMSLAP_TRANSFORM void store_phase(TransformedTiles<> products, int64_t tile, int64_t channels, StorePixel store_pixel) {
   using R = typename P::Rows;
   using C = typename P::Columns;
-  transform_2d<R::kPoints, kPhaseSide, R::output, C::kPoints, kPhaseSide, C::output>(
-      [&](int p, int q) { return load(point<P>(products, tile, p, q) + c); }, out);
+  for_channels(channels, [&](int64_t c, auto part) CMSLAP_ALWAYS_INLINE {
+    const float* first = products.at(0, tile * P::kCopies) + c;
+    transform_2d<R::kPoints, kPhaseSide, R::output, C::kPoints, kPhaseSide, C::output>(
+        [&](int p, int q) CMSLAP_ALWAYS_INLINE { return load(first + point<P>(products, p, q)); },
+        [&](int i, int j, Vec value) CMSLAP_ALWAYS_INLINE { store_pixel(i, j, value, c, part); });
+  });
 }
 
 // How many tiles a worker takes through all phases at once, so that they stay in L2.
@@ -166,17 +175,16 @@ inline void upsampling(ThreadPool& pool, const Upsampling& op, Size size, const 
         const int64_t pitch = 2 * size.width * op.out;
         const int64_t row = tile.image * 2 * size.height + 2 * tile.y + kOddRow;
         float* out = f + row * pitch + (2 * tile.x + kOddColumn) * op.out;
-        for_channels(op.out, [&](int64_t c, auto part) {
-          const Vec bias = op.bias ? load(op.bias + c, part) : Vec{};
-          phase_outputs<P>(products, t, c, [&](int i, int j, Vec value) {
-            if (i >= height || j >= width) return;
-            float* pixel = out + 2 * i * pitch + 2 * j * op.out + c;
-            if (streamed)
-              stream(pixel, value + bias);
-            else
-              store(pixel, value + bias, part);
-          });
-        });
+        const auto store_pixel = [=](int i, int j, Vec value, int64_t c, auto part) CMSLAP_ALWAYS_INLINE {
+          if (i >= height || j >= width) return;
+          float* pixel = out + 2 * i * pitch + 2 * j * op.out + c;
+          if (op.bias) value += load(op.bias + c, part);
+          if (streamed)
+            stream(pixel, value);
+          else
+            store(pixel, value, part);
+        };
+        store_phase<P>(products, t, op.out, store_pixel);
       }
     });
     finish_streaming();

@@ -122,14 +122,15 @@ class UpsamplingGradient {
       const Square tile = grid_.coarse(group.first + t);
       const int64_t height = min(kPhaseSide, size_.height - tile.y), width = min(kPhaseSide, size_.width - tile.x);
       const int64_t corner = ((tile.image * size_.height + tile.y) * size_.width + tile.x) * op_.in;
-      for_channels(op_.in, [&](int64_t c, auto part) {
-        phase_outputs<P>(products, t, c, [&](int i, int j, Vec value) {
-          if (i >= height || j >= width) return;
-          const int64_t pixel = corner + (i * size_.width + j) * op_.in;
-          if (P::kFirstMatrix > 0) value += load(grad_a_ + pixel + c, part);
-          store(grad_a_ + pixel + c, P::kLast ? epilogue_(value, pixel, c, part) : value, part);
-        });
-      });
+      const int64_t channels = op_.in, pitch = size_.width * channels;
+      const auto store_pixel = [=, grad_a = grad_a_, epilogue = epilogue_](int i, int j, Vec value, int64_t c,
+                                                                           auto part) CMSLAP_ALWAYS_INLINE {
+        if (i >= height || j >= width) return;
+        const int64_t pixel = corner + i * pitch + j * channels;
+        if (P::kFirstMatrix > 0) value += load(grad_a + pixel + c, part);
+        store(grad_a + pixel + c, P::kLast ? epilogue(value, pixel, c, part) : value, part);
+      };
+      store_phase<P>(products, t, channels, store_pixel);
     }
   }
 

@@ -2,11 +2,11 @@
 //
 // A tile of 4×4 pixels with 64 channels on both sides takes 36 · 64 · 64 = 147,456 multiplications, 4,608 cycles of a
 // core that starts two AVX-512 multiply-adds a cycle; the direct way takes four times as many. Through L2 go 18 KiB of
-// transformed tile, written and read, and a group's share of the sums, 12 KiB read and written: 60 KiB, some 1,000
-// cycles that partly hide behind the products. The transforms are about 1,300 instructions more. So the multiply-add
-// units are the limit, as they are of the forward pass (transforms of 36 + 16 numbers a tile and channel there, too),
-// if sums and tiles stay in L2: that is why half of the 36 points are summed at a time, 288 KiB of sums beside 432 KiB
-// of tiles. Halves cost nothing, as a transform is made in two anyway.
+// transformed tile, written and read, and a group's share of the sums, 24 KiB read and written: 84 KiB, some 1,400
+// cycles that partly hide behind the products. The transforms take 1,200 cycles. So the multiply-add units are the
+// limit, as they are of the forward pass (transforms of 36 + 16 numbers a tile and channel there, too), if sums and
+// tiles stay in L2: that is why half of the 36 points are summed at a time, 288 KiB of sums beside 216 KiB of tiles.
+// Halves cost nothing, as a transform is made in two anyway.
 //
 // The data gradient can't share A dy Aᵀ: its tiles of dy overlap. Turned round (B [(G g Gᵀ) ⊙ (A dy Aᵀ)] Bᵀ) it could,
 // but its outputs would overlap in place of its inputs and have to be summed before the epilogue: as many instructions,
@@ -40,7 +40,7 @@ class WinogradWeightGradient {
   using Scheme = SameConv;
   static constexpr int kPoints = Scheme::kPositions, kRows = kPoints / 2, kHalfMatrices = kRows * kPoints;
   static constexpr int64_t kSliceTiles = 128, kMaxSlices = 4, kChunkTiles = 256;
-  static constexpr int64_t kGroupFloats = 48 * kHalfMatrices * (64 + 64);
+  static constexpr int64_t kGroupFloats = 24 * kHalfMatrices * (64 + 64);
 
  public:
   WinogradWeightGradient(Size size, int64_t in, int64_t out)
@@ -77,14 +77,15 @@ class WinogradWeightGradient {
     for_blocks(pool, out_, 0, [&](int64_t o, float*) {
       for (int64_t i = 0; i < in_; i += kLanes) {
         float taps[9][kLanes];
+        const float* first = sums_.data() + o * padded(in_) + i;
         transform_2d<kPoints, 3, Scheme::weight_gradient>(
-            [&](int p, int q) {
-              const float* summand = sums_.data() + (kPoints * p + q) * matrix_floats() + o * padded(in_) + i;
+            [&](int p, int q) CMSLAP_ALWAYS_INLINE {
+              const float* summand = first + (kPoints * p + q) * matrix_floats();
               Vec total = load(summand);
               for (int64_t slice = 1; slice < slices_; ++slice) total += load(summand + slice * slice_floats());
               return total;
             },
-            [&](int k, int l, Vec tap) { store(taps[3 * k + l], tap); });
+            [&](int k, int l, Vec tap) CMSLAP_ALWAYS_INLINE { store(taps[3 * k + l], tap); });
         float* gradient = weight_gradient + o * in_ * 9 + i * layout.in_stride;
         for (int64_t lane = 0; lane < min(kLanes, in_ - i); ++lane, gradient += layout.in_stride)
           for (int t = 0; t < 9; ++t) gradient[t * layout.tap_stride] += taps[t][lane];
@@ -164,15 +165,14 @@ class WinogradWeightGradient {
 
   // Half the rows of the transform of one tile.
   template <int kFirstRow, int kSide, void (*kTransform)(const Vec (&)[kSide], Vec (&)[kPoints])>
-  CMSLAP_TRANSFORM static void transform_half(const Pixels<kSide>& pixels, int64_t channels,
-                                                       TransformedTiles<> to, int64_t tile) {
+  CMSLAP_TRANSFORM static void transform_half(const Pixels<kSide>& pixels, int64_t channels, TransformedTiles<> to,
+                                              int64_t tile) {
     for_channels(channels, [&](int64_t c, auto part) CMSLAP_ALWAYS_INLINE {
       float* first = to.at(0, tile) + c;
       transform_rows<kRows, kSide, kPoints, kTransform, kSide, kPoints, kTransform>(
           kFirstRow, [&](int i, int j) CMSLAP_ALWAYS_INLINE { return load(pixels.at[i][j] + c, part); },
-          [&](int p, int q, Vec value) CMSLAP_ALWAYS_INLINE {
-            store(first + ((p - kFirstRow) * kPoints + q) * to.matrix_stride, value);
-          });
+          [&](int p, int q, Vec value)
+              CMSLAP_ALWAYS_INLINE { store(first + ((p - kFirstRow) * kPoints + q) * to.matrix_stride, value); });
     });
   }
 

@@ -136,9 +136,9 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-// Training stays in float32. Of a convolution's 7,700 cycles a tile of 64 channels (Zen 5, each of the three passes)
+// Training stays in float32. Of a convolution's 6,500 cycles a tile of 64 channels (Zen 5, each of the three passes)
 // the products take 4,600; bfloat16's 49 points at twice the rate would take 3,100, while the transforms grow by the
-// same 49 / 36. With transforms for nothing more than today's that is 1.24 times as fast at most.
+// same 49 / 36. With transforms for nothing more than today's that is 1.3 times as fast at most.
 //
 // Inference on images of bfloat16, for processors that multiply them. Weights and biases, the image that goes into the
 // residual head and the one that comes out of it are float32. Embedding::save must be kNothing.

@@ -47,7 +47,7 @@ void store_row(const float* sums, int64_t width, int64_t channels, int64_t first
   for (int64_t j = 0; j < width; ++j)
     for_channels(channels, [&](int64_t c, auto part) {
       const int64_t pixel = (first_pixel + j) * channels;
-      store(out + pixel + c, epilogue(load(sums + j * padded(channels) + c), pixel, c, part), part);
+      store(out + pixel + c, epilogue(load(sums + j * padded(channels) + c), pixel + c, c, part), part);
     });
 }
 

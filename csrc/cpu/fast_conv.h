@@ -158,31 +158,32 @@ CMSLAP_TRANSFORM void transform_inputs(const Pixels<Scheme::kWindow, Scheme::kWi
   });
 }
 
-// Aᵀ M A of one tile, through the epilogue, to those of its pixels that lie inside the image.
+// Aᵀ M A of one tile, through the epilogue, to those of its pixels that lie inside the image: all, or height × width.
+template <class Scheme, bool kAll, class Epilogue, class Number>
+CMSLAP_TRANSFORM void store_outputs(const float* products, int64_t matrix_stride, int64_t channels, Epilogue epilogue,
+                                    int64_t corner, int64_t pitch, int64_t height, int64_t width, Number* out) {
+  for_channels(channels, [&](int64_t c, auto part) CMSLAP_ALWAYS_INLINE {
+    const float* first = products + c;
+    transform_2d<Scheme::kProduct.count, Scheme::kOutputs, Scheme::output>(
+        [&](int p, int q)
+            CMSLAP_ALWAYS_INLINE { return load(first + (Scheme::kProduct.count * p + q) * matrix_stride); },
+        [&](int i, int j, Vec value) CMSLAP_ALWAYS_INLINE {
+          if (!kAll && (i >= height || j >= width)) return;
+          const int64_t number = corner + c + i * pitch + j * channels;
+          store(out + number, epilogue(value, number, c, part), part);
+        });
+  });
+}
 template <class Scheme, class Epilogue, class Number>
-CMSLAP_TRANSFORM void store_outputs(TransformedTiles<> products, int64_t tile, Square square, Size size,
-                                    int64_t channels, Epilogue epilogue, Number* out) {
-  constexpr int kSide = Scheme::kOutputs;
+void store_outputs(const TransformedTiles<>& products, int64_t tile, const Square& square, Size size, int64_t channels,
+                   const Epilogue& epilogue, Number* out) {
+  constexpr int64_t kSide = Scheme::kOutputs;
   const int64_t height = min(kSide, size.height - square.y), width = min(kSide, size.width - square.x);
   const int64_t corner = ((square.image * size.height + square.y) * size.width + square.x) * channels;
-  const int64_t pitch = size.width * channels;
-  for_channels(channels, [&](int64_t c, auto part) CMSLAP_ALWAYS_INLINE {
-    const float* first = products.at(0, tile) + c;
-    const auto product = [&](int p, int q) CMSLAP_ALWAYS_INLINE {
-      return load(first + (Scheme::kProduct.count * p + q) * products.matrix_stride);
-    };
-    const auto store_pixel = [&](int i, int j, Vec value) CMSLAP_ALWAYS_INLINE {
-      const int64_t pixel = corner + i * pitch + j * channels;
-      store(out + pixel + c, epilogue(value, pixel, c, part), part);
-    };
-    const auto store_inside = [&](int i, int j, Vec value) CMSLAP_ALWAYS_INLINE {
-      if (i < height && j < width) store_pixel(i, j, value);
-    };
-    if (height == kSide && width == kSide)
-      transform_2d<Scheme::kProduct.count, kSide, Scheme::output>(product, store_pixel);
-    else
-      transform_2d<Scheme::kProduct.count, kSide, Scheme::output>(product, store_inside);
-  });
+  const auto store = height == kSide && width == kSide ? store_outputs<Scheme, true, Epilogue, Number>
+                                                       : store_outputs<Scheme, false, Epilogue, Number>;
+  store(products.at(0, tile), products.matrix_stride, channels, epilogue, corner, size.width * channels, height, width,
+        out);
 }
 
 // Whether every product has one input of its own, as large as itself.

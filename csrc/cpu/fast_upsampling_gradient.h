@@ -126,9 +126,9 @@ class UpsamplingGradient {
       const auto store_pixel = [=, grad_a = grad_a_, epilogue = epilogue_](int i, int j, Vec value, int64_t c,
                                                                            auto part) CMSLAP_ALWAYS_INLINE {
         if (i >= height || j >= width) return;
-        const int64_t pixel = corner + i * pitch + j * channels;
-        if (P::kFirstMatrix > 0) value += load(grad_a + pixel + c, part);
-        store(grad_a + pixel + c, P::kLast ? epilogue(value, pixel, c, part) : value, part);
+        const int64_t number = corner + c + i * pitch + j * channels;
+        if (P::kFirstMatrix > 0) value += load(grad_a + number, part);
+        store(grad_a + number, P::kLast ? epilogue(value, number, c, part) : value, part);
       };
       store_phase<P>(products, t, channels, store_pixel);
     }

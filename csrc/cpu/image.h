@@ -153,9 +153,9 @@ struct Activate {
   float slope;
 
   template <class Part>
-  CMSLAP_INLINE Vec operator()(Vec y, int64_t pixel, int64_t channel, Part part) const {
+  CMSLAP_INLINE Vec operator()(Vec y, int64_t number, int64_t channel, Part part) const {
     if (bias) y += load(bias + channel, part);
-    if (skip) y += load(skip + pixel + channel, part);
+    if (skip) y += load(skip + number, part);
     return leaky_relu(y, slope);
   }
 };
@@ -167,10 +167,10 @@ struct Differentiate {
   float slope;
 
   template <class Part>
-  CMSLAP_INLINE Vec operator()(Vec y, int64_t pixel, int64_t channel, Part part) const {
-    if (activated) y = leaky_relu_gradient(y, load(activated + pixel + channel, part), slope);
+  CMSLAP_INLINE Vec operator()(Vec y, int64_t number, int64_t, Part part) const {
+    if (activated) y = leaky_relu_gradient(y, load(activated + number, part), slope);
     if (skip_gradient) {
-      float* gradient = skip_gradient + pixel + channel;
+      float* gradient = skip_gradient + number;
       store(gradient, load(gradient, part) + y, part);
     }
     return y;

@@ -148,13 +148,13 @@ PackedWeight<Number> pack_weight(ThreadPool& pool, WeightView weight) {
 // V = Bᵀ d B of one tile.
 template <class Scheme, class Number>
 CMSLAP_TRANSFORM void transform_inputs(const Pixels<Scheme::kWindow, Scheme::kWindow, Number>& window, int64_t channels,
-                                       TransformedTiles<Number> to, int64_t tile) {
+                                       Number* to, int64_t matrix_stride) {
   for_channels(channels, [&](int64_t c, auto part) CMSLAP_ALWAYS_INLINE {
-    Number* first = to.at(0, tile) + c;
+    Number* first = to + c;
     transform_2d<Scheme::kWindow, Scheme::kInput.count, Scheme::input>(
         [&](int i, int j) CMSLAP_ALWAYS_INLINE { return load(window.at[i][j] + c, part); },
         [&](int p, int q, Vec v)
-            CMSLAP_ALWAYS_INLINE { store(first + (Scheme::kInput.count * p + q) * to.matrix_stride, v); });
+            CMSLAP_ALWAYS_INLINE { store(first + (Scheme::kInput.count * p + q) * matrix_stride, v); });
   });
 }
 
@@ -220,7 +220,7 @@ auto fast_conv(int64_t workers, const Number* in, Size in_size, const PackedWeig
     const int64_t first = begin(group), end = begin(group + 1), count = end - first;
     for (int64_t t = 0; t < count; ++t)
       transform_inputs<Scheme, Number>({in, in_size, weight.in, Square::window(grid, first + t), zeros}, weight.in,
-                                       inputs, t);
+                                       inputs.at(0, t), inputs.matrix_stride);
     Prefetch next_inputs(in, in_size, weight.in, Scheme::kInputs, end, begin(group + 2),
                          [&](int64_t tile) { return Square::new_inputs(grid, tile); });
     Prefetch outputs(out, out_size, weight.out, Scheme::kOutputs, first, end,

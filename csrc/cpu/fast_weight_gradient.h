@@ -141,10 +141,12 @@ class WinogradWeightGradient {
       const int64_t count = begin + (g + 1) * (end - begin) / groups - first;
       for (int64_t t = 0; t < count; ++t) {
         transform_half<kFirstRow, Scheme::kWindow, Scheme::input>(
-            {in + slice.in.first, size_, in_, Square::window(grid, first + t), zeros}, slice.in.count, inputs, t);
+            {in + slice.in.first, size_, in_, Square::window(grid, first + t), zeros}, slice.in.count, inputs.at(0, t),
+            inputs.matrix_stride);
         const Pixels<Scheme::kOutputs> dy(out_gradient + slice.out.first, size_, out_, Square::outputs(grid, first + t),
                                           zeros);
-        transform_half<kFirstRow, Scheme::kOutputs, Scheme::output_gradient>(dy, slice.out.count, gradients, t);
+        transform_half<kFirstRow, Scheme::kOutputs, Scheme::output_gradient>(dy, slice.out.count, gradients.at(0, t),
+                                                                             gradients.matrix_stride);
         if (bias) add_pixels<Scheme::kOutputs>(dy, slice.out.count, bias_sum);
       }
       const int64_t next_end = begin + min(g + 2, groups) * (end - begin) / groups;
@@ -165,14 +167,14 @@ class WinogradWeightGradient {
 
   // Half the rows of the transform of one tile.
   template <int kFirstRow, int kSide, void (*kTransform)(const Vec (&)[kSide], Vec (&)[kPoints])>
-  CMSLAP_TRANSFORM static void transform_half(const Pixels<kSide>& pixels, int64_t channels, TransformedTiles<> to,
-                                              int64_t tile) {
+  CMSLAP_TRANSFORM static void transform_half(const Pixels<kSide>& pixels, int64_t channels, float* to,
+                                              int64_t matrix_stride) {
     for_channels(channels, [&](int64_t c, auto part) CMSLAP_ALWAYS_INLINE {
-      float* first = to.at(0, tile) + c;
+      float* first = to + c;
       transform_rows<kRows, kSide, kPoints, kTransform, kSide, kPoints, kTransform>(
           kFirstRow, [&](int i, int j) CMSLAP_ALWAYS_INLINE { return load(pixels.at[i][j] + c, part); },
           [&](int p, int q, Vec value)
-              CMSLAP_ALWAYS_INLINE { store(first + ((p - kFirstRow) * kPoints + q) * to.matrix_stride, value); });
+              CMSLAP_ALWAYS_INLINE { store(first + ((p - kFirstRow) * kPoints + q) * matrix_stride, value); });
     });
   }
 

@@ -158,8 +158,11 @@ CMSLAP_TRANSFORM void transform_inputs(const Pixels<Scheme::kWindow, Scheme::kWi
   });
 }
 
-// Aᵀ M A of one tile, through the epilogue, to those of its pixels that lie inside the image: all, or height × width.
-template <class Scheme, bool kAll, class Epilogue, class Number>
+// Which of a tile's pixels to store, and how: those inside the image, all, or all past the caches.
+enum class Stores { kInside, kAll, kStream };
+
+// Aᵀ M A of one tile, through the epilogue, to its pixels, of which height × width lie inside the image.
+template <class Scheme, Stores kStores, class Epilogue, class Number>
 CMSLAP_TRANSFORM void store_outputs(const float* products, int64_t matrix_stride, int64_t channels, Epilogue epilogue,
                                     int64_t corner, int64_t pitch, int64_t height, int64_t width, Number* out) {
   for_channels(channels, [&](int64_t c, auto part) CMSLAP_ALWAYS_INLINE {
@@ -168,20 +171,25 @@ CMSLAP_TRANSFORM void store_outputs(const float* products, int64_t matrix_stride
         [&](int p, int q)
             CMSLAP_ALWAYS_INLINE { return load(first + (Scheme::kProduct.count * p + q) * matrix_stride); },
         [&](int i, int j, Vec value) CMSLAP_ALWAYS_INLINE {
-          if (!kAll && (i >= height || j >= width)) return;
+          if (kStores == Stores::kInside && (i >= height || j >= width)) return;
           const int64_t number = corner + c + i * pitch + j * channels;
-          store(out + number, epilogue(value, number, c, part), part);
+          value = epilogue(value, number, c, part);
+          if constexpr (kStores == Stores::kStream && kStreams<Number>)
+            stream(out + number, value);
+          else
+            store(out + number, value, part);
         });
   });
 }
 template <class Scheme, class Epilogue, class Number>
 void store_outputs(const TransformedTiles<>& products, int64_t tile, const Square& square, Size size, int64_t channels,
-                   const Epilogue& epilogue, Number* out) {
+                   const Epilogue& epilogue, Number* out, bool streamed) {
   constexpr int64_t kSide = Scheme::kOutputs;
   const int64_t height = min(kSide, size.height - square.y), width = min(kSide, size.width - square.x);
   const int64_t corner = ((square.image * size.height + square.y) * size.width + square.x) * channels;
-  const auto store = height == kSide && width == kSide ? store_outputs<Scheme, true, Epilogue, Number>
-                                                       : store_outputs<Scheme, false, Epilogue, Number>;
+  const auto store = height < kSide || width < kSide ? store_outputs<Scheme, Stores::kInside, Epilogue, Number>
+                     : streamed                      ? store_outputs<Scheme, Stores::kStream, Epilogue, Number>
+                                                     : store_outputs<Scheme, Stores::kAll, Epilogue, Number>;
   store(products.at(0, tile), products.matrix_stride, channels, epilogue, corner, size.width * channels, height, width,
         out);
 }
@@ -205,6 +213,7 @@ auto fast_conv(int64_t workers, const Number* in, Size in_size, const PackedWeig
   const int64_t fitting = max(kGroupTiles, kGroupFloats / tile_floats / kStrip * kStrip);
   const int64_t groups = ceil_div(ceil_div(grid.tiles(), fitting), workers) * workers;
   const int64_t most = ceil_div(grid.tiles(), groups);  // tiles in a group
+  const bool streamed = is_streamed(out, out_size, weight.out);
   const int64_t input_floats = TransformedTiles<Number>::floats(Scheme::kInput.matrices(), most, weight.in);
   const int64_t product_floats =
       in_place ? 0 : TransformedTiles<>::floats(Scheme::kProduct.matrices(), most, weight.out);
@@ -225,16 +234,18 @@ auto fast_conv(int64_t workers, const Number* in, Size in_size, const PackedWeig
                          [&](int64_t tile) { return Square::new_inputs(grid, tile); });
     Prefetch outputs(out, out_size, weight.out, Scheme::kOutputs, first, end,
                      [&](int64_t tile) { return Square::outputs(grid, tile); });
-    const auto prefetch = [&]() __attribute__((always_inline)) {
+    const auto prefetch = [&]() CMSLAP_ALWAYS_INLINE {
       next_inputs();
-      outputs();
+      if (!streamed) outputs();
     };
     for (int64_t m = 0; m < kMatrices<Scheme>; ++m)
       gemm(inputs.matrix(Scheme::kInput.matrix(m)), weight.matrix(Scheme::kWeight.matrix(m)),
            {products.at(Scheme::kProduct.matrix(m), 0), products.row_stride}, count, weight.out, weight.depth,
            !Scheme::kProduct.first(m), prefetch);
     for (int64_t t = 0; t < count; ++t)
-      store_outputs<Scheme>(products, t, Square::outputs(grid, first + t), out_size, weight.out, epilogue, out);
+      store_outputs<Scheme>(products, t, Square::outputs(grid, first + t), out_size, weight.out, epilogue, out,
+                            streamed);
+    if (streamed) finish_streaming();
   };
   return Blocks{groups, input_floats + product_floats + Array<Number>::floats(weight.in), body};
 }

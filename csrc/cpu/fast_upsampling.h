@@ -150,7 +150,7 @@ inline void upsampling(ThreadPool& pool, const Upsampling& op, Size size, const 
   const int64_t groups = ceil_div(ceil_div(grid.tiles(), fitting), pool.size()) * pool.size();
   const int64_t most = ceil_div(grid.tiles(), groups);  // tiles in a group
   const int64_t input_floats = phase_floats(most, op.in), product_floats = phase_floats(most, op.out);
-  const bool streamed = reinterpret_cast<uintptr_t>(f) % CMSLAP_VECTOR_BYTES == 0 && op.out % kLanes == 0;
+  const bool streamed = is_streamed(f, doubled(size), op.out);
 
   for_blocks(pool, groups, input_floats + product_floats + op.in, [&](int64_t group, float* scratch) {
     float* zeros = scratch + input_floats + product_floats;

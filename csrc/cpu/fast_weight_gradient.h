@@ -154,7 +154,7 @@ class WinogradWeightGradient {
                            [&](int64_t tile) { return Square::new_inputs(grid, tile); });
       Prefetch next_gradients(out_gradient, size_, out_, Scheme::kOutputs, first + count, next_end,
                               [&](int64_t tile) { return Square::outputs(grid, tile); });
-      const auto prefetch = [&]() __attribute__((always_inline)) {
+      const auto prefetch = [&]() CMSLAP_ALWAYS_INLINE {
         next_inputs();
         next_gradients();
       };

@@ -1,8 +1,6 @@
 // The kernels for processors with AVX2 and FMA. Headers of the standard library come before the pragma: what they
 // define inline must stay runnable everywhere.
 #ifdef __x86_64__
-#include <immintrin.h>
-
 #include <cstring>
 #include <optional>
 #include <utility>
@@ -19,7 +17,6 @@
 #define CMSLAP_ISA avx2
 #define CMSLAP_VECTOR_BYTES 32
 #define CMSLAP_VECTOR_REGISTERS 16
-#define CMSLAP_STREAM _mm256_stream_ps
 #include "table.h"
 #ifdef __clang__
 #pragma clang attribute pop

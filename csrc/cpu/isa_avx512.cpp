@@ -20,7 +20,6 @@
 #define CMSLAP_ISA avx512
 #define CMSLAP_VECTOR_BYTES 64
 #define CMSLAP_VECTOR_REGISTERS 32
-#define CMSLAP_STREAM _mm512_stream_ps
 #include "table.h"
 #ifdef __clang__
 #pragma clang attribute pop

@@ -6,8 +6,4 @@
 #else
 #define CMSLAP_VECTOR_REGISTERS 16
 #endif
-#ifdef __SSE__
-#include <immintrin.h>
-#define CMSLAP_STREAM _mm_stream_ps
-#endif
 #include "table.h"

@@ -50,17 +50,18 @@ CMSLAP_INLINE Vec load(const float* p, Partial part) {
 CMSLAP_INLINE void store(float* p, Vec v, Partial part) { std::memcpy(p, &v, part.count * sizeof(float)); }
 #endif
 
-// Stores past the caches what is much larger than they are, so that it is not read in first. p: on a vector's boundary.
+// Stores past the caches what is much larger than they are, so that it is not read in first, where a vector is a cache
+// line. p: on a line's boundary.
 CMSLAP_INLINE void stream(float* p, Vec v) {
-#ifdef CMSLAP_STREAM
-  CMSLAP_STREAM(p, v);
+#if CMSLAP_VECTOR_BYTES == 64
+  _mm512_stream_ps(p, (__m512)v);
 #else
   store(p, v);
 #endif
 }
 // Before other threads may read what was streamed.
 CMSLAP_INLINE void finish_streaming() {
-#ifdef CMSLAP_STREAM
+#if CMSLAP_VECTOR_BYTES == 64
   _mm_sfence();
 #endif
 }

@@ -131,6 +131,20 @@ def test_gradients_of_large_images():
     assert_gradients_close(gradients, torch.autograd.grad(expected, tensors(exact), grad.double()), grad)
 
 
+@pytest.mark.parametrize(("name", "factor"), [("conv2d_lrelu", 1), ("tied_conv_transpose2d", 2)])
+@pytest.mark.usefixtures("poisoned")
+def test_streamed_images(name, factor):
+    """Results of 8 MiB and more go past the caches where a vector is a cache line."""
+    channels = 16 * int(torch.randint(1, 4, ()))
+    height = int(torch.randint(150, 250, ())) // factor
+    width = -(-(2**21) // (channels * height * factor**2)) + int(torch.randint(0, 5, ()))
+    arguments = random_call(name, N=1, H=height, W=width, Cin=channels, Cout=channels)
+    with ops.use_backend("cpu"):
+        result = getattr(ops, name)(**arguments)
+    assert result.nbytes >= 2**23
+    assert relative_error(result, OPERATIONS[name].reference(**convert(arguments, dtype=torch.float64))) < 1e-5
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_thread_counts_and_runs_give_the_same_bits(name, dtype):

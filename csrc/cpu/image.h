@@ -158,6 +158,8 @@ void for_inputs(ThreadPool& pool, const PackedWeight<Number>& weight, const Body
   });
 }
 
+// Epilogues get vectors of results with the place of their first number in the output, and its channel.
+//
 // Forward: φ(y + bias + skip).
 template <class Number>
 struct Activate {

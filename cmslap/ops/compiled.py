@@ -2,7 +2,8 @@
 
 csrc/cpu and csrc/cuda have the same operators. They read features in channels_last memory and sum in float32.
 Parameters' gradients are float32 and added to their buffers, so these start as zeros; everything else the kernels write
-in full. Gradients go to them by name: what is ``u`` here is ``grad_u`` there.
+in full, on a CPU the gradients of one convolution or upsampling, too. Gradients go to them by name: what is ``u`` here
+is ``grad_u`` there.
 """
 
 from collections.abc import Sequence
@@ -50,8 +51,12 @@ class Library:
         if not call.wanting("weight", "bias"):
             return {}
         to = {"dtype": torch.float32, "device": weight.device}
-        buffer = self.empty(weight.shape, memory_format=memory_format(weight), **to).zero_()
-        return {"weight": buffer, "bias": torch.zeros(channels, **to)}
+        buffer = self.gradient(weight.shape, memory_format=memory_format(weight), **to)
+        return {"weight": buffer, "bias": self.gradient((channels,), **to)}
+
+    def gradient(self, shape: Sequence[int], **layout: object) -> Tensor:
+        """Memory for the gradient of a parameter of one convolution or upsampling, which the kernels add to."""
+        return self.empty(shape, **layout).zero_()
 
     def map(self, x: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor | None:
         """Features or an image as the kernels read them."""

@@ -70,6 +70,10 @@ class _Kernels(Library):
             result.fill_(torch.nan)
         return result
 
+    def gradient(self, shape: Sequence[int], **layout: object) -> Tensor:
+        """These kernels write it."""
+        return self.empty(shape, **layout)
+
     def weight(self, weight: Tensor) -> Tensor:
         return floats(weight)
 

@@ -85,8 +85,9 @@ class ConvolutionGradient {
     }
     if (backward_) backward_->run(pool, out_gradient, epilogue, in_gradient);
   }
-  void finish(ThreadPool& pool) const {
-    if (transformed_) transformed_->finish(pool, layout_, weight_gradient_, bias_gradient_);
+  // add: to what the gradients of the parameters hold, or in its place.
+  void finish(ThreadPool& pool, bool add) const {
+    if (transformed_) transformed_->finish(pool, layout_, weight_gradient_, bias_gradient_, add);
   }
 
  private:
@@ -143,9 +144,13 @@ inline void conv_backward(const Conv& op, Size size, const float* x, const float
   float* differentiated = grad_skip ? grad_skip : own.data();
   if (!linear) differentiate(pool, grad_y, y, op.slope, size.pixels() * op.out, differentiated);
   const float* gradient_before = linear ? grad_y : differentiated;  // the activation
+  if (grad_weight && !winograd_pays<float>(size, op.in, op.out)) {  // the direct way adds
+    std::memset(grad_weight, 0, 9 * op.in * op.out * sizeof(float));
+    std::memset(grad_bias, 0, op.out * sizeof(float));
+  }
   ConvolutionGradient gradient(pool, size, op, grad_x != nullptr, grad_weight, grad_bias);
   gradient.add(pool, x, gradient_before, Differentiate{nullptr, nullptr, 1.0f}, grad_x);
-  gradient.finish(pool);
+  gradient.finish(pool, false);
 }
 
 }  // namespace cmslap::cpu::CMSLAP_ISA

@@ -72,8 +72,9 @@ class WinogradWeightGradient {
         }};
   }
 
-  // Adds Gᵀ sum G to weight_gradient [out, in, 3, 3], and the sum of the gradients to bias_gradient [out].
-  void finish(ThreadPool& pool, WeightLayout layout, float* weight_gradient, float* bias_gradient) const {
+  // Gᵀ sum G to weight_gradient [out, in, 3, 3], and the sum of the gradients to bias_gradient [out]: added to what
+  // they hold, or written.
+  void finish(ThreadPool& pool, WeightLayout layout, float* weight_gradient, float* bias_gradient, bool add) const {
     for_blocks(pool, out_, 0, [&](int64_t o, float*) {
       for (int64_t i = 0; i < in_; i += kLanes) {
         float taps[9][kLanes];
@@ -88,9 +89,11 @@ class WinogradWeightGradient {
             [&](int k, int l, Vec tap) CMSLAP_ALWAYS_INLINE { store(taps[3 * k + l], tap); });
         float* gradient = weight_gradient + o * in_ * 9 + i * layout.in_stride;
         for (int64_t lane = 0; lane < min(kLanes, in_ - i); ++lane, gradient += layout.in_stride)
-          for (int t = 0; t < 9; ++t) gradient[t * layout.tap_stride] += taps[t][lane];
+          for (int t = 0; t < 9; ++t)
+            gradient[t * layout.tap_stride] = taps[t][lane] + (add ? gradient[t * layout.tap_stride] : 0.0f);
       }
     });
+    if (!add) std::memset(bias_gradient, 0, out_ * sizeof(float));
     for (int64_t slice = 0; slice < slices_; ++slice)
       for (int64_t o = 0; o < out_; ++o) bias_gradient[o] += bias_sums_.data()[slice * padded(out_) + o];
   }

@@ -1,7 +1,8 @@
 // The CPU operations, for whoever binds them: plain pointers in, plain pointers out.
 //
 // Images are dense NHWC float32; weights are [out, in, 3, 3], contiguous but for a convolution's. Gradients are added
-// to what their buffers hold, except those of images, which are written. A pointer said to be optional may be null.
+// to what their buffers hold, except those of images and those that conv_backward and upsampling_backward make, which
+// are written. A pointer said to be optional may be null.
 #pragma once
 
 #include <cstdint>

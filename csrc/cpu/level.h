@@ -97,7 +97,7 @@ inline void embedding_backward(ThreadPool& pool, const Embedding& op, Size size,
       std::swap(gradient, next);
     }
   }
-  for (const ConvolutionGradient& of_conv : gradients) of_conv.finish(pool);
+  for (const ConvolutionGradient& of_conv : gradients) of_conv.finish(pool, true);
 }
 
 template <class Number>
@@ -125,6 +125,10 @@ void upsampling(const Upsampling& op, Size size, const Number* a, Number* f) {
 inline void upsampling_backward(const Upsampling& op, Size size, const float* a, const float* grad_f, float* grad_a,
                                 float* grad_weight, float* grad_bias) {
   ThreadPool pool;
+  if (grad_weight) {
+    std::memset(grad_weight, 0, 9 * op.in * op.out * sizeof(float));
+    std::memset(grad_bias, 0, op.out * sizeof(float));
+  }
   upsampling_gradients(pool, op, size, a, grad_f, Differentiate{nullptr, nullptr, 1.0f}, grad_a, grad_weight,
                        grad_bias);
 }

@@ -81,7 +81,7 @@ void test_conv(Size size, int64_t in, int64_t out) {
   const Conv conv{in, out, weight.data(), bias.data(), 0.2f};
 
   Floats y = poison(size.pixels() * out), grad_x = poison(size.pixels() * in), grad_skip = poison(size.pixels() * out);
-  Floats grad_weight(weight.size()), grad_bias(out);
+  Floats grad_weight = poison(weight.size()), grad_bias = poison(out);
   kernels().conv(conv, size, x.data(), skip.data(), y.data());
   kernels().conv_backward(conv, size, x.data(), y.data(), grad.data(), grad_x.data(), grad_weight.data(),
                           grad_bias.data(), grad_skip.data());
@@ -119,7 +119,8 @@ void test_upsampling(Size size, int64_t in, int64_t out) {
   const Floats grad = random_floats(4 * size.pixels() * out);
   const Upsampling up{in, out, weight.data(), bias.data()};
 
-  Floats f = poison(grad.size()), grad_a = poison(a.size()), grad_weight(weight.size()), grad_bias(out);
+  Floats f = poison(grad.size()), grad_a = poison(a.size()), grad_weight = poison(weight.size()),
+         grad_bias = poison(out);
   kernels().upsampling(up, size, a.data(), f.data());
   kernels().upsampling_backward(up, size, a.data(), grad.data(), grad_a.data(), grad_weight.data(), grad_bias.data());
 

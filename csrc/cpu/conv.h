@@ -99,6 +99,13 @@ class ConvolutionGradient {
   std::optional<WinogradWeightGradient> transformed_;
 };
 
+// Before what adds to the gradients of an operation's parameters.
+template <class Operation>
+void clear(const Operation& op, float* weight_gradient, float* bias_gradient) {
+  std::memset(weight_gradient, 0, 9 * op.in * op.out * sizeof(float));
+  std::memset(bias_gradient, 0, op.out * sizeof(float));
+}
+
 // out = φ'(activated) gradient for each number of an image.
 inline void differentiate(ThreadPool& pool, const float* gradient, const float* activated, float slope, int64_t floats,
                           float* out) {
@@ -144,10 +151,8 @@ inline void conv_backward(const Conv& op, Size size, const float* x, const float
   float* differentiated = grad_skip ? grad_skip : own.data();
   if (!linear) differentiate(pool, grad_y, y, op.slope, size.pixels() * op.out, differentiated);
   const float* gradient_before = linear ? grad_y : differentiated;  // the activation
-  if (grad_weight && !winograd_pays<float>(size, op.in, op.out)) {  // the direct way adds
-    std::memset(grad_weight, 0, 9 * op.in * op.out * sizeof(float));
-    std::memset(grad_bias, 0, op.out * sizeof(float));
-  }
+  if (grad_weight && !winograd_pays<float>(size, op.in, op.out))
+    clear(op, grad_weight, grad_bias);  // the direct way adds
   ConvolutionGradient gradient(pool, size, op, grad_x != nullptr, grad_weight, grad_bias);
   gradient.add(pool, x, gradient_before, Differentiate{nullptr, nullptr, 1.0f}, grad_x);
   gradient.finish(pool, false);

@@ -125,10 +125,7 @@ void upsampling(const Upsampling& op, Size size, const Number* a, Number* f) {
 inline void upsampling_backward(const Upsampling& op, Size size, const float* a, const float* grad_f, float* grad_a,
                                 float* grad_weight, float* grad_bias) {
   ThreadPool pool;
-  if (grad_weight) {
-    std::memset(grad_weight, 0, 9 * op.in * op.out * sizeof(float));
-    std::memset(grad_bias, 0, op.out * sizeof(float));
-  }
+  if (grad_weight) clear(op, grad_weight, grad_bias);
   upsampling_gradients(pool, op, size, a, grad_f, Differentiate{nullptr, nullptr, 1.0f}, grad_a, grad_weight,
                        grad_bias);
 }

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from cmslap.ops.backend import Call
-from cmslap.ops.operation import memory_format
 
 
 class Library:
     """The operators of one compiled library; a subclass says what their tensors must be."""
 
     differentiates_in_place = True  # whether they need memory for the skip's gradient, which is that before φ, anyway
+    adds_to_gradients = True  # whether those of a single convolution's or upsampling's parameters, too, start as zeros
 
     def __init__(self, operators: object) -> None:
         self.operators = operators
@@ -50,13 +50,12 @@ class Library:
         """Buffers for both gradients, also where there is no bias, or for none: one pass sums both."""
         if not call.wanting("weight", "bias"):
             return {}
-        to = {"dtype": torch.float32, "device": weight.device}
-        buffer = self.gradient(weight.shape, memory_format=memory_format(weight), **to)
-        return {"weight": buffer, "bias": self.gradient((channels,), **to)}
-
-    def gradient(self, shape: Sequence[int], **layout: object) -> Tensor:
-        """Memory for the gradient of a parameter of one convolution or upsampling, which the kernels add to."""
-        return self.empty(shape, **layout).zero_()
+        weight_gradient = torch.empty_like(weight, dtype=torch.float32)
+        buffers = {"weight": weight_gradient, "bias": weight_gradient.new_empty(channels)}
+        if self.adds_to_gradients:
+            for buffer in buffers.values():
+                buffer.zero_()
+        return buffers
 
     def map(self, x: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor | None:
         """Features or an image as the kernels read them."""

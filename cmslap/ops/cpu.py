@@ -55,6 +55,7 @@ def missing_bfloat16() -> str | None:
 
 class _Kernels(Library):
     differentiates_in_place = False
+    adds_to_gradients = False
 
     def dtype(self, features: Tensor, save: bool = False) -> torch.dtype:
         bfloat16 = features.dtype == torch.bfloat16 and not save and multiplies_bfloat16()
@@ -69,10 +70,6 @@ class _Kernels(Library):
         if torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory:
             result.fill_(torch.nan)
         return result
-
-    def gradient(self, shape: Sequence[int], **layout: object) -> Tensor:
-        """These kernels write it."""
-        return self.empty(shape, **layout)
 
     def weight(self, weight: Tensor) -> Tensor:
         return floats(weight)

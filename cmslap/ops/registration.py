@@ -29,6 +29,7 @@ from cmslap.ops.dispatch import BackendError, choose, named
 from cmslap.ops.operation import OPERATIONS, Arguments, Operation, memory_format
 
 _library = torch.library.Library("cmslap", "DEF")
+_PLAIN = {Tensor, Parameter, type(None), bool, int, float}  # the types of arguments that nobody traces
 
 
 def call(operation: Operation, arguments: Arguments, save: bool, backend: Backend) -> Tensor:
@@ -51,7 +52,7 @@ def is_watched(arguments: Arguments) -> bool:
         return True
     if torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
         return True
-    return any(isinstance(value, Tensor) and type(value) not in (Tensor, Parameter) for value in arguments.values())
+    return not _PLAIN.issuperset(map(type, arguments.values()))
 
 
 class _Gradient(torch.autograd.Function):

@@ -76,9 +76,10 @@ class ConvolutionGradient {
   template <class Epilogue>
   void add(ThreadPool& pool, const float* in, const float* out_gradient, const Epilogue& epilogue, float* in_gradient) {
     if (transformed_ && backward_)
-      return backward_->run_beside(pool, transformed_->add(in, out_gradient), out_gradient, epilogue, in_gradient);
+      return backward_->run_beside(pool, transformed_->add(in, out_gradient, pool.size() / 2), out_gradient, epilogue,
+                                   in_gradient);
     if (transformed_) {
-      run_blocks(pool, transformed_->add(in, out_gradient));
+      run_blocks(pool, transformed_->add(in, out_gradient, pool.size()));
     } else if (weight_gradient_) {
       direct_weight_gradient(pool, in, size_, in_, out_gradient, out_, weight_gradient_, layout_);
       sum_pixels(pool, out_gradient, size_.pixels(), out_, bias_gradient_);

@@ -250,14 +250,14 @@ auto fast_conv(int64_t workers, const Number* in, Size in_size, const PackedWeig
   return Blocks{groups, input_floats + product_floats + Array<Number>::floats(weight.in), body};
 }
 
-// Adds the first kSide rows and columns of pixels to sum.
+// Adds the first kSide rows and columns of pixels to sum: they first among themselves, as it may be large.
 template <int kSide, int kRows, int kColumns>
 void add_pixels(const Pixels<kRows, kColumns>& pixels, int64_t channels, float* sum) {
   for_channels(channels, [&](int64_t c, auto part) {
-    Vec total = load(sum + c);
+    Vec total = {};
     for (int i = 0; i < kSide; ++i)
       for (int j = 0; j < kSide; ++j) total += load(pixels.at[i][j] + c, part);
-    store(sum + c, total);
+    store(sum + c, load(sum + c) + total);
   });
 }
 

@@ -5,8 +5,9 @@
 // transformed tile, written and read, and a group's share of the sums, 24 KiB read and written: 84 KiB, some 1,400
 // cycles that partly hide behind the products. The transforms take 1,200 cycles. So the multiply-add units are the
 // limit, as they are of the forward pass (transforms of 36 + 16 numbers a tile and channel there, too), if sums and
-// tiles stay in L2: that is why half of the 36 points are summed at a time, 288 KiB of sums beside 216 KiB of tiles.
-// Halves cost nothing, as a transform is made in two anyway.
+// tiles stay in L2: that is why half of the 36 points are summed at a time, 288 KiB of sums beside 234 KiB of tiles.
+// Halves cost nothing, as a transform is made in two anyway. Two workers take one each, and all tiles in the same
+// order: what one has read the other finds in L3, and the sums leave L2 but once.
 //
 // The data gradient can't share A dy Aᵀ: its tiles of dy overlap. Turned round (B [(G g Gᵀ) ⊙ (A dy Aᵀ)] Bᵀ) it could,
 // but its outputs would overlap in place of its inputs and have to be summed before the epilogue: as many instructions,
@@ -22,54 +23,64 @@ struct Channels {
   int64_t first, count;
 };
 
-// Channels in even parts of whole vectors, at most kMost each.
+// Channels in even parts of whole vectors, at most so many each.
 struct ChannelParts {
   static constexpr int64_t kMost = 64;
   int64_t channels, width;
 
-  explicit ChannelParts(int64_t channels)
-      : channels(channels), width(padded(ceil_div(channels, ceil_div(channels, kMost)))) {}
+  explicit ChannelParts(int64_t channels, int64_t most = kMost)
+      : channels(channels), width(padded(ceil_div(channels, ceil_div(channels, most)))) {}
   int64_t count() const { return ceil_div(channels, width); }
   Channels operator[](int64_t part) const { return {part * width, min(width, channels - part * width)}; }
 };
 
-// dW is linear in the bracket, so the recursions that share a weight share the sum, and G is applied once. Every slice
-// of the tiles has a sum of its own, whatever the number of threads: few, as they are read and written for every
-// convolution.
+// dW is linear in the bracket, so the recursions that share a weight share the sum, and G is applied once. Of many
+// tiles every slice has a sum of its own, whatever the number of threads: few, as each is read and written for every
+// convolution. More threads get narrower parts of the channels: each transforms its inputs anew, but no bit of a sum
+// depends on what lies beside it.
 class WinogradWeightGradient {
   using Scheme = SameConv;
   static constexpr int kPoints = Scheme::kPositions, kRows = kPoints / 2, kHalfMatrices = kRows * kPoints;
-  static constexpr int64_t kSliceTiles = 128, kMaxSlices = 4, kChunkTiles = 256;
-  static constexpr int64_t kGroupFloats = 24 * kHalfMatrices * (64 + 64);
+  static constexpr int64_t kSliceTiles = 1024, kMaxSlices = 4;
+  static constexpr int64_t kGroupFloats = 26 * kHalfMatrices * (64 + 64);
 
  public:
   WinogradWeightGradient(Size size, int64_t in, int64_t out)
       : size_(size),
         in_(in),
         out_(out),
-        slices_(min(kMaxSlices, ceil_div(tiles(), kSliceTiles))),
+        slices_(min(kMaxSlices, ceil_div(TileGrid<Scheme>(size).tiles(), kSliceTiles))),
         sums_(slices_ * slice_floats()),
         bias_sums_(slices_ * padded(out)) {}
 
-  // Adds what one convolution contributes.
-  auto add(const float* in, const float* out_gradient) {
-    const ChannelParts ins(in_), outs(out_);
+  // Adds what one convolution contributes, in a block a worker if there are channels enough.
+  auto add(const float* in, const float* out_gradient, int64_t workers) {
+    ChannelParts ins(in_), outs(out_);
     const int64_t group = max(1, kGroupFloats / (kHalfMatrices * (ins.width + outs.width)));
+    while (2 * slices_ * ins.count() * outs.count() < workers && max(ins.width, outs.width) > kLanes) {
+      if (ins.width > outs.width)
+        ins = ChannelParts(in_, ins.width / 2);
+      else
+        outs = ChannelParts(out_, outs.width / 2);
+    }
     const int64_t in_floats = TransformedTiles<>::floats(kHalfMatrices, group, ins.width);
     const int64_t out_floats = TransformedTiles<>::floats(kHalfMatrices, group, outs.width);
     const bool accumulate = added_;
     added_ = true;
-    const int64_t parts = outs.count() * ins.count(), halves = chunks() > 1 ? 1 : 2;
-    return Blocks{
-        slices_ * parts * halves, in_floats + out_floats + ChannelParts::kMost, [=](int64_t block, float* scratch) {
-          float* zeros = scratch + in_floats + out_floats;
-          std::memset(zeros, 0, ChannelParts::kMost * sizeof(float));
-          const Operands operands{
-              in, out_gradient, {scratch, group, ins.width}, {scratch + in_floats, group, outs.width}, zeros, group};
-          const int64_t half = block % halves, part = block / halves % parts;
-          const Slice slice{block / halves / parts, ins[part % ins.count()], outs[part / ins.count()]};
-          add_slice(slice, operands, half == 0, half == halves - 1, accumulate);
-        }};
+    const int64_t parts = ins.count() * outs.count(), half = slices_ * parts;  // the blocks of half of the points
+    return Blocks{2 * half, in_floats + out_floats + ChannelParts::kMost, [=](int64_t block, float* scratch) {
+                    float* zeros = scratch + in_floats + out_floats;
+                    std::memset(zeros, 0, ChannelParts::kMost * sizeof(float));
+                    const Operands operands{
+                        in,    out_gradient, {scratch, group, ins.width}, {scratch + in_floats, group, outs.width},
+                        zeros, group};
+                    const int64_t part = block % parts;
+                    const Slice slice{block % half / parts, ins[part % ins.count()], outs[part / ins.count()]};
+                    if (block < half)
+                      add_slice<0>(slice, operands, accumulate);
+                    else
+                      add_slice<kRows>(slice, operands, accumulate);
+                  }};
   }
 
   // Gᵀ sum G to weight_gradient [out, in, 3, 3], and the sum of the gradients to bias_gradient [out]: added to what
@@ -113,24 +124,10 @@ class WinogradWeightGradient {
   int64_t matrix_floats() const { return out_ * padded(in_) + kLanes; }  // as in TransformedTiles
   int64_t slice_floats() const { return kMatrices<Scheme> * matrix_floats(); }
 
-  int64_t tiles() const { return TileGrid<Scheme>(size_).tiles(); }
-  int64_t chunks() const { return ceil_div(tiles(), slices_ * kChunkTiles); }  // of a slice
-
-  // The first half of the points, the second, or both by turns: then a chunk is still in a cache for the second one.
-  void add_slice(const Slice& slice, const Operands& operands, bool first_half, bool second_half,
-                 bool accumulate) const {
-    const int64_t all = slices_ * chunks();
-    for (int64_t c = 0; c < chunks(); ++c) {
-      const int64_t chunk = slice.number * chunks() + c;
-      const int64_t begin = chunk * tiles() / all, end = (chunk + 1) * tiles() / all;
-      if (first_half) add_tiles<0>(slice, operands, begin, end, accumulate || c > 0);
-      if (second_half) add_tiles<kRows>(slice, operands, begin, end, accumulate || c > 0);
-    }
-  }
-
   template <int kFirstRow>
-  void add_tiles(const Slice& slice, const Operands& operands, int64_t begin, int64_t end, bool accumulate) const {
+  void add_slice(const Slice& slice, const Operands& operands, bool accumulate) const {
     const TileGrid<Scheme> grid(size_);
+    const int64_t begin = slice.number * grid.tiles() / slices_, end = (slice.number + 1) * grid.tiles() / slices_;
     const auto& [in, out_gradient, inputs, gradients, zeros, most] = operands;
     float* sums = sums_.data() + slice.number * slice_floats() + kFirstRow * kPoints * matrix_floats() +
                   slice.out.first * padded(in_) + slice.in.first;

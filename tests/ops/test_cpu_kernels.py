@@ -119,7 +119,7 @@ def test_bfloat16_values(name, data, bfloat16):
 
 @pytest.mark.usefixtures("poisoned")
 def test_gradients_of_large_images():
-    """Of more than 1,024 tiles the weight gradient takes a chunk at a time, both halves of its points by turns."""
+    """Of more than 1,024 tiles the weight gradient sums slices."""
     sides = {side: int(torch.randint(66, 73, ())) for side in "HW"}
     channels = {side: int(torch.randint(17, 71, ())) for side in ("Cin", "Cout")}
     arguments = random_call("conv2d_lrelu", requires_grad=True, N=4, **sides, **channels) | {"negative_slope": 1.0}
@@ -152,7 +152,7 @@ def test_thread_counts_and_runs_give_the_same_bits(name, dtype):
     before = torch.get_num_threads()
     runs = []
     try:
-        for threads in (1, 2, 3, 3):
+        for threads in (1, 2, 3, 3, 9):
             torch.set_num_threads(threads)
             with ops.use_backend("cpu"):
                 with torch.no_grad():

@@ -140,7 +140,7 @@ class _Registered:
         ctx.set_materialize_grads(False)
         if saved is not None:
             ctx.mark_non_differentiable(saved)
-        ctx.backend = backend.name
+        ctx.backend = backend
         ctx.options = {name: value for name, value in arguments.items() if name not in self.operation.shapes}
         # Without activation its signs do not matter, and the user may change the output in place.
         kept = output if self.operation.keeps_output and arguments["negative_slope"] != 1.0 else None
@@ -158,7 +158,7 @@ class _Registered:
         wanted = [name for name in self.operation.shapes if needs[name]]
         gradients: dict[str, Tensor] = {}
         kept = not self.operation.saves or saved.numel() > 0
-        has_kernel = kept and self.operation.name in named(ctx.backend, "backend").backward
+        has_kernel = kept and self.operation.name in ctx.backend.backward
         if grad is None:
             pass
         elif not has_kernel or torch.is_grad_enabled():  # the latter: create_graph
@@ -180,25 +180,26 @@ class _Registered:
         wanted = [name for name, mask in zip(self.operation.shapes, inputs[-2], strict=True) if mask]
         return Call(self.operation, arguments, grad=grad, output=output, saved=saved, wanted=wanted)
 
-    def differentiate(self, call: Call, backend: str) -> list[Tensor]:
+    def differentiate(self, call: Call, backend: Backend) -> list[Tensor]:
         """The gradients that are wanted, with the same detour as forward or without."""
         if not is_watched({"grad": call.grad, **call.arguments}):
             return self.run_backward(call, backend)
         mask = [name in call.wanted for name in self.operation.shapes]
         inputs = (call.arguments[name] for name in self.operation.arguments)
         operator = getattr(torch.ops.cmslap, f"{self.operation.name}_backward")
-        return operator(call.grad, call.output, call.saved, *inputs, mask, backend)
+        return operator(call.grad, call.output, call.saved, *inputs, mask, backend.name)
 
     def backward(self, *inputs: object) -> list[Tensor]:
         call = self.split_backward(inputs)
-        self.check_backward(call, inputs[-1])
-        return self.run_backward(call, inputs[-1])
+        backend = named(inputs[-1], "backend")
+        self.check_backward(call, backend)
+        return self.run_backward(call, backend)
 
-    def run_backward(self, call: Call, backend: str) -> list[Tensor]:
-        gradients = named(backend, "backend").backward[self.operation.name](call)
+    def run_backward(self, call: Call, backend: Backend) -> list[Tensor]:
+        gradients = backend.backward[self.operation.name](call)
         return [_like(gradients[name], call.arguments[name], call.arguments[name].dtype) for name in call.wanted]
 
-    def check_backward(self, call: Call, backend: str) -> None:
+    def check_backward(self, call: Call, backend: Backend) -> None:
         """What a backward kernel reads besides the arguments must be as the forward pass makes it."""
         self.check(tuple(call.arguments.values()))
         shape = self.operation.output_shape(call.arguments)
@@ -206,7 +207,7 @@ class _Registered:
             if tensor is not None and list(tensor.shape) != shape:
                 raise ArgumentError(f"{name} must be {shape} as the result is, got {list(tensor.shape)}")
         if self.operation.saves and call.saved is not None:
-            saved = tuple(named(backend, "backend").saved_shape(call))
+            saved = tuple(backend.saved_shape(call))
             if tuple(call.saved.shape) != saved:
                 raise ArgumentError(f"saved must be {list(saved)}, got {list(call.saved.shape)}")
 

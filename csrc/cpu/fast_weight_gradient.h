@@ -2,7 +2,7 @@
 //
 // A tile of 4×4 pixels with 64 channels on both sides takes 36 · 64 · 64 = 147,456 multiplications, 4,608 cycles of a
 // core that starts two AVX-512 multiply-adds a cycle; the direct way takes four times as many. Through L2 go 18 KiB of
-// transformed tile, written and read, and a group's share of the sums, 24 KiB read and written: 84 KiB, some 1,400
+// transformed tile, written and read, and a group's share of the sums, 22 KiB read and written: 80 KiB, some 1,300
 // cycles that partly hide behind the products. The transforms take 1,200 cycles. So the multiply-add units are the
 // limit, as they are of the forward pass (transforms of 36 + 16 numbers a tile and channel there, too), if sums and
 // tiles stay in L2: that is why half of the 36 points are summed at a time, 288 KiB of sums beside 234 KiB of tiles.

@@ -75,7 +75,7 @@ class ConvolutionGradient {
 
   template <class Epilogue>
   void add(ThreadPool& pool, const float* in, const float* out_gradient, const Epilogue& epilogue, float* in_gradient) {
-    if (transformed_ && backward_)
+    if (transformed_ && backward_)  // whose blocks are work for the other half
       return backward_->run_beside(pool, transformed_->add(in, out_gradient, pool.size() / 2), out_gradient, epilogue,
                                    in_gradient);
     if (transformed_) {

@@ -56,12 +56,10 @@ class WinogradWeightGradient {
   // Adds what one convolution contributes, in a block a worker if there are channels enough.
   auto add(const float* in, const float* out_gradient, int64_t workers) {
     ChannelParts ins(in_), outs(out_);
-    const int64_t group = max(1, kGroupFloats / (kHalfMatrices * (ins.width + outs.width)));
+    const int64_t group = max(1, kGroupFloats / (kHalfMatrices * (ins.width + outs.width)));  // whatever the threads
     while (2 * slices_ * ins.count() * outs.count() < workers && max(ins.width, outs.width) > kLanes) {
-      if (ins.width > outs.width)
-        ins = ChannelParts(in_, ins.width / 2);
-      else
-        outs = ChannelParts(out_, outs.width / 2);
+      ChannelParts& wider = ins.width > outs.width ? ins : outs;
+      wider = ChannelParts(wider.channels, wider.width / 2);
     }
     const int64_t in_floats = TransformedTiles<>::floats(kHalfMatrices, group, ins.width);
     const int64_t out_floats = TransformedTiles<>::floats(kHalfMatrices, group, outs.width);

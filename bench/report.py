@@ -25,6 +25,7 @@ from bench.speed import plots
 from bench.speed.command import SUITES
 from bench.speed.load import noise
 from bench.speed.networks import PlainMSLapSRN
+from bench.speed.plots import group_of
 from bench.speed.table import ceilings_text, seconds_text
 from cmslap.checkpoints.checkpoint import ALIASES
 from cmslap.files import replacing
@@ -68,6 +69,8 @@ HEADLINE = (
     "forward", "bfloat16-forward", "training", "photograph", "conv2d_lrelu+backward", "tied_conv_transpose2d+backward",
 )  # fmt: skip
 
+UNSTEADY = 0.2  # of the median, between the quartiles
+
 # Hyun et al., 2024, Table 2: CMS-LapSRN (3rd ConV), PSNR in dB and SSIM.
 PAPER = {
     ("set5", 2): (36.88, 0.955), ("set5", 4): (31.51, 0.884), ("set5", 8): (26.40, 0.756),
@@ -75,7 +78,7 @@ PAPER = {
 }  # fmt: skip
 
 
-def _results(path: Path) -> dict[tuple[str, int], dict[str, Any]]:
+def _evaluation(path: Path) -> dict[tuple[str, int], dict[str, Any]]:
     """Rows of an evaluation JSON by (set, scale)."""
     return {(row["data"], row["scale"]): row for row in json.loads(path.read_text())["results"]}
 
@@ -86,8 +89,8 @@ def _cell(quality: dict[str, float]) -> str:
 
 def evaluation() -> str:
     """PSNR and SSIM of bicubic, the shipped pyramids and both published networks."""
-    ours = {name: _results(WEIGHTS / f"{name}.evaluation.json") for name in PYRAMIDS}
-    official = _results(OFFICIAL)
+    ours = {name: _evaluation(WEIGHTS / f"{name}.evaluation.json") for name in PYRAMIDS}
+    official = _evaluation(OFFICIAL)
     names = [f"`{name}`" + " (default)" * (name == DEFAULT) for name in ours]
     columns = ["PSNR / SSIM", "bicubic", *names, "MS-LapSRN D5R8, official weights", "paper's CMS-LapSRN"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
@@ -100,7 +103,7 @@ def evaluation() -> str:
 
 def sisters() -> str:
     """PSNR and SSIM of bicubic and of the shipped networks that are no pyramids."""
-    ours = {name: _results(WEIGHTS / f"{name}.evaluation.json") for name in SHIPPED if name not in PYRAMIDS}
+    ours = {name: _evaluation(WEIGHTS / f"{name}.evaluation.json") for name in SHIPPED if name not in PYRAMIDS}
     columns = ["PSNR / SSIM", "bicubic", *(f"`{name}`" for name in ours)]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for key, row in next(iter(ours.values())).items():
@@ -130,8 +133,9 @@ def asymmetric() -> str:
     """VDSR beside Asym_VDSR: size, time, PSNR after equal training."""
     if not ASYMMETRIC.exists():
         return "Not trained yet; `python -m bench.experiments.asymmetric` does."
-    record, speed = json.loads(ASYMMETRIC.read_text()), records(CPU)["cpu"]
-    rows, cases = record["networks"], {result["case"]: result for result in speed["results"]}
+    record = json.loads(ASYMMETRIC.read_text())
+    rows = record["networks"]
+    cases = {result["case"]: result for result in speeds(CPU)["cpu"]}
     sets = list(next(iter(rows.values()))["psnr"])
     columns = ["", "parameters", "file", "time, plain PyTorch", "time, cmslap", *(f"Set5 {key}" for key in sets)]
     lines = [f"| {' | '.join([*columns, 'head 4x', 'butterfly 4x'])} |", "|---" * (len(columns) + 2) + "|"]
@@ -143,16 +147,17 @@ def asymmetric() -> str:
         cells += [f"{row['psnr'][key]:.2f}" for key in sets]
         cells += [f"{row['images'][f'{image} 4x']:.2f}" for image in HEAD_AND_BUTTERFLY]
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    run = forward["run"]
     return "\n".join(lines) + (
         f"\n\nEach {_schooling(record)}. The time is that of a {forward['name'].partition(',')[0]} pass of "
-        f"{forward['size']}, float32, on {_processor(speed)}, commit `{speed['commit']}`; plain PyTorch's is that of "
+        f"{forward['size']}, float32, on {_processor(run)}, commit `{run['commit']}`; plain PyTorch's is that of "
         "eager channels_last or torch.compile, whichever is faster."
     )
 
 
 def published() -> dict[str, dict[tuple[str, int], float]]:
     """PSNR of the published networks by (set, scale)."""
-    official = {key: row["model"]["psnr"] for key, row in _results(OFFICIAL).items()}
+    official = {key: row["model"]["psnr"] for key, row in _evaluation(OFFICIAL).items()}
     return {"MS-LapSRN D5R8": official, "paper's CMS-LapSRN": {key: psnr for key, (psnr, _) in PAPER.items()}}
 
 
@@ -165,7 +170,7 @@ def precision() -> str:
     lines = ["| PSNR on Set5, bfloat16 (float32) | 2x | 4x | 8x |", "|---|---|---|---|"]
     for name, (exact, rounded) in pairs.items():
         exact, rounded = (
-            {key: row["model"]["psnr"] for key, row in _results(path).items()} for path in (exact, rounded)
+            {key: row["model"]["psnr"] for key, row in _evaluation(path).items()} for path in (exact, rounded)
         )
         cells = (f"{rounded['set5', scale]:.3f} ({exact['set5', scale]:.3f})" for scale in (2, 4, 8))
         lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -301,9 +306,12 @@ def _video_gains(record: dict[str, Any], result: dict[str, Any]) -> list[str]:
     gains, settings, (width, height) = result["summary"], result["settings"], record["size"]
     both = gains["scenes_where_os_beats_as_beats_bicubic"]
     shown, price, bits = fmean(row["os_psnr"] for row in table), settings["price"], 100 * gains["bits_with_price"]
+    rates = {way: fmean(row[f"{way}_bpp"] for row in table) for way in ("bicubic", "as", "os")}
     return [
         f"On average the AS-model gains {gains['as_gain']:+.2f} dB over bicubic, the OS-model",
-        f"{gains['os_gain']:+.2f} dB over the AS-model; both gain in {both} of {len(table)} scenes. At λ = {price}",
+        f"{gains['os_gain']:+.2f} dB over the AS-model; both gain in {both} of {len(table)} scenes. The",
+        f"AS-model's weights add {rates['as'] / rates['bicubic'] - 1:.1%} to the bits of the small video, the",
+        f"OS-model's differences another {rates['os'] / rates['as'] - 1:.1%}. At λ = {price}",
         f"a difference takes {bits:.0f} % of the bits that it takes at λ = 0; on scenes trained with both, the",
         f"OS-model gains {gains['os_gain_where_free']:+.2f} dB with the price, {gains['free_gain']:+.2f} dB without.",
         f"At equal rate, {result['total_bpp']:.4f} bpp in all, HEVC at full size has {fmean(rival):.2f} dB and the",
@@ -340,9 +348,9 @@ def video_nncodec() -> str:
 
 def video_speed() -> str:
     """A frame's network in float32 and in bfloat16, beside what else runs it."""
-    record = json.loads(VIDEO_SPEED.read_text())
-    rates = [f"{result['images'] / _seconds(result):.1f} by `{result['case']}`" for result in record["results"]]
-    return f"{_rows(record)}\n\nFrames a second: {', '.join(rates)}."
+    rows = _speeds_in(VIDEO_SPEED)
+    rates = [f"{result['images'] / _seconds(result):.1f} by `{result['case']}`" for result in rows]
+    return f"{_rows(rows)}\n\nFrames a second: {', '.join(rates)}."
 
 
 def video_stages() -> str:
@@ -384,40 +392,34 @@ def accelerate() -> str:
 
 def third_party() -> str:
     """Networks in plain PyTorch by the compiler's backend, beside PyTorch's own."""
-    return _rows(json.loads(THIRD_PARTY.read_text()))
+    return _rows(_speeds_in(THIRD_PARTY))
 
 
-def records(folder: Path) -> dict[str, dict[str, Any]]:
-    """The records of a device's results by suite; those of one suite, in several files or steps, become one.
+def speeds(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """A device's results by suite, each with its record as ``run``; several files or steps may have those of a suite.
 
     What was measured on a machine kept busy is not among them.
     """
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("*.json")):
-        for record in _records(json.loads(path.read_text())):
-            if record.get("busy"):
-                continue
-            known = found.setdefault(record["suite"], record)
-            if known is not record:
-                known["results"] += record["results"]
-                known["seconds"] += record["seconds"]
-    for record in found.values():
-        record["results"] = _joined(record["results"])
-    return found
+        for result in _speeds_in(path):
+            if not result["run"].get("busy"):
+                found.setdefault(result["run"]["suite"], []).append(result)
+    return {suite: _joined(rows) for suite, rows in found.items()}
 
 
-def _records(content: object) -> list[dict[str, Any]]:
+def _speeds_in(path: Path) -> list[dict[str, Any]]:
     """Of one suite's file, or of the summary of `make gpu`, which has several."""
-    if not isinstance(content, dict):
-        return []
-    several = content.get("records", {"": content}).values()
-    return [record for record in several if record.get("suite") in SUITES]
+    content = json.loads(path.read_text())
+    several = content.get("records", {"": content}).values() if isinstance(content, dict) else ()
+    known = [record for record in several if record.get("suite") in SUITES]
+    return [result | {"run": record} for record in known for result in record["results"]]
 
 
-def _joined(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _joined(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row of the same work against the same of ours, where the baselines were measured at different times."""
     rows: dict[tuple[object, ...], dict[str, Any]] = {}
-    for result in results:
+    for result in found:
         row = rows.setdefault(tuple(result[key] for key in ("name", "size", "dtype", "baseline")), result)
         row["timings"] |= {name: timing for name, timing in result["timings"].items() if name not in row["timings"]}
     return list(rows.values())
@@ -425,37 +427,35 @@ def _joined(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def gpus() -> list[Path]:
     """The folders with results of a GPU."""
-    return sorted(path for path in RESULTS.iterdir() if path.is_dir() and "gpu" in records(path))
+    return sorted(path for path in RESULTS.iterdir() if path.is_dir() and "gpu" in speeds(path))
 
 
 def claim() -> str:
     """The README's first figure: the 4x forward pass against the fastest float32 runtime of the same run."""
-    record = records(CPU)["cpu"]
-    result = next(result for result in record["results"] if result["case"] == "forward")
+    result = next(result for result in speeds(CPU)["cpu"] if result["case"] == "forward")
     against = {name: row["speedup"] for name, row in _baselines(result).items() if not name.startswith("cmslap")}
     fastest = min(against, key=against.__getitem__)
     return (
-        f"On {_processor(record)} its 4x forward pass is {against[fastest]:.1f} times as fast as with {fastest}, "
-        f"the fastest of the {len(against)} alternatives measured in the same run."
+        f"On {_processor(result['run'])} its 4x forward pass is {against[fastest]:.1f} times as fast as with "
+        f"{fastest}, the fastest of the {len(against)} alternatives measured in the same run."
     )
 
 
 def headline() -> str:
     """The rows of a CPU's speed that most users ask for."""
-    record = records(CPU)["cpu"]
-    return _rows(record | {"results": [result for result in record["results"] if result["case"] in HEADLINE]})
+    return _rows([result for result in speeds(CPU)["cpu"] if result["case"] in HEADLINE])
 
 
 def cpu_speed() -> str:
-    if "cpu" not in records(CPU):
+    if "cpu" not in speeds(CPU):
         return "Nothing has been measured on a CPU yet; `python -m bench` does."
-    return _speed(records(CPU)["cpu"], CPU)
+    return _speed([result for result in speeds(CPU)["cpu"] if group_of(result) != "accelerated"], CPU)
 
 
 def cpu_busy() -> str:
     """Rows measured while other processes kept all processors busy."""
-    record = json.loads(BUSY.read_text())
-    return _rows(record, f"Beside {record['busy']} processes that compute all the time: ")
+    rows = _speeds_in(BUSY)
+    return _rows(rows, f"Beside {rows[0]['run']['busy']} processes that compute all the time: ")
 
 
 def gpu_speed() -> str:
@@ -463,7 +463,7 @@ def gpu_speed() -> str:
         return (
             "Nothing has been measured on a GPU yet; where there is one, `make gpu` does, in calls under ten minutes."
         )
-    return "\n\n".join(f"{_speed(records(folder)['gpu'], folder)}\n\n{_bars(folder)}".rstrip() for folder in gpus())
+    return "\n\n".join(f"{_speed(speeds(folder)['gpu'], folder)}\n\n{_bars(folder)}".rstrip() for folder in gpus())
 
 
 def _bars(folder: Path) -> str:
@@ -472,31 +472,37 @@ def _bars(folder: Path) -> str:
     return "\n".join(f"- {bar['text']}" for bar in json.loads(summary.read_text())["bars"]) if summary.exists() else ""
 
 
-def _speed(record: dict[str, Any], folder: Path) -> str:
+def _speed(found: Sequence[dict[str, Any]], folder: Path) -> str:
     """All of a device's rows, the plots, and where they come from."""
-    results = [result for result in record["results"] if result["timings"]]
-    parts = [_table(results, share=True), *_plots_of(folder), _slower(results), _origin_of_speed(record)]
-    return "\n\n".join(parts)
+    rows = [result for result in found if result["timings"]]
+    return "\n\n".join([_table(rows, share=True), *_plots_of(folder), _slower(rows), _origin_of_speed(rows)])
 
 
-def _rows(record: dict[str, Any], beside: str = "") -> str:
-    """A record's rows without the roofline, what is slower, and where they come from."""
-    results = record["results"]
-    return f"{_table(results, share=False)}\n\n{_slower(results)} {beside}{_origin_of_speed(record)}"
+def _rows(rows: Sequence[dict[str, Any]], beside: str = "") -> str:
+    """Rows without the roofline, what is slower, and where they come from."""
+    return f"{_table(rows, share=False)}\n\n{_slower(rows)} {beside}{_origin_of_speed(rows)}"
 
 
-def _table(results: Sequence[dict[str, Any]], share: bool) -> str:
+def _table(rows: Sequence[dict[str, Any]], share: bool) -> str:
     """A row a case: the time, on request the share of the roofline, how many times as long each baseline took."""
-    columns = list(dict.fromkeys(_column(name) for result in results for name in _baselines(result)))
+    columns = list(dict.fromkeys(_column(name) for result in rows for name in _baselines(result)))
     head = ["", "time", *["of roofline"] * share, *columns]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for result in results:
+    for result in rows:
         ours = result["timings"][result["baseline"]]
-        against = {_column(name): f"{timing['speedup']:.2f}x" for name, timing in _baselines(result).items()}
+        against = {
+            _column(name): f"{'~' * (_unsteady(ours) or _unsteady(timing))}{timing['speedup']:.2f}x"
+            for name, timing in _baselines(result).items()
+        }
         cells = [f"{result['name']}, {result['size']}", seconds_text(ours["median"])]
         cells += [f"{ours['share_of_floor']:.0%}" if "share_of_floor" in ours else ""] * share
         lines.append(f"| {' | '.join(cells + [against.get(column, '') for column in columns])} |")
     return "\n".join(lines)
+
+
+def _unsteady(timing: dict[str, float]) -> bool:
+    """Whether half of the turns differ by more than a share of their median."""
+    return timing["high"] - timing["low"] > UNSTEADY * timing["median"]
 
 
 def _seconds(result: dict[str, Any]) -> float:
@@ -504,15 +510,23 @@ def _seconds(result: dict[str, Any]) -> float:
     return result["timings"][result["baseline"]]["median"]
 
 
-def _origin_of_speed(record: dict[str, Any]) -> str:
-    where = record["device"] if record["on"] == "cuda" else _processor(record)
-    runtimes = "".join(f", {name} {version}" for name, version in record["runtimes"].items())
-    text = (
-        f"{where}, PyTorch {record['torch']}{runtimes}, medians of up to {record['rounds']} turns, "
-        f"{duration(record['seconds'])} in all, commit `{record['commit']}`. "
-        + f"{ceilings_text(record['ceilings'])} {noise(record['results'])}"
-    )
-    return text.rstrip()
+def _origin_of_speed(rows: Sequence[dict[str, Any]]) -> str:
+    """Where rows come from, which may be several runs, on machines of one name that differ in speed."""
+    runs = list({id(result["run"]): result["run"] for result in rows}.values())
+    where = runs[0]["device"] if runs[0]["on"] == "cuda" else _processor(runs[0])
+    runtimes = "".join(f", {name} {version}" for name, version in runs[0]["runtimes"].items())
+    commits = " and ".join(f"`{commit}`" for commit in dict.fromkeys(run["commit"] for run in runs))
+    turns = [timing.get("rounds", 0) for result in rows for timing in result["timings"].values()]  # 0: an older record
+    fewest = f"{min(turns)} to" if min(turns) else "up to"
+    sentences = [
+        f"{where}, PyTorch {runs[0]['torch']}{runtimes}, medians of {fewest} {max(run['rounds'] for run in runs)} "
+        f"turns, commit {commits}.",
+        ceilings_text(*(run["ceilings"] for run in runs)),
+        *[f"~: the middle half of the turns spans more than {UNSTEADY:.0%} of the median."]
+        * any(_unsteady(timing) for result in rows for timing in result["timings"].values()),
+        *[noise(rows)] * (not runs[0].get("busy")),
+    ]
+    return " ".join(filter(None, sentences))
 
 
 def _baselines(result: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -524,10 +538,10 @@ def _column(name: str) -> str:
     return name.removesuffix(" bf16").removesuffix("-no-cudagraphs")
 
 
-def _slower(results: Sequence[dict[str, Any]]) -> str:
+def _slower(found: Sequence[dict[str, Any]]) -> str:
     rows = [
         f"{result['name']} ({name} {timing['speedup']:.2f}x)"
-        for result in results
+        for result in found
         for name, timing in _baselines(result).items()
         if timing["speedup"] < 1 and not name.startswith("cmslap")
     ]
@@ -535,8 +549,8 @@ def _slower(results: Sequence[dict[str, Any]]) -> str:
 
 
 def _plots_of(folder: Path) -> list[str]:
-    names = [_plot_name(name, folder) for name in PLOTS if (DOCS / _plot_name(name, folder)).exists()]
-    return [f"![{name.removesuffix('.png').replace('-', ' ')}]({name})" for name in names]
+    drawn = [name for name in PLOTS if (DOCS / _plot_name(name, folder)).exists()]
+    return [f"![{PLOTS[plot][2]}]({_plot_name(plot, folder)})" for plot in drawn]
 
 
 def _plot_name(name: str, folder: Path) -> str:
@@ -545,18 +559,18 @@ def _plot_name(name: str, folder: Path) -> str:
 
 def draw(folder: Path, out: Path) -> None:
     """Draw what the results in ``folder`` have to show into ``out``."""
-    found = records(folder)
-    for name, (suites, plot) in PLOTS.items():
+    found = speeds(folder)
+    for name, (suites, plot, _) in PLOTS.items():
         for suite in suites:
             if suite in found:
-                plot(found[suite], out / _plot_name(name, folder))
+                plot(found[suite][0]["run"] | {"results": found[suite]}, out / _plot_name(name, folder))
 
 
-# What is drawn from which suites.
+# What is drawn from which suites, and what it shows, for those who do not see it.
 PLOTS = {
-    **{f"speed-{group}": (("cpu", "gpu"), partial(plots.speedups, group=group)) for group in plots.GROUPS},
-    "roofline": (("cpu", "gpu"), plots.roofline),
-    "scaling": (("scaling",), plots.scaling),
+    "speed-networks": (("cpu", "gpu"), partial(plots.speedups, group="networks"), "speed-ups of networks"),
+    "speed-operations": (("cpu", "gpu"), partial(plots.speedups, group="operations"), "speed-ups of operations"),
+    "scaling": (("scaling",), plots.scaling, "time and memory by the size of the image"),
 }
 _VIDEO_CELLS = (("psnr", ".2f"), ("bpp", ".4f"))
 BLOCKS = {

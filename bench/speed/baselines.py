@@ -130,6 +130,12 @@ def gpu_backends() -> list[str]:
 
 EAGER = Baseline("eager", plain)  # channels_last, the faster layout almost everywhere
 EAGER_NCHW = Baseline("eager NCHW", plain, torch.contiguous_format)
+# Keeps buffers for the next call, in large pages, as ours does; the C library asks the system for them every time.
+KEPT_MEMORY = ":".join(
+    f"glibc.malloc.{name}={value}"
+    for name, value in (("mmap_threshold", 2**32), ("trim_threshold", 2**33), ("hugetlb", 1))
+)
+EAGER_TUNED = Baseline("eager, tuned malloc", plain, environment={"GLIBC_TUNABLES": KEPT_MEMORY})
 
 
 def _compile(mode: str, work: Work) -> Implementation:

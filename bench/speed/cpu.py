@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from bench.speed import baselines, end_to_end
-from bench.speed.baselines import EAGER, EAGER_NCHW, Baseline
+from bench.speed.baselines import EAGER, EAGER_NCHW, EAGER_TUNED, Baseline
 from bench.speed.suite import Case
 from bench.speed.timing import Pace
 from bench.speed.work import (
@@ -67,7 +67,7 @@ def cases(effort: str, sizes: Sizes = Sizes()) -> dict[str, Case]:
     found = {}
     exported = [baselines.ONNXRUNTIME, baselines.OPENVINO]
     tuned = [baselines.compiled("max-autotune")] if effort == "full" else []
-    everyone = [*ours, EAGER, EAGER_NCHW, baselines.compiled(), *tuned, *exported]
+    everyone = [*ours, EAGER, EAGER_NCHW, EAGER_TUNED, baselines.compiled(), *tuned, *exported]
     found["forward"] = Case(partial(forward, 4), image, everyone, memory=thorough)
     found["bfloat16-forward"] = _in_bfloat16(partial(forward, 4), image)
     found["avx2-forward"] = Case(partial(forward, 4), image, _restricted(AVX2), note=", AVX2 only")
@@ -84,9 +84,9 @@ def cases(effort: str, sizes: Sizes = Sizes()) -> dict[str, Case]:
         found["reference-training"] = Case(partial(training_step, 8, False), setting, [*ours, EAGER], memory=True)
     if thorough:
         build = partial(end_to_end.enlargement, 2, *sizes.photograph)
-        found["photograph"] = Case(build, Setting(), [*ours, EAGER], memory=True)
+        found["photograph"] = Case(build, Setting(), [*ours, EAGER, EAGER_TUNED], memory=True)
     frame = Setting(side=sizes.frame)
-    found["video-frame"] = Case(video_frame, frame, [*ours, EAGER, EAGER_NCHW, *compiled, *exported])
+    found["video-frame"] = Case(video_frame, frame, [*ours, EAGER, EAGER_NCHW, EAGER_TUNED, *compiled, *exported])
     found["bfloat16-video-frame"] = _in_bfloat16(video_frame, frame)
     batch, side = sizes.crops
     crops = Setting(batch=batch, side=side)
@@ -98,7 +98,7 @@ def cases(effort: str, sizes: Sizes = Sizes()) -> dict[str, Case]:
     enlarged = replace(image, side=sizes.enlarged)
     for name in ("VDSR", "AsymVDSR", "MASRN"):
         found[f"sister-{name}"] = Case(partial(sister, name, 2), enlarged, [*ours, EAGER, *compiled])
-    found["folder"] = Case(partial(end_to_end.folder, sizes.folder), Setting(), [*ours, EAGER])
+    found["folder"] = Case(partial(end_to_end.folder, sizes.folder), Setting(), [*ours, EAGER, EAGER_TUNED])
     found["first-result"] = Case(end_to_end.first_result, Setting(), end_to_end.starters(DEVICE, effort == "full"))
     return found | _operations(sizes, compiled)
 
@@ -123,7 +123,7 @@ def _operations(sizes: Sizes, compiled: list[Baseline]) -> dict[str, Case]:
 
 def _in_bfloat16(build: Callable[[Setting], Work], setting: Setting) -> Case:
     everyone = [baselines.in_precision("bf16"), *baselines.ours(DEVICE, "cmslap float32"), baselines.OPENVINO_BF16]
-    return Case(build, setting, everyone, note=", bfloat16")
+    return Case(build, setting, everyone, note=", bfloat16", roofline=False)
 
 
 def _restricted(environment: Mapping[str, str]) -> list[Baseline]:

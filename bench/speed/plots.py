@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.speed import ceilings
 from bench.speed.work import OPERATIONS
 from cmslap.errors import UserError
 from cmslap.files import replacing
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 Record = Mapping[str, Any]
 COLOURS = ("#c44e52", "#dd8452", "#937860", "#8172b3", "#4c72b0", "#64b5cd", "#8c8c8c", "#ccb974")
 OURS = "#55a868"
-GROUPS = ("networks", "operations", "accelerated")
 
 
 class PlotError(UserError, ImportError):
@@ -48,14 +46,15 @@ def _where(record: Record) -> str:
 
 
 def _title(result: Record) -> str:
-    return f"{result['name']}\n{result['dtype']}, {result['size']}"
+    return f"{result['name']}\n{result['size']}"
 
 
 def group_of(result: Record) -> str:
     """Which chart a case belongs to."""
     if result["case"].startswith("accelerate"):
         return "accelerated"
-    return "operations" if result["case"].partition("+")[0] in OPERATIONS else "networks"
+    first, _, rest = result["case"].partition("+")[0].partition("-")  # such as laptop-conv2d_lrelu+backward
+    return "operations" if first in OPERATIONS or rest in OPERATIONS or "gradient" in rest else "networks"
 
 
 def speedups(record: Record, path: Path, group: str | None = None) -> None:
@@ -74,12 +73,15 @@ def speedups(record: Record, path: Path, group: str | None = None) -> None:
     for result, row in bars:
         ticks.append((place + (len(row) - 1) / 2, _title(result)))
         for name, speedup in row.items():
-            axes.barh(place, speedup, color=colours[name])
-            axes.text(speedup, place, f" {speedup:.2f}x", va="center", fontsize=8)
+            axes.barh(place, speedup - 1, left=1, color=colours[name])
+            axes.text(max(speedup, 1), place, f" {speedup:.2f}x", va="center", fontsize=8)
             place += 1
         place += 1
     axes.axvline(1, color=OURS, linewidth=2)
     axes.set_yticks([tick for tick, _ in ticks], [label for _, label in ticks], fontsize=8)
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(left=0.5)
+    axes.xaxis.set_major_formatter("{x:g}x")
     axes.margins(x=0.08, y=0.01)  # room for the numbers
     axes.invert_yaxis()
     axes.set_xlabel("how many times as fast cmslap is (at the green line: as fast)")
@@ -91,33 +93,6 @@ def speedups(record: Record, path: Path, group: str | None = None) -> None:
 
 def _baselines(result: Record) -> dict[str, float]:
     return {name: row["speedup"] for name, row in result["timings"].items() if not name.startswith("cmslap")}
-
-
-def roofline(record: Record, path: Path) -> None:
-    """The rate of every case by its arithmetic intensity, under what the ceilings allow: ours and plain PyTorch's."""
-    top = record["ceilings"]
-    arithmetic, memory = ceilings.arithmetic(top), ceilings.memory(top)
-    results = [result for result in record["results"] if result["gflop"] and result["timings"]]
-    figure = _figure(8, 5)
-    axes = figure.add_subplot()
-    intensities = [result["gflop"] / result["gbyte"] for result in results]
-    span = [min([*intensities, arithmetic / memory]) / 2, max([*intensities, arithmetic / memory]) * 2]
-    knee = arithmetic / memory
-    axes.plot([span[0], knee, span[1]], [span[0] * memory, arithmetic, arithmetic], color="black", linewidth=1)
-    axes.annotate(f"{memory:,.0f} GB/s", (span[0], span[0] * memory), textcoords="offset points", xytext=(6, 12))
-    axes.annotate(f"{arithmetic:,.0f} GFLOP/s", (span[0], arithmetic), va="bottom")
-    for number, (result, intensity) in enumerate(zip(results, intensities, strict=True), start=1):
-        for name, colour in ((result["baseline"], OURS), ("eager", COLOURS[0])):
-            if name in result["timings"]:
-                rate = result["gflop"] / result["timings"][name]["median"]
-                axes.plot(intensity, rate, "o", color=colour, markersize=5)
-                axes.annotate(str(number), (intensity, rate), textcoords="offset points", xytext=(4, 3), fontsize=7)
-    axes.set(xscale="log", yscale="log", xlabel="FLOP a byte", ylabel="GFLOP/s, counted as plain convolutions")
-    axes.set_title(f"{_where(record)}: cmslap (green), eager (red), direct convolution's roofline", fontsize=10)
-    legend = "\n".join(f"{n} {r['name']}, {r['size']}" for n, r in enumerate(results, start=1))
-    figure.text(1.01, 0.5, legend, fontsize=7, va="center")
-    with replacing(path) as temporary:
-        figure.savefig(temporary, bbox_inches="tight")
 
 
 def scaling(record: Record, path: Path) -> None:

@@ -28,7 +28,7 @@ def cases(effort: str, sides: Sequence[int] = SIDES[DEVICE.type]) -> dict[str, C
     """By side. Each baseline has a process of its own, on a CPU a fresh one: its memory can be seen and can run out."""
     everyone, on_gpu = [*baselines.ours(DEVICE), baselines.EAGER], DEVICE.type == "cuda"
     if not on_gpu:
-        everyone = [replace(baseline, environment={}) for baseline in everyone]
+        everyone = [*(replace(baseline, environment={}) for baseline in everyone), baselines.EAGER_TUNED]
         sides = sides[:QUICK] if effort == "quick" else sides
     setting = Setting(DEVICE, DTYPE, recursions=RECURSIONS)
     return {

@@ -35,6 +35,7 @@ class Case:
     note: str = ""
     memory: bool = False
     apart: bool = False
+    roofline: bool = True
 
 
 def measure(
@@ -56,7 +57,7 @@ def measure(
     if facts is None:
         return _failure(name, case, found.failed, found.absent | left_out)
     timings = take_turns(found.working, facts["name"], pace, found.failed)
-    least = floor(facts["gflop"], facts["gbyte"], ceilings) if facts["gflop"] else None
+    least = floor(facts["gflop"], facts["gbyte"], ceilings) if facts["gflop"] and case.roofline else None
     result = {
         **facts,
         "name": facts["name"] + case.note,

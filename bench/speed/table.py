@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bench.speed import ceilings
@@ -28,9 +28,16 @@ memory     the most a call took beyond inputs and weights
 """
 
 
-def ceilings_text(top: Mapping[str, Any]) -> str:
-    arithmetic, memory = ceilings.arithmetic(top), ceilings.memory(top)
-    return f"Ceilings measured: {arithmetic:,.0f} GFLOP/s of {top['dtype']} arithmetic, {memory:,.0f} GB/s of memory."
+def ceilings_text(*tops: Mapping[str, Any]) -> str:
+    """What one run's device can do at most, or from the least to the most of several runs."""
+    arithmetic = _range([ceilings.arithmetic(top) for top in tops])
+    memory = _range([ceilings.memory(top) for top in tops])
+    return f"Ceilings measured: {arithmetic} GFLOP/s of {tops[0]['dtype']} arithmetic, {memory} GB/s of memory."
+
+
+def _range(values: Sequence[float]) -> str:
+    least, most = f"{min(values):,.0f}", f"{max(values):,.0f}"
+    return most if least == most else f"{least} to {most}"
 
 
 def brief(result: Mapping[str, Any]) -> str:

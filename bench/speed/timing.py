@@ -48,15 +48,16 @@ class Pace:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call: over all rounds."""
+    """Seconds a call, over ``rounds`` turns."""
 
+    rounds: int
     median: float
     low: float  # lower quartile
     high: float  # upper quartile
     best: float
     speedup: float  # of the case's first implementation over this one
 
-    def to_json(self) -> dict[str, float]:
+    def to_json(self) -> dict[str, int | float]:
         return asdict(self)
 
 
@@ -114,7 +115,7 @@ def seconds_of(implementation: Implementation, calls: int, clock: Callable[[], f
 def _summary(seconds: list[float], first: list[float]) -> Timing:
     low, _, high = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
     speedup = statistics.median(other / own for other, own in zip(seconds, first, strict=True))
-    return Timing(statistics.median(seconds), low, high, min(seconds), speedup)
+    return Timing(len(seconds), statistics.median(seconds), low, high, min(seconds), speedup)
 
 
 def clock_of(device: torch.device) -> Callable[[], float]:

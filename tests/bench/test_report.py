@@ -22,11 +22,28 @@ def folder(record, tmp_path):
     return out
 
 
-def test_files_of_a_suite_are_one_record(folder, record):
-    found = report.records(folder)
-    assert found["cpu"]["results"] == record["results"]
-    assert found["cpu"]["seconds"] == 2 * record["seconds"]
+def test_files_of_a_suite_belong_together(folder, record):
+    found = report.speeds(folder)
+    assert [{**row, "run": None} for row in found["cpu"]] == [{**row, "run": None} for row in record["results"]]
     assert set(found) == {"cpu", "scaling"}
+
+
+def test_runs_of_several_commits_name_them_all(record, tmp_path):
+    """With the ceilings of each, as machines of one name differ; what varied is marked."""
+    faster = copy.deepcopy(record) | {"commit": "def"}
+    faster["ceilings"] = {name: rate * 2 for name, rate in record["ceilings"].items() if name != "dtype"}
+    faster["ceilings"]["dtype"] = record["ceilings"]["dtype"]
+    faster["results"] = faster["results"][:1]
+    faster["results"][0]["size"] = "another"
+    eager = faster["results"][0]["timings"]["eager"]
+    eager |= {"low": eager["median"] * 0.8, "high": eager["median"] * 1.1}
+    for name, run in {"a": record, "b": faster}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(run))
+    text = report._rows(report.speeds(tmp_path)["cpu"])
+    assert "commit `abc` and `def`" in text
+    assert "200 to 400 GFLOP/s" in text
+    assert "| conv forward, another | 10.0 ms | ~2.00x |" in text
+    assert "| conv forward, 1×1×8×8 | 10.0 ms | 2.00x |" in text
 
 
 def test_a_summary_of_several_steps(record, tmp_path):
@@ -36,7 +53,7 @@ def test_a_summary_of_several_steps(record, tmp_path):
     timings["torch.compile"] = timings.pop("eager") | {"speedup": 1.25}
     bars = [{"text": "a bar: reached"}]
     (tmp_path / "summary.json").write_text(json.dumps({"records": {"a": record, "b": later}, "bars": bars}))
-    text = report._speed(report.records(tmp_path)["cpu"], tmp_path)
+    text = report._speed(report.speeds(tmp_path)["cpu"], tmp_path)
     assert text.count("| conv forward, 1×1×8×8 |") == 1
     assert "| conv forward, 1×1×8×8 | 10.0 ms | 50% | 2.00x | 1.25x |" in text
     assert report._bars(tmp_path) == "- a bar: reached"
@@ -44,14 +61,14 @@ def test_a_summary_of_several_steps(record, tmp_path):
 
 def test_plots(folder, tmp_path):
     report.draw(folder, tmp_path)
-    for name in ("speed-networks", "roofline", "scaling"):
+    for name in ("speed-networks", "scaling"):
         image = (tmp_path / f"{name}-device.png").read_bytes()
         assert image.startswith(b"\x89PNG")
         assert len(image) < 100_000
 
 
 def test_table(folder):
-    text = report._speed(report.records(folder)["cpu"], folder)
+    text = report._speed(report.speeds(folder)["cpu"], folder)
     assert "| conv forward, 1×1×8×8 | 10.0 ms | 50% | 2.00x |" in text
     assert "Slower than a baseline: a folder (eager 0.50x)." in text
     assert "commit `abc`" in text

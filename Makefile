@@ -10,7 +10,7 @@
 # make gpu-sanitize  the CUDA kernels under compute-sanitizer, on such a machine; into sanitizer.json beside the rest
 # make lint      style
 # make dist      sdist and wheel in dist/
-# make clean     removes what the others made, .venv included
+# make clean     removes what was built, and .venv
 
 PYTHON ?= python3
 VENV := .venv

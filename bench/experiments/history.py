@@ -1,6 +1,6 @@
 """A long training as one curve: the validation PSNR of each scale against the pixels trained on.
 
-    python -m bench.experiments.history runs/first runs/second --out bench/results/training/d5r2.json
+    python -m bench.experiments.history runs/first runs/second --out bench/results/training/history/d5r2.json
 
 The runs are those ``cmslap train`` made, in order. One whose log begins with that of the run before it was resumed from
 a copy of it, perhaps with another patch or batch; any other began anew, from the weights of the run before it.

@@ -1,7 +1,7 @@
 """What compilers made of GPU kernels: registers, spills and instructions, read from machine code by CUDA's cuobjdump.
 
 ``python -m bench.gpu.machine_code`` writes down what nvcc made of the kernels of csrc/cuda that are built here, to
-``bench/results/aot/cuda.json``; bench/aot.py does the same for Triton's.
+``bench/results/aot/cuda.json``; bench/gpu/aot.py does the same for Triton's.
 """
 
 from __future__ import annotations

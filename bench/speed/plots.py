@@ -1,4 +1,4 @@
-"""The figures drawn: speed-ups, the roofline, and how cost grows with the image."""
+"""The figures drawn: speed-ups, and how cost grows with the image."""
 
 from __future__ import annotations
 

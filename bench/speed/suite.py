@@ -25,6 +25,7 @@ class Case:
 
     Attributes:
         note: goes behind the work's name.
+        roofline: whether the ceilings are of the precision that is computed in.
         memory: whether to measure each baseline's peak memory; on a CPU that is a call in a process of its own.
         apart: whether each baseline has a process of its own, which serves all such cases of a run.
     """

@@ -37,7 +37,7 @@ def _add_convert(subparsers: argparse._SubParsersAction) -> None:
         "convert",
         help="turn MatConvNet and PyTorch checkpoints into safetensors",
         description="Turn an official MatConvNet model (.mat) or a PyTorch state_dict (.pth, .pt, .safetensors) of "
-        "LapSRN, MS-LapSRN or CMS-LapSRN\ninto a safetensors file that says which network it is. No code in the input "
+        "LapSRN, MS-LapSRN, CMS-LapSRN or (.mat only) VDSR\ninto a safetensors file that says which network it is. No code in the input "
         "runs.",
         epilog=_CONVERT_EXAMPLES,
     )

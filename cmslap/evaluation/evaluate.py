@@ -125,7 +125,7 @@ def enlarge(
     low: Tensor,  # [1 or 3, H, W] float64 in [0, 1]
     scale: int,
 ) -> Tensor:  # [1 or 3, scale H, scale W] float64, not clamped
-    """Super-resolve a gray or RGB image, by a network of luma with bicubic chroma."""
+    """Super-resolve a gray or RGB image, [1 or 3, H, W] in [0, 1], by a network of luma with bicubic chroma."""
     weight = next(model.parameters())
     seen, chroma = split_colour(low, model.image_channels)
     larger = model(seen[None].to(weight.device, weight.dtype), scale)[-1][0].to(low.device, low.dtype)

@@ -23,7 +23,7 @@ def psnr(
     y: Tensor,  # [..., H, W] in [0, 1]
     border: int = 0,
 ) -> Tensor:  # [...]
-    """Peak signal-to-noise ratio in dB, one value an image, in float64; infinite where the two are equal."""
+    """Peak signal-to-noise ratio in dB of images [..., H, W] in [0, 1], float64; infinite where the two are equal."""
     x, y = _inner(x, y, border)
     return -10 * torch.log10((x - y).square().mean(dim=(-2, -1)))
 
@@ -33,7 +33,7 @@ def ssim(
     y: Tensor,  # [..., H, W] in [0, 1]
     border: int = 0,
 ) -> Tensor:  # [...]
-    """Structural similarity (Wang et al., 2004), one value an image, in float64.
+    """Structural similarity (Wang et al., 2004) of images [..., H, W] in [0, 1], float64.
 
     11×11 Gaussian window with σ = 1.5, K = 0.01 and 0.03, over the positions where the window lies inside.
     """

@@ -91,7 +91,7 @@ class _Refine(nn.Module):
 
 
 class MASRN(Network):
-    """MASRN: RGB in, RGB out. 1,648,652 parameters with the default, of which 867,971 serve every scale.
+    """MASRN (T. Kim): RGB in, RGB out. 1,648,652 parameters with the default, of which 867,971 serve every scale.
 
     Args:
         channels: feature channels (C) of the extraction and upscale blocks.

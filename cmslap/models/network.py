@@ -111,6 +111,7 @@ class Pyramid(Network):
 
 
 def check_positive(name: str, value: int) -> int:
+    """``value``, if it is an integer of at least 1; raises ValueError."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
     return value

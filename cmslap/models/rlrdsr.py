@@ -1,4 +1,4 @@
-"""RLRD-SR (Kim et al., content-adaptive video super-resolution): a tiny network to send along with a video.
+"""RLRD-SR (Ki and Kim, content-adaptive video super-resolution): a tiny network to send along with a video.
 
 Head 3×3, N replicas of one light-weight residual dense block that share its parameters, tail 3×3 to scale² channels
 and PixelShuffle, plus the bicubic image. The paper gives no widths; these are the ones its bit rates fit.
@@ -48,7 +48,7 @@ class _Block(nn.Module):
 
 
 class RLRDSR(Network):
-    """RLRD-SR. 8,580 parameters with the defaults, 7,104 of them the block's.
+    """RLRD-SR (Ki and Kim). 8,580 parameters with the defaults, 7,104 of them the block's.
 
     Args:
         scale: upsampling factor: 2, 3 or 4.

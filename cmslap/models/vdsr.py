@@ -74,7 +74,7 @@ class _VDSR(Network):
 
 
 class VDSR(_VDSR):
-    """VDSR. 664,704 weights and 1,217 biases with the defaults.
+    """VDSR (Kim et al., CVPR 2016). 664,704 weights and 1,217 biases with the defaults.
 
     Args:
         depth: convolutions, the first and the last one included.
@@ -94,11 +94,11 @@ class VDSR(_VDSR):
 
 
 class AsymVDSR(_VDSR):
-    """Asym_VDSR: 3×1 and 1×3 in the place of each middle kernel. 443,520 weights and 1,217 biases with the defaults.
+    """Asym_VDSR (T. Kim): 3×1 and 1×3 in the place of each middle kernel. 443,520 weights and 1,217 biases by default.
 
     Nothing stands between the two, so together they are one 3×3 convolution, with zero padding at the borders too (a
-    column of zeros stays one under 3×1). The kernels are multiplied out once a call, which is a few millionths of the
-    work, and the network runs as VDSR does: fewer multiplications than the pair takes, and one feature map where the
+    column of zeros stays one under 3×1). The kernels are multiplied out once a call, which costs as much as 64 pixels
+    do, and the network runs as VDSR does: fewer multiplications than the pair takes, and one feature map where the
     pair makes two.
 
     Args:

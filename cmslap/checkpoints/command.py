@@ -37,8 +37,8 @@ def _add_convert(subparsers: argparse._SubParsersAction) -> None:
         "convert",
         help="turn MatConvNet and PyTorch checkpoints into safetensors",
         description="Turn an official MatConvNet model (.mat) or a PyTorch state_dict (.pth, .pt, .safetensors) of "
-        "LapSRN, MS-LapSRN, CMS-LapSRN or (.mat only) VDSR\ninto a safetensors file that says which network it is. No code in the input "
-        "runs.",
+        "LapSRN, MS-LapSRN, CMS-LapSRN\nor (.mat only) VDSR into a safetensors file that says which network it is. No "
+        "code in the input runs.",
         epilog=_CONVERT_EXAMPLES,
     )
     parser.add_argument("input", metavar="IN", type=Path, help="the checkpoint: .mat, .pth, .pt or .safetensors")

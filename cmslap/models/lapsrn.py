@@ -31,7 +31,7 @@ class _Level(nn.Module):
 
 
 class LapSRN(Pyramid):
-    """LapSRN (Lai et al., CVPR 2017). At 4x 814,242 parameters, of which 812,768 are kernels: the 812k of the papers' tables.
+    """LapSRN (Lai et al., CVPR 2017). At 4x 814,242 parameters, 812,768 of them kernels (the papers' 812k).
 
     Args:
         scale: upsampling factor, a power of two; every level has weights of its own.

@@ -18,6 +18,12 @@ from cmslap.ops.operation import OPERATIONS, Arguments, Operation
 from cmslap.ops.registration import call, reference_value
 
 P = ParamSpec("P")
+_RAISES = """
+
+    Raises:
+        ArgumentError: a shape, dtype, device or number that does not fit, which it names.
+        BackendError: the backend that is forced can't run this call.
+    """
 
 
 def _run_best(operation: Operation, arguments: Arguments) -> Tensor:
@@ -54,6 +60,7 @@ def _public(
         return run(operation, prepare(operation, args, kwargs))
 
     operate.__module__ = __name__
+    operate.__doc__ = f"{definition.__doc__.rstrip()}{_RAISES}"
     return operate
 
 

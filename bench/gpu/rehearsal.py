@@ -24,6 +24,7 @@ from typing import Any
 
 from bench.gpu import driver
 from bench.gpu.driver import ROOT
+from bench.gpu.hopper import VARIANTS
 
 FAULTY = "CMSLAP_REHEARSAL_FAULTY"  # in the environment of the second rehearsal
 HANGING = 3600.0  # seconds
@@ -69,10 +70,11 @@ def build(arguments: Sequence[str], faulty: bool) -> int:
 def hopper(arguments: Sequence[str], faulty: bool) -> int:
     """Faulty: the first variant's values are no numbers, and the second hangs."""
     file = Path(arguments[arguments.index("--json") + 1])
-    file.write_text(json.dumps({"first": [TRUE, AGREES | {"error": None if faulty else 1e-3}]}))
+    first, second, *_ = VARIANTS.values()
+    file.write_text(json.dumps({first: [TRUE, AGREES | {"error": None if faulty else 1e-3}]}))
     if faulty:
         time.sleep(HANGING)
-    file.write_text(json.dumps({"first": [TRUE, AGREES], "second": [TRUE, AGREES]}))
+    file.write_text(json.dumps({first: [TRUE, AGREES], second: [TRUE, AGREES]}))
     return 0
 
 
@@ -121,7 +123,7 @@ def tiny(faulty: bool) -> None:
     sizes = gpu.Sizes(one, 8, 2, (1, 2), (1, 2), 4, (8, 6), folder=1, recursions=1)
     triton = Baseline("cmslap triton", dies if faulty else baselines.plain)
     ours = [baselines.replace(baselines.backend("cpu"), name="cmslap cuda"), triton]
-    baselines.ours = lambda device: ours
+    baselines.ours = lambda device, operation=None: ours
     baselines.compiled = lambda mode="default": Baseline(
         "torch.compile" if mode == "default" else f"torch.compile {mode}",
         baselines.plain,

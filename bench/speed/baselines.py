@@ -95,9 +95,15 @@ def backend(name: str) -> Baseline:
     return Baseline(f"cmslap {name}", functools.partial(_prefer, name))
 
 
-def ours(device: torch.device, label: str = "cmslap") -> list[Baseline]:
-    """On a CPU its kernels, called ``label``; on a GPU every backend for it that is built here, the best first."""
-    return [replace(backend("cpu"), name=label)] if device.type == "cpu" else [backend(name) for name in gpu_backends()]
+def ours(device: torch.device, label: str = "cmslap", operation: str | None = None) -> list[Baseline]:
+    """On a CPU its kernels, called ``label``; on a GPU every backend for it that is built here, the best first.
+
+    With an operation's name, those that have a kernel of it.
+    """
+    if device.type == "cpu":
+        return [replace(backend("cpu"), name=label)]
+    able = {each.name for each in BACKENDS if operation is None or operation in each.forward}
+    return [backend(name) for name in gpu_backends() if name in able]
 
 
 def _run_in_precision(precision: str, work: Work) -> Implementation:

@@ -53,10 +53,11 @@ def cases(effort: str, sizes: Sizes = Sizes(), device: torch.device = DEVICE) ->
     setting = Setting(device, DTYPE, batch=sizes.batch, side=sizes.side, recursions=sizes.recursions)
     found = {}
     for name in OPERATIONS:
+        able = baselines.ours(device, operation=name)
         for backward in (False, True):
             graphs = baselines.captured() if name in SHORT else []
             found[name + "+backward" * backward] = Case(
-                partial(operation, name, backward), setting, [*ours, *graphs, *plain]
+                partial(operation, name, backward), setting, [*able, *graphs, *plain]
             )
     for gradient in ("data", "weight"):
         found[f"conv2d_lrelu-{gradient}-gradient"] = Case(

@@ -13,9 +13,12 @@ import torch
 
 from bench.gpu import bars, driver, probe, rehearsal
 from bench.gpu.driver import Session, Step
-from bench.speed import gpu, scaling
+from bench.gpu.hopper import VARIANTS
+from bench.speed import baselines, gpu, scaling
 from bench.speed.work import Setting
 from cmslap.ops import extension
+from cmslap.ops.backend import Backend
+from cmslap.ops.operation import OPERATIONS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -43,6 +46,41 @@ def test_measures_every_case_of_the_suites():
     chosen = (*driver.NETWORK, *driver.OPERATIONS, *driver.END_TO_END, *driver.COMPILED)
     assert sorted(chosen) == sorted(gpu.cases("usual"))
     assert scaling.SIDES["cuda"]
+
+
+def test_only_backends_with_a_kernel_are_measured(monkeypatch):
+    """One without would make its step fail on every machine."""
+    built = Backend("cuda", forward={"conv2d_lrelu": None}), Backend("triton", forward=dict.fromkeys(OPERATIONS))
+    monkeypatch.setattr(baselines, "BACKENDS", built)
+    names = {case: [each.name for each in found.baselines] for case, found in gpu.cases("usual").items()}
+    assert names["dense_recursion+backward"] == ["cmslap triton", "eager", "eager NCHW"]
+    assert names["conv2d_lrelu+backward"][:2] == ["cmslap cuda", "cmslap triton"]
+
+
+@pytest.mark.parametrize(("built_with", "verdict"), [(None, "wrong"), ("0", "wrong"), ("3", "right")])
+def test_the_variant_that_is_built_is_judged(session, monkeypatch, built_with, verdict):
+    """Or the fallback's library would never be measured."""
+    monkeypatch.delenv("CMSLAP_SM90_VARIANT", raising=False)
+    if built_with:
+        monkeypatch.setenv("CMSLAP_SM90_VARIANT", built_with)
+    rows = {VARIANTS[0]: [{"kernel": "conv", "error": 0.5}], VARIANTS[3]: [{"kernel": "conv", "error": 1e-3}]}
+    (session.work / "hopper.json").write_text(json.dumps(rows))
+    session = Session(session.out, session.work, session.summary)
+    session._take_in("hopper")
+    assert session.summary["hopper"] == verdict
+
+
+def test_compiled_kernels_come_back_to_their_place(session, monkeypatch, tmp_path):
+    """What Triton keeps names paths; sources and listings stay behind."""
+    cache = tmp_path / "cache" / "cmslap-triton"
+    monkeypatch.setattr(driver, "CACHE", cache)
+    (cache / "key").mkdir(parents=True)
+    for name in ("kernel.cubin", "kernel.json", "kernel.ttir"):
+        (cache / "key" / name).write_text(name)
+    session.pack_cache()
+    shutil.rmtree(cache)
+    session.unpack_cache(session.out)
+    assert sorted(path.name for path in (cache / "key").iterdir()) == ["kernel.cubin", "kernel.json"]
 
 
 def test_order_and_limits(tmp_path):

@@ -278,7 +278,7 @@ def test_random_shapes(backend, channels):
 
 @pytest.mark.usefixtures("any_algorithm")
 @pytest.mark.parametrize("channels", [64, 256])
-def test_tf32(channels):
+def test_tf32_by_triton(channels):
     call = {"device": "cuda"}
     x, weight = torch.randn(2, channels, 37, 53, **call), torch.randn(channels, channels, 3, 3, **call)
     weight /= 3 * channels**0.5

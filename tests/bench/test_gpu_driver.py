@@ -182,8 +182,10 @@ def machine(monkeypatch):
 def test_tritons_compiled_kernels_are_brought_home_and_along(machine, monkeypatch, tmp_path):
     compiled = "import os, pathlib; file = pathlib.Path(os.environ['TRITON_CACHE_DIR'], 'key', 'conv.cubin'); "
     write, read = compiled + "file.parent.mkdir(parents=True); file.write_text('code')", compiled + "file.read_text()"
+    monkeypatch.setattr(driver, "CACHE", tmp_path / "cmslap-triton")
     assert machine(read, "--out", tmp_path / "none") == 1
     assert machine(write, "--out", tmp_path / "first") == 0
+    shutil.rmtree(driver.CACHE)  # another machine
     again = "--resume", tmp_path / "first" / "summary.json", "--steps", "probe triton"
     assert machine(read, "--out", tmp_path / "second", *again) == 0
     monkeypatch.setattr(driver, "LARGEST", 10)  # bytes

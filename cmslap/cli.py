@@ -11,7 +11,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import NoReturn
 
 from cmslap import __version__, info
@@ -51,9 +53,11 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     _mend_streams()
     args = build_parser().parse_args(argv)
+    interruptions: list[int] = []
     try:
         _import_pytorch(args.command)
-        status = args.run(args)
+        with _noting(interruptions):
+            status = args.run(args)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return _fail(args.command, "interrupted", 130)
@@ -61,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would complain again as it ends
         return 1
     except Exception as error:
+        if interruptions:  # which a library's code has made another error of
+            return _fail(args.command, "interrupted", 130)
         reason = in_one_line(error)
         if reason is None:
             raise
@@ -74,14 +80,35 @@ def _import_pytorch(command: str) -> None:
     def leave(*_: object) -> NoReturn:
         os._exit(_fail(command, "interrupted", 130))
 
+    with _interrupted_by(leave) as interruptible:
+        if interruptible:
+            importlib.import_module("torch")
+
+
+@contextmanager
+def _noting(interruptions: list[int]) -> Iterator[None]:
+    """Raise KeyboardInterrupt as ever, and note it."""
+
+    def note(number: int, frame: FrameType | None) -> None:
+        interruptions.append(number)
+        signal.default_int_handler(number, frame)
+
+    with _interrupted_by(note):
+        yield
+
+
+@contextmanager
+def _interrupted_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[bool]:
+    """Inside the ``with`` an interruption calls ``handler``, if it would raise KeyboardInterrupt: true then."""
     interruptible = threading.current_thread() is threading.main_thread()
-    if not interruptible or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        return
-    before = signal.signal(signal.SIGINT, leave)
+    interruptible = interruptible and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if interruptible:
+        signal.signal(signal.SIGINT, handler)
     try:
-        importlib.import_module("torch")
+        yield interruptible
     finally:
-        signal.signal(signal.SIGINT, before)
+        if interruptible:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _fail(command: str, message: str, status: int) -> int:

@@ -18,7 +18,7 @@ from command_line import run
 from PIL import Image
 
 import cmslap
-from cmslap import options
+from cmslap import cli, options
 from cmslap.checkpoints.checkpoint import ALIASES, shipped_names
 
 TINY = {"depth": 1, "recursions": 1, "channels": 2, "shared_conv": 1}
@@ -266,6 +266,25 @@ def test_an_interruption_at_any_time_is_no_traceback(here, delay):
     else:
         assert process.returncode in (1, -signal.SIGINT)
         assert "in run" not in error
+
+
+def test_an_interruption_that_a_library_makes_another_error_of(monkeypatch, capsys):
+    """As safetensors does, whose compiled code asks PyTorch for a name."""
+
+    def run(args):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise AttributeError("UntypedStorage") from None
+
+    monkeypatch.setattr("cmslap.info.run", run)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert cli.main(["info"]) == 130
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err == "cmslap info: interrupted\n"
 
 
 @pytest.mark.parametrize("command", [None, "upscale", "compare", "train", "evaluate", "convert", "export", "info"])
